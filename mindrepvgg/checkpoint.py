@@ -1,0 +1,159 @@
+"""Checkpoints that know what they are: saved whole or not at all, loaded completely or not at all."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import numpy as np
+from mindspore import Tensor
+
+from .errors import CheckpointError, UserError
+from .model import RepVGG, create_model
+from .version import __version__
+from .weights import read_weights, write_weights
+
+TRAIN, DEPLOY = "train", "deploy"
+
+# Arrays of an unfinished run stand beside the network's under this prefix.
+_STATE_PREFIX = "training_state."
+
+_MOST_LISTED = 12
+
+
+def form_of(net: RepVGG) -> str:
+    """'train' or 'deploy'."""
+    return DEPLOY if net.deploy else TRAIN
+
+
+def save_checkpoint(net, path, training_state=None, **metadata):
+    """Save a network with what is needed to build, feed and judge it; `.ckpt` or `.safetensors` by the suffix.
+
+    net: a RepVGG or RepVGGPlus. training_state: arrays by name that `--resume` needs (the optimizer's).
+    metadata: JSON-able facts to keep, over those the network carries already (`net.metadata`): by convention
+    `image_size` (height, width), `preprocessing`, `class_names`, `dataset`, `recipe`, `epoch`, `step`, `metrics`.
+    The file appears only when it is complete; a file that was there survives any failure.
+    Raises CheckpointError when the suffix is another, ValueError when the network has two parameters of one name.
+    """
+    arrays = _network_arrays(net)
+    for name, array in (training_state or {}).items():
+        arrays[_STATE_PREFIX + name] = np.asarray(array)
+    write_weights(path, arrays, {**net.metadata, **metadata, **_describe(net)})
+
+
+def load_checkpoint(path, net=None, form=None) -> RepVGG:
+    """Load a checkpoint of this package: the network, built and filled; what is known of it is in `net.metadata`.
+
+    net: fill this network instead of building one; it must be of the same kind, form and class count.
+    form: 'train' or 'deploy' to refuse the other one. The network is set to inference.
+    Raises CheckpointError, which lists every parameter that is missing, unexpected or of another shape.
+    """
+    return load_checkpoint_and_state(path, net, form)[0]
+
+
+def load_checkpoint_and_state(path, net=None, form=None) -> tuple[RepVGG, dict[str, np.ndarray]]:
+    """`load_checkpoint`, and the arrays that were saved as `training_state` (none in a finished checkpoint)."""
+    found = read_weights(path)
+    description = _check_description(path, found.description)
+    _check_form(path, description["form"], form)
+    if net is None:
+        net = _build(path, description)
+    else:
+        _check_same_network(path, description, net)
+    state = {k.removeprefix(_STATE_PREFIX): v for k, v in found.arrays.items() if k.startswith(_STATE_PREFIX)}
+    weights = {k: v for k, v in found.arrays.items() if not k.startswith(_STATE_PREFIX)}
+    load_arrays(net, weights, path)
+    net.metadata = description
+    return net.set_train(False), state
+
+
+def load_arrays(net, arrays, source):
+    """Fill a network's parameters from named arrays, all or none.
+
+    Raises CheckpointError, which lists every name that is missing, unexpected or of another shape, with `source`.
+    """
+    parameters = {parameter.name: parameter for parameter in net.get_parameters()}
+    problems = [f"missing {name} {tuple(p.shape)}" for name, p in parameters.items() if name not in arrays]
+    problems += [f"unexpected {name} {array.shape}" for name, array in arrays.items() if name not in parameters]
+    problems += [
+        f"{name} has shape {array.shape}, expected {tuple(parameters[name].shape)}"
+        for name, array in arrays.items()
+        if name in parameters and array.shape != tuple(parameters[name].shape)
+    ]
+    if problems:
+        more = f"; and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
+        raise CheckpointError(f"{source} does not fit the network: {'; '.join(problems[:_MOST_LISTED])}{more}")
+    for name, parameter in parameters.items():
+        parameter.set_data(Tensor(arrays[name], parameter.dtype))
+
+
+def _network_arrays(net) -> dict[str, np.ndarray]:
+    """The parameters by name; two of one name would silently become one in a file."""
+    arrays = {}
+    for parameter in net.get_parameters():
+        if parameter.name in arrays:
+            raise ValueError(f"two parameters of the network are called {parameter.name}; a file can keep only one")
+        arrays[parameter.name] = parameter.asnumpy()
+    return arrays
+
+
+def _describe(net) -> dict:
+    """What is read off the network itself, and the versions that wrote it."""
+    return {
+        "model": net.variant.name,
+        "model_args": net.variant.to_dict() if net.variant.name == "repvgg" else {},
+        "num_classes": net.num_classes,
+        "in_channels": net.in_channels,
+        "form": form_of(net),
+        "versions": {
+            "mindrepvgg": __version__,
+            **{package: importlib.metadata.version(package) for package in ("mindspore", "numpy")},
+        },
+    }
+
+
+def _check_description(path, description):
+    """The description, with the facts that building the network needs."""
+    if not description:
+        raise CheckpointError(
+            f"{path} does not say which network it is: it was not written by mindrepvgg.save_checkpoint"
+        )
+    missing = [key for key in ("model", "num_classes", "in_channels", "form") if key not in description]
+    if missing:
+        raise CheckpointError(f"{path} does not tell its {', '.join(missing)}: it was written by another program")
+    return description
+
+
+def _check_form(path, actual, expected):
+    """Refuse one form where the other is needed, in words."""
+    if expected in (None, actual):
+        return
+    if expected == TRAIN:
+        raise CheckpointError(
+            f"{path} is in deploy form: its branches are fused and cannot be recovered; give the train-form checkpoint "
+            f"it was converted from"
+        )
+    raise CheckpointError(f"{path} is in train form, a deploy checkpoint is needed; make one with convert.py")
+
+
+def _build(path, description):
+    try:
+        return create_model(
+            description["model"],
+            num_classes=description["num_classes"],
+            in_channels=description["in_channels"],
+            deploy=description["form"] == DEPLOY,
+            **description.get("model_args", {}),
+        )
+    except UserError as error:
+        raise CheckpointError(f"{path} describes a network that cannot be built: {error}") from None
+
+
+def _check_same_network(path, description, net):
+    """Refuse a checkpoint of another network than the given one, naming what differs."""
+    own = _describe(net)
+    _check_form(path, description["form"], own["form"])
+    for key in ("model", "num_classes", "in_channels", "model_args"):
+        if description.get(key, own[key]) != own[key]:
+            raise CheckpointError(
+                f"{path} holds {key} {description[key]}, the network it is loaded into has {key} {own[key]}"
+            )

@@ -1,0 +1,59 @@
+"""What must stand in the process environment before MindSpore is imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+_ISA_CAP = "ONEDNN_MAX_CPU_ISA"
+
+
+def cap_cpu_isa() -> bool:
+    """Keep oneDNN below AVX-512 where MindSpore would fall into its reference convolution; True when it was capped.
+
+    From MindSpore 2.9 on, a plain convolution on a CPU with AVX-512 runs 60 to 100 times slower than with AVX2. What
+    the user has set stays; with MindSpore already imported it is too late, which is said in a warning.
+    """
+    if _ISA_CAP in os.environ or not _is_affected():
+        return False
+    if "mindspore" in sys.modules:
+        warnings.warn(
+            f"MindSpore was imported before mindrepvgg: convolutions on this CPU will be very slow. "
+            f"Import mindrepvgg first, or set {_ISA_CAP}=AVX2 in the environment.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return False
+    os.environ[_ISA_CAP] = "AVX2"
+    return True
+
+
+def _is_affected() -> bool:
+    # The flags first: they cost nothing to read, the version a twentieth of a second.
+    return "avx512f" in _cpu_flags() and (mindspore_version() or (0, 0)) >= (2, 9)
+
+
+def mindspore_version() -> tuple[int, int] | None:
+    """The installed MindSpore's major and minor version, read without importing it; None when there is none."""
+    from importlib import metadata
+
+    try:
+        version = metadata.version("mindspore")
+    except metadata.PackageNotFoundError:
+        return None
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _cpu_flags() -> frozenset[str]:
+    """The processor's features as Linux names them; empty where it does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()

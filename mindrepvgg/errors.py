@@ -1,0 +1,32 @@
+"""The errors a user can cause. A command prints each as one line and exits with status 2; see `mindrepvgg.cli`."""
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used; the message says what was wrong, what was expected and what to do."""
+
+
+class RecipeError(UserError):
+    """A recipe key is unknown, of the wrong type, or has an impossible value."""
+
+
+class DataError(UserError):
+    """A data set is missing, empty, unreadable, or does not fit the recipe or the checkpoint."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, damaged, or of another network, form or class count than asked for."""
+
+
+class EquivalenceError(Exception):
+    """Two forms of a network do not compute the same; `report` holds the measured differences.
+
+    Not a `UserError`: the inputs were usable, the result is wrong. Commands exit with status 1.
+    """
+
+    def __init__(self, message, report):
+        super().__init__(message)
+        self.report = report
+
+
+class TrainingError(UserError):
+    """A run cannot start, resume or go on: its folder is taken, its checkpoint does not fit, or the loss diverged."""

@@ -1,0 +1,114 @@
+"""Running a network over a data set's validation split."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mindspore import Tensor
+from tqdm import tqdm
+
+from .data import EvalLoader, open_source
+from .errors import DataError
+from .metrics import MetricSum
+from .recipe import COMMAND_LINE, Recipe, check_data_dir
+from .runtime import inference_mode
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracies in percent, mean cross-entropy, the number of images, and images a second without the first batch."""
+
+    top1: float
+    top5: float
+    loss: float
+    num_images: int
+    correct: int
+    images_per_second: float
+
+
+def evaluate(net, loader, show_progress=False) -> Evaluation:
+    """Validate `net` on an `EvalLoader`: every image counts once. The network is run in inference and left as it was.
+
+    The first batch is left out of the speed where there are others, as the graph is compiled in it.
+    """
+    total = MetricSum()
+    bar = tqdm(total=loader.steps, unit="batch", desc="validate", leave=False, disable=not _shown(show_progress))
+    start, uncounted = time.perf_counter(), 0
+    with inference_mode(net), bar:
+        for images, labels, valid in loader:
+            total.update(net(Tensor(images)).asnumpy(), labels, valid)
+            bar.update()
+            if not uncounted and loader.steps > 1:
+                start, uncounted = time.perf_counter(), total.num_images
+    seconds = time.perf_counter() - start
+    return Evaluation(
+        top1=100 * total.top1,
+        top5=100 * total.top5,
+        loss=total.loss,
+        num_images=total.num_images,
+        correct=total.top1_correct,
+        images_per_second=(total.num_images - uncounted) / seconds,
+    )
+
+
+def _shown(show_progress):
+    return show_progress and sys.stderr.isatty()
+
+
+def eval_loader(recipe) -> EvalLoader:
+    """The validation split as a recipe describes it. Raises DataError when it cannot be read or does not fit."""
+    source = open_source(recipe.dataset, recipe.data_dir, "val", recipe.num_classes)
+    return EvalLoader(
+        source,
+        batch_size=min(recipe.batch_size, len(source)),
+        image_size=recipe.image_size,
+        crop_pct=recipe.crop_pct,
+        mean=recipe.mean,
+        std=recipe.std,
+        in_channels=recipe.in_channels,
+        interpolation=recipe.interpolation,
+        num_parallel_workers=recipe.num_parallel_workers,
+    )
+
+
+def recipe_of(net, overrides: Mapping) -> Recipe:
+    """How to validate a network: what its checkpoint tells, with the command line's `overrides` on top.
+
+    Raises RecipeError when the two do not go together, or the data set's folder is named nowhere.
+    """
+    known = net.metadata
+    values = dict(known.get("recipe") or {})
+    values.update(known.get("preprocessing") or {})
+    if "image_size" in known:
+        values["image_resize"] = known["image_size"]
+    if "dataset" in known:
+        values["dataset"] = known["dataset"]
+    described = Recipe(**values).replace(
+        "the checkpoint",
+        model=net.variant.name,
+        model_args=net.variant.to_dict() if net.variant.name == "repvgg" else {},
+        num_classes=net.num_classes,
+        in_channels=net.in_channels,
+    )
+    recipe = described.replace(COMMAND_LINE, **overrides)
+    check_data_dir(recipe)
+    return recipe
+
+
+def check_classes(net, source):
+    """Refuse data whose classes are not those the network was trained on, where its checkpoint names them."""
+    expected, found = net.metadata.get("class_names"), list(source.class_names)
+    if expected in (None, found):
+        return
+    if sorted(expected) == sorted(found):
+        raise DataError(
+            f"the data's classes are the checkpoint's in another order: {found[:5]}..., not {expected[:5]}..."
+        )
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    raise DataError(
+        f"the data's {len(found)} classes are not the checkpoint's {len(expected)}: missing {missing[:5]}, "
+        f"unknown {extra[:5]}; give the data set the network was trained on"
+    )

@@ -1,0 +1,121 @@
+"""Structural re-parameterisation as plain arithmetic: three branches with BN fold into one 3x3 convolution.
+
+The formulas are written once, with operators that NumPy arrays and MindSpore tensors share: `fuse_branches` runs on
+either, so the block's differentiable kernel and the exact float64 fusion of a finished network cannot drift apart.
+Source: RepVGG, section 3.3 and figure 4, arXiv:2101.03697.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# A 1x1 kernel is a 3x3 kernel that is zero but for its centre: (1, 1, 3, 3).
+CENTRE = np.zeros((1, 1, 3, 3))
+CENTRE[0, 0, 1, 1] = 1
+
+BN_LEAVES = ("gamma", "beta", "moving_mean", "moving_variance")
+
+
+def identity_kernel(channels: int, groups: int = 1) -> np.ndarray:
+    """The 3x3 convolution that returns its input: output i takes the centre of input i.
+
+    Returns (channels, channels // groups, 3, 3) float64; input i is number i % (channels // groups) of its group.
+    Raises ValueError when `groups` does not divide `channels`.
+    """
+    if channels % groups:
+        raise ValueError(f"channels (={channels}) must be divisible by groups (={groups})")
+    per_group = channels // groups
+    kernel = np.zeros((channels, per_group, 3, 3))
+    kernel[np.arange(channels), np.arange(channels) % per_group, 1, 1] = 1
+    return kernel
+
+
+def fold(kernel, gamma, beta, mean, var, eps):
+    """K * gamma / sigma and beta - mean * gamma / sigma, with sigma = sqrt(var + eps), for any array type.
+
+    kernel: (out, in // groups, kh, kw); the BN's vectors: (out,). Returns kernel and bias in the arguments' type.
+    """
+    scale = gamma / (var + eps) ** 0.5
+    return kernel * scale.reshape((-1, 1, 1, 1)), beta - mean * scale
+
+
+def fuse_branches(dense, pointwise, identity, centre):
+    """The one kernel and bias that equal the sum of the branches, for any array type.
+
+    dense, pointwise, identity: the arguments of `fold` of each branch as tuples, kernels (out, in // groups, 3, 3),
+    (out, in // groups, 1, 1) and `identity_kernel`; identity is None where the block has no such branch.
+    centre: `CENTRE` in the arguments' type; the product with it pads the 1x1 kernel to 3x3.
+    Returns kernel (out, in // groups, 3, 3) and bias (out,).
+    """
+    kernel, bias = fold(*dense)
+    kernel_1x1, bias_1x1 = fold(*pointwise)
+    kernel = kernel + kernel_1x1 * centre
+    bias = bias + bias_1x1
+    if identity is not None:
+        kernel_id, bias_id = fold(*identity)
+        kernel = kernel + kernel_id
+        bias = bias + bias_id
+    return kernel, bias
+
+
+def fold_bn(kernel, gamma, beta, mean, var, eps):
+    """Fold a BN into the bias-free convolution before it: K * gamma / sigma, beta - mean * gamma / sigma.
+
+    kernel: (out, in // groups, kh, kw); gamma, beta, mean, var: (out,), var being the moving variance.
+    Returns the kernel, same shape, and the bias (out,), both float64.
+    Raises ValueError when a vector's length is not the kernel's `out`, or a variance is negative; it names both.
+    """
+    return fold(*_checked_branch("convolution", kernel, (gamma, beta, mean, var), eps))
+
+
+def fuse_block(params: dict, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Fuse one block, given its parameters by their names within the block; computed in float64.
+
+    params: `rbr_dense.conv.weight` (out, in // groups, 3, 3), `rbr_1x1.conv.weight` (out, in // groups, 1, 1), and
+    for both `.bn.{gamma,beta,moving_mean,moving_variance}` (out,); with an identity branch also
+    `rbr_identity.{gamma,...}`. eps: the BN's epsilon, or a dict of them by branch.
+    Returns kernel (out, in // groups, 3, 3) and bias (out,), float64.
+    Raises ValueError when a parameter is missing or of the wrong shape; KeyError never escapes.
+    """
+    eps = eps if isinstance(eps, dict) else dict.fromkeys(("rbr_dense", "rbr_1x1", "rbr_identity"), eps)
+    dense = _branch(params, "rbr_dense", eps["rbr_dense"], (3, 3))
+    pointwise = _branch(params, "rbr_1x1", eps["rbr_1x1"], (1, 1))
+    if dense[0].shape[:2] != pointwise[0].shape[:2]:
+        raise ValueError(f"rbr_dense {dense[0].shape} and rbr_1x1 {pointwise[0].shape} have other channels or groups")
+    identity = None
+    if "rbr_identity.gamma" in params:
+        out, per_group = dense[0].shape[:2]
+        kernel = identity_kernel(out, out // per_group)
+        identity = _checked_branch("rbr_identity", kernel, _bn_vectors(params, "rbr_identity"), eps["rbr_identity"])
+    return fuse_branches(dense, pointwise, identity, CENTRE)
+
+
+def _branch(params, name, eps, size):
+    """A branch's `fold` arguments, float64; its kernel must be of `size`."""
+    kernel = _get(params, f"{name}.conv.weight")
+    if kernel.ndim != 4 or kernel.shape[2:] != size:
+        expected = ", ".join(map(str, ("out", "in // groups", *size)))
+        raise ValueError(f"{name}.conv.weight has shape {kernel.shape}, expected ({expected})")
+    return _checked_branch(name, kernel, _bn_vectors(params, f"{name}.bn"), eps)
+
+
+def _bn_vectors(params, prefix):
+    return tuple(_get(params, f"{prefix}.{leaf}") for leaf in BN_LEAVES)
+
+
+def _get(params, name):
+    if name not in params:
+        raise ValueError(f"the block has no parameter {name}; it is not in train form")
+    return np.asarray(params[name], np.float64)
+
+
+def _checked_branch(name, kernel, vectors, eps):
+    """`fold`'s arguments as float64, after checking that the BN fits the kernel."""
+    kernel = np.asarray(kernel, np.float64)
+    vectors = tuple(np.asarray(vector, np.float64) for vector in vectors)
+    for leaf, vector in zip(BN_LEAVES, vectors, strict=True):
+        if vector.shape != kernel.shape[:1]:
+            raise ValueError(f"{name}: BN {leaf} has shape {vector.shape}, the kernel's outputs are {kernel.shape[:1]}")
+    if (vectors[3] < 0).any():
+        raise ValueError(f"{name}: the BN's moving variance is negative ({vectors[3].min():g}): damaged statistics")
+    return (kernel, *vectors, float(eps))

@@ -1,0 +1,88 @@
+"""The process around the network: device, execution mode, compile level, seeds, and temporary changes of them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+import mindspore as ms
+from mindspore import nn
+
+from .environment import mindspore_version
+from .errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def setup(device_target="auto", mode=ms.GRAPH_MODE, jit_level="auto", seed=None) -> str:
+    """Choose device, mode and compile level for this process, before the first network is built; returns the device.
+
+    device_target: 'CPU', 'Ascend', or 'auto': Ascend where this machine has one, else CPU.
+    mode: 0 graph, 1 PyNative. jit_level: see `choose_jit_level`. seed: of initialisation and random operators.
+    Raises UserError when the device cannot be used.
+    """
+    device = _set_device(device_target)
+    ms.set_context(mode=mode)
+    level = choose_jit_level(jit_level, device)
+    if level is not None and mode == ms.GRAPH_MODE:
+        ms.set_context(jit_config={"jit_level": level})
+    if seed is not None:
+        ms.set_seed(seed)
+    return device
+
+
+def _set_device(device_target):
+    if device_target == "auto":
+        # The driver's device files tell; asking MindSpore on a machine without CANN prints a page of warnings.
+        device_target = "Ascend" if any(Path("/dev").glob("davinci[0-9]*")) else "CPU"
+    try:
+        ms.set_device(device_target)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"device_target (={device_target}) cannot be used on this machine: {reason}") from None
+    return device_target
+
+
+def choose_jit_level(requested: str, device: str) -> str | None:
+    """The compile level to set, or None to leave MindSpore's own; the one place where this is decided.
+
+    'auto' is O2 on Ascend, where whole-graph execution is what the published figures were measured with, and
+    MindSpore's own choice on CPU, which knows one level only. MindSpore 2.9 and later call O2 deprecated but take it.
+    """
+    if device != "Ascend":
+        if requested not in ("auto", "O0"):
+            log.info("jit_level %s has no effect on %s", requested, device)
+        return None
+    level = "O2" if requested == "auto" else requested
+    if level == "O2" and (mindspore_version() or (0, 0)) >= (2, 9):
+        log.info("jit_level O2 is deprecated since MindSpore 2.9 and still in force here; O1 is its successor")
+    return level
+
+
+@contextlib.contextmanager
+def execution_mode(mode):
+    """Run the body in `mode` (graph or PyNative), then return to the mode of before."""
+    before = ms.get_context("mode")
+    ms.set_context(mode=mode)
+    try:
+        yield
+    finally:
+        ms.set_context(mode=before)
+
+
+@contextlib.contextmanager
+def inference_mode(*nets: nn.Cell):
+    """Run the body with the networks set to inference, then give every cell in them its own training flag back."""
+    flags = [(cell, cell.training) for net in nets for _, cell in net.cells_and_names()]
+    training = [net.training for net in nets]
+    try:
+        for net in nets:
+            net.set_train(False)
+        yield
+    finally:
+        for net, flag in zip(nets, training, strict=True):
+            net.set_train(flag)
+        # A part may have been kept in inference on purpose, a frozen BN say.
+        for cell, flag in flags:
+            cell.add_flags(training=flag)
