@@ -1,0 +1,356 @@
+"""Pipelines: threads that read, crop, resize and normalise the pictures of a `Source` into float32 batches.
+
+Threads suffice because OpenCV, Pillow and NumPy release the interpreter lock where the time goes. Random numbers come
+from a counter-based generator addressed by (seed, epoch, picture), so a batch does not depend on the number of workers
+or on the batches before it, and training resumes inside an epoch at no cost.
+"""
+
+import collections
+import contextlib
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from mindrepvgg.errors import DataError, RecipeError
+
+# Training takes OpenCV's kernels for speed; evaluation takes Pillow's, which published accuracies were measured with.
+INTERPOLATIONS = ("bilinear", "bicubic")
+_OPENCV_KERNELS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+_PILLOW_KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+# OpenCV's bilinear and bicubic kernels skip source pixels beyond this reduction; its area kernel uses them all, but
+# takes about eight times as long, and photos of ImageNet's usual 500x375 never come here when cropped for 224x224.
+_ALIASING_REDUCTION = 2
+
+_CROP_ATTEMPTS = 10
+
+_ORDER, _AUGMENTATION = 0, 1  # independent random streams
+
+# Pictures per task: enough to make the cost of a task vanish, few enough to share a batch out evenly.
+_PICTURES_PER_TASK = 4
+
+
+def random_resized_crop(height, width, scale, ratio, rng):
+    """Draw a crop box (top, left, crop height, crop width) of random area and aspect ratio inside a picture.
+
+    scale: (lowest, highest) share of the area, uniform; ratio: (lowest, highest) width / height, log-uniform.
+    When ten draws do not fit, the largest centred box of an allowed ratio. rng: numpy.random.Generator.
+    Source: arXiv:1409.4842, section 6, as torchvision's RandomResizedCrop has it.
+    """
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_CROP_ATTEMPTS):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * rng.random())
+        aspect = math.exp(log_low + (log_high - log_low) * rng.random())
+        crop_width = round(math.sqrt(area * aspect))
+        crop_height = round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+            return top, left, crop_height, crop_width
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    crop_width = max(1, min(width, round(height * aspect)))
+    crop_height = max(1, min(height, round(width / aspect)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+class _Loader:
+    """What training and evaluation share: checks, workers, decoding, normalisation."""
+
+    def __init__(
+        self,
+        source,
+        batch_size,
+        image_size,
+        mean,
+        std,
+        in_channels,
+        interpolation,
+        num_parallel_workers,
+        rank,
+        rank_size,
+    ):
+        _check_recipe(batch_size, in_channels, mean, std, interpolation, num_parallel_workers)
+        if not 0 <= rank < rank_size:
+            raise ValueError(f"rank (={rank}) must be in 0 ... rank_size - 1 (={rank_size - 1})")
+        self.source = source
+        self.batch_size = batch_size
+        self.image_size = tuple(image_size)
+        self.in_channels = in_channels
+        self.interpolation = interpolation
+        self.rank = rank
+        self.rank_size = rank_size
+        self.num_workers = min(num_parallel_workers, os.cpu_count() or 1)
+        # (pixel / 255 - mean) / std = pixel * gain + bias
+        mean, std = (np.asarray(values, np.float64).reshape(-1, 1, 1) for values in (mean, std))
+        self._gain = (1 / (255 * std)).astype(np.float32)
+        self._bias = (-mean / std).astype(np.float32)
+
+    def _batches(self, index_batches, view, rows=None):
+        """Yield (indices, images) for each array of source indices, in order, while workers prepare the next ones.
+
+        view(index) returns a uint8 picture. images: (rows or len(indices), C, H, W) float32, zero past the indices.
+        """
+        tasks_per_batch = math.ceil(self.batch_size / _PICTURES_PER_TASK)
+        batches_ahead = 1 + math.ceil(self.num_workers / tasks_per_batch)
+        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="mindrepvgg-data")
+        pending = collections.deque()
+        try:
+            for indices in index_batches:
+                images = np.zeros((rows or len(indices), self.in_channels, *self.image_size), np.float32)
+                tasks = [
+                    pool.submit(self._fill, images[start:], indices[start : start + _PICTURES_PER_TASK], view)
+                    for start in range(0, len(indices), _PICTURES_PER_TASK)
+                ]
+                pending.append((indices, images, tasks))
+                if len(pending) > batches_ahead:
+                    yield _finished(*pending.popleft())
+            while pending:
+                yield _finished(*pending.popleft())
+        finally:  # also when the iterator is dropped half way, or on Ctrl-C
+            pool.shutdown(cancel_futures=True)
+
+    def _fill(self, images, indices, view):
+        """Write the normalised views of `indices` into the first rows of images (n, C, H, W)."""
+        for image, index in zip(images, indices, strict=False):
+            picture = view(int(index))
+            # A gray (H, W) picture broadcasts over the channels.
+            np.multiply(picture.transpose(2, 0, 1) if picture.ndim == 3 else picture, self._gain, out=image)
+            image += self._bias
+
+    def _picture(self, index):
+        """Return picture `index` as uint8: (H, W) when gray, (H, W, 3) RGB otherwise."""
+        if self.source.images is None:
+            return _decode(self.source.paths[index], self.in_channels)
+        picture = self.source.images[index]
+        if picture.shape[2] == 1:
+            return picture[..., 0]
+        return picture if self.in_channels == 3 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+
+
+class TrainLoader(_Loader):
+    """Shuffled, augmented training batches; a pure function of (seed, epoch, rank) and the arguments.
+
+    Augmentation: a random resized crop, resized to image_size, and a horizontal flip with probability hflip.
+    image_size: (height, width); mean, std: one value per channel, of pixels scaled to 0 ... 1; scale, ratio: see
+    `random_resized_crop`; interpolation: one of `INTERPOLATIONS`; num_parallel_workers: threads, at most one per core.
+    Every epoch is a permutation of the source. Each step takes the next batch_size * rank_size pictures of it and
+    rank r the r-th part of these, so the pictures of a step are the same however they are spread over ranks.
+    drop_remainder: leave out the pictures that do not fill a step; otherwise the last step is smaller, and filled up
+    from the start of the permutation to a multiple of rank_size.
+    Setting one up makes OpenCV itself single-threaded in this process: its own threads would compete with the workers.
+    The same numbers come out again with the same NumPy and OpenCV versions.
+    Raises DataError when no step can be filled, RecipeError for values that cannot be used.
+    """
+
+    def __init__(
+        self,
+        source,
+        batch_size,
+        image_size,
+        *,
+        mean,
+        std,
+        in_channels,
+        scale,
+        ratio,
+        hflip,
+        interpolation,
+        seed,
+        num_parallel_workers,
+        drop_remainder=True,
+        rank=0,
+        rank_size=1,
+    ):
+        super().__init__(
+            source, batch_size, image_size, mean, std, in_channels, interpolation, num_parallel_workers, rank, rank_size
+        )
+        _check_augmentation(scale, ratio, hflip)
+        self.scale = scale
+        self.ratio = ratio
+        self.hflip = hflip
+        self.seed = seed
+        self._pictures_per_step = batch_size * rank_size
+        count = len(source)
+        if drop_remainder and count < self._pictures_per_step:
+            ranks = f" times rank_size (={rank_size})" if rank_size > 1 else ""
+            raise DataError(
+                f"batch_size (={batch_size}){ranks} is larger than the {count} training pictures; "
+                f"use a batch_size of at most {count // rank_size}"
+            )
+        if drop_remainder:
+            self._pictures_per_epoch = count - count % self._pictures_per_step
+        else:
+            self._pictures_per_epoch = math.ceil(count / rank_size) * rank_size
+        cv2.setNumThreads(1)
+
+    @property
+    def steps_per_epoch(self):
+        """The number of batches of an epoch, the same on every rank."""
+        return math.ceil(self._pictures_per_epoch / self._pictures_per_step)
+
+    def order(self, epoch):
+        """Return the source indices of an epoch in the order of use, all ranks together."""
+        permutation = self._random(_ORDER, epoch, 0).permutation(len(self.source))
+        return np.resize(permutation, self._pictures_per_epoch)  # cut off, or filled up from its start
+
+    def epoch(self, epoch, start_step=0):
+        """Return an iterator over steps start_step, start_step + 1, ... of an epoch (counted from 0).
+
+        Yields images (N, C, H, W) float32 and labels (N,) int32. Raises DataError when a picture cannot be read.
+        """
+        if not 0 <= start_step <= self.steps_per_epoch:
+            raise ValueError(f"start_step (={start_step}) must be in 0 ... steps_per_epoch (={self.steps_per_epoch})")
+        return self._steps(epoch, start_step)
+
+    def _steps(self, epoch, start_step):
+        order = self.order(epoch)
+        index_batches = (
+            np.array_split(order[start : start + self._pictures_per_step], self.rank_size)[self.rank]
+            for start in range(start_step * self._pictures_per_step, len(order), self._pictures_per_step)
+        )
+        with contextlib.closing(self._batches(index_batches, lambda index: self._augmented(epoch, index))) as batches:
+            for indices, images in batches:
+                yield images, self.source.labels[indices]
+
+    def _augmented(self, epoch, index):
+        """Return picture `index` as training sees it in an epoch, uint8 of image_size."""
+        picture = self._picture(index)
+        rng = self._random(_AUGMENTATION, epoch, index)
+        top, left, height, width = random_resized_crop(*picture.shape[:2], self.scale, self.ratio, rng)
+        crop = picture[top : top + height, left : left + width]
+        picture = _resize_fast(crop, self.image_size, self.interpolation)
+        return cv2.flip(picture, 1) if rng.random() < self.hflip else picture
+
+    def _random(self, stream, epoch, index):
+        """Return the generator that belongs to (seed, stream, epoch, index) and to nothing else."""
+        # The lowest counter word is the one that the generator itself counts up.
+        return np.random.Generator(np.random.Philox(key=self.seed, counter=(0, stream, epoch, index)))
+
+
+class EvalLoader(_Loader):
+    """Batches of every picture once, in source order, for evaluation; iterate over it as often as needed.
+
+    The short side is resized to floor(image size / crop_pct) as Pillow and torchvision do it, then the centre is cut
+    out; with crop_pct 1 a picture of image_size's shape is only resized. For the arguments see `TrainLoader`.
+    Rank r takes pictures r, r + rank_size, ... num_images: how many these are; steps: batches, the same on every rank.
+    Yields images (batch_size, C, H, W) float32, labels (batch_size,) int32 and valid (batch_size,) bool. Batches are
+    filled up with zero images of label 0 that are not valid, so that a graph is compiled for one shape only.
+    Raises DataError when a picture cannot be read, RecipeError for values that cannot be used.
+    """
+
+    def __init__(
+        self,
+        source,
+        batch_size,
+        image_size,
+        *,
+        crop_pct,
+        mean,
+        std,
+        in_channels,
+        interpolation,
+        num_parallel_workers,
+        rank=0,
+        rank_size=1,
+    ):
+        super().__init__(
+            source, batch_size, image_size, mean, std, in_channels, interpolation, num_parallel_workers, rank, rank_size
+        )
+        if not 0 < crop_pct <= 1:
+            raise RecipeError(f"crop_pct (={crop_pct}) must be above 0 and at most 1")
+        self.crop_pct = crop_pct
+        self._indices = np.arange(rank, len(source), rank_size)
+        self.num_images = len(self._indices)
+        self.steps = math.ceil(math.ceil(len(source) / rank_size) / batch_size)
+
+    def __iter__(self):
+        index_batches = (
+            self._indices[step * self.batch_size : (step + 1) * self.batch_size] for step in range(self.steps)
+        )
+        with contextlib.closing(self._batches(index_batches, self._centred, self.batch_size)) as batches:
+            for indices, images in batches:
+                labels = np.zeros(self.batch_size, np.int32)
+                labels[: len(indices)] = self.source.labels[indices]
+                yield images, labels, np.arange(self.batch_size) < len(indices)
+
+    def _centred(self, index):
+        """Return picture `index` resized and cut to image_size, uint8."""
+        picture = self._picture(index)
+        target = [math.floor(side / self.crop_pct) for side in self.image_size]
+        height, width = _covering_size(picture.shape[:2], target)
+        resized = Image.fromarray(picture).resize((width, height), _PILLOW_KERNELS[self.interpolation])
+        top, left = (round((have - want) / 2) for have, want in zip((height, width), self.image_size, strict=True))
+        return np.asarray(resized)[top : top + self.image_size[0], left : left + self.image_size[1]]
+
+
+def _check_recipe(batch_size, in_channels, mean, std, interpolation, num_parallel_workers):
+    """Raise RecipeError for the first value that no loader can use."""
+    if batch_size < 1:
+        raise RecipeError(f"batch_size (={batch_size}) must be at least 1")
+    if in_channels not in (1, 3):
+        raise RecipeError(f"in_channels (={in_channels}) must be 1 (gray) or 3 (RGB)")
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != in_channels:
+            raise RecipeError(f"{name} (={list(values)}) must have one value per channel, in_channels (={in_channels})")
+        if not all(0 <= value <= 1 for value in values):
+            raise RecipeError(f"{name} (={list(values)}) must be of pixels scaled to 0 ... 1; divide it by 255")
+    if not all(std):
+        raise RecipeError(f"std (={list(std)}) must not be 0")
+    if interpolation not in INTERPOLATIONS:
+        raise RecipeError(f"interpolation (={interpolation!r}) must be one of: {', '.join(INTERPOLATIONS)}")
+    if num_parallel_workers < 1:
+        raise RecipeError(f"num_parallel_workers (={num_parallel_workers}) must be at least 1")
+
+
+def _check_augmentation(scale, ratio, hflip):
+    """Raise RecipeError for the first augmentation value that cannot be used."""
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise RecipeError(f"scale (={list(scale)}) must be two rising shares of the area above 0 and at most 1")
+    if not 0 < ratio[0] <= ratio[1]:
+        raise RecipeError(f"ratio (={list(ratio)}) must be two rising width / height ratios above 0")
+    if not 0 <= hflip <= 1:
+        raise RecipeError(f"hflip (={hflip}) must be a probability from 0 to 1")
+
+
+def _finished(indices, images, tasks):
+    """Return (indices, images) when every task has written its part; raise what a task raised."""
+    for task in tasks:
+        task.result()
+    return indices, images
+
+
+def _decode(path, in_channels):
+    """Read a picture file as uint8: (H, W) for one channel, (H, W, 3) RGB for three.
+
+    Colour is what Pillow's convert("RGB") gives: alpha dropped, the orientation tag not applied. Gray is the JPEG's
+    own luma. OpenCV refuses truncated files, where MindSpore's decoder can crash or hang.
+    """
+    kind = cv2.IMREAD_GRAYSCALE if in_channels == 1 else cv2.IMREAD_COLOR
+    try:
+        picture = cv2.imdecode(np.fromfile(path, np.uint8), kind | cv2.IMREAD_IGNORE_ORIENTATION)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except cv2.error:  # an empty file, or more pixels than OpenCV's limit
+        picture = None
+    if picture is None:
+        raise DataError(f"{path} is not a readable picture (damaged, cut short or too large); replace or remove it")
+    return picture if in_channels == 1 else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _resize_fast(picture, size, interpolation):
+    """Resize a uint8 picture to size (height, width) with OpenCV; averages areas for reductions above two."""
+    reduction = min(have / want for have, want in zip(picture.shape, size, strict=False))
+    kernel = cv2.INTER_AREA if reduction > _ALIASING_REDUCTION else _OPENCV_KERNELS[interpolation]
+    return cv2.resize(picture, size[::-1], interpolation=kernel)
+
+
+def _covering_size(shape, target):
+    """Return the smallest (height, width) of shape's proportions that covers target; fractions are dropped."""
+    height, width = shape
+    if target[0] * width >= target[1] * height:
+        return target[0], target[0] * width // height
+    return target[1] * height // width, target[1]

