@@ -64,7 +64,8 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     """Call `main(argv)` and give the process's exit status: main's own (None: 0), or that of its error.
 
     UserError and the machine's refusals (no permission, no space, no such file): one line on stderr, 2;
-    EquivalenceError: one line, 1; Ctrl-C: 130; argparse's exits: their own. Other exceptions are bugs and propagate.
+    a package that is missing: one line, 2; EquivalenceError: one line, 1; Ctrl-C: 130; argparse's exits: their own.
+    Other exceptions are bugs and propagate.
     """
     try:
         return main(argv) or 0
@@ -76,6 +77,12 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
         return _fail(130, "interrupted")
     except SystemExit as stop:
         return stop.code or 0
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("mindrepvgg"):
+            raise
+        return _fail(
+            2, f"the package {error.name} is not installed; pip install -r requirements.txt (Python 3.10-3.12)"
+        )
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise

@@ -204,7 +204,7 @@ def _failures(blocks, pairs, max_rel, rtol):
 
 def _epsilon(parameter):
     """The rounding unit of a parameter's type."""
-    return float(np.finfo(ms.dtype_to_nptype(parameter.dtype)).eps)
+    return float(np.finfo(parameter.asnumpy().dtype).eps)
 
 
 def _leaves(output):
