@@ -6,6 +6,7 @@ The contestants take turns, call by call, so that a slow spell of the machine me
 with the quartiles, and the ratios are medians of the pairs. MindCV's network has no deploy form that can be built.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -25,7 +26,12 @@ def main(argv=None):
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=15, help="counted calls of each contestant")
     arguments = parser.parse_args(argv)
+    print(measure(arguments.model, arguments.batch_size, arguments.image_size, arguments.rounds))
+    return 0
 
+
+def measure(model="repvgg_a0", batch_size=16, image_size=224, rounds=15) -> str:
+    """A markdown table of all contestants, and the ratios."""
     import mindcv
     import mindspore as ms
     import numpy as np
@@ -33,44 +39,43 @@ def main(argv=None):
     from mindrepvgg import runtime
 
     device = runtime.setup("auto")
-    images = np.random.default_rng(0).normal(size=(arguments.batch_size, 3, arguments.image_size, arguments.image_size))
-    labels = np.random.default_rng(1).integers(0, 1000, arguments.batch_size)
+    images = np.random.default_rng(0).normal(size=(batch_size, 3, image_size, image_size))
+    labels = np.random.default_rng(1).integers(0, 1000, batch_size)
     batch = ms.Tensor(images, ms.float32), ms.Tensor(labels, ms.int32)
 
-    ours = mindrepvgg.create_model(arguments.model)
+    ours = mindrepvgg.create_model(model)
     contestants = {
-        "inference, MindCV": _inference(mindcv.create_model(arguments.model), batch),
+        "inference, MindCV": _inference(mindcv.create_model(model), batch),
         "inference, train form": _inference(ours, batch),
         "inference, deploy form": _inference(mindrepvgg.to_deploy(ours), batch),
-        "train step, MindCV": _train_step(mindcv.create_model(arguments.model), batch),
-        "train step": _train_step(mindrepvgg.create_model(arguments.model), batch),
+        "train step, MindCV's network": _train_step(mindcv.create_model(model), batch),
+        "train step": _train_step(mindrepvgg.create_model(model), batch),
     }
     compiled = {name: _seconds(call) for name, call in contestants.items()}
-    for call in contestants.values():
-        call()
     times = {name: [] for name in contestants}
-    for _ in range(arguments.rounds):
+    for _ in range(rounds):
         for name, call in contestants.items():
             times[name].append(_seconds(call))
 
-    print(
-        f"{arguments.model}, batch {arguments.batch_size}, {arguments.image_size}x{arguments.image_size}, float32, ",
-        end="",
-    )
-    print(f"graph mode, MindSpore {ms.__version__}, {device}: {_processor()}\n")
-    print("| | images/s | quartiles | first call, with compilation |")
-    print("|---|---|---|---|")
+    lines = [
+        f"{model}, batch {batch_size}, {image_size}x{image_size}, float32, graph mode, MindSpore {ms.__version__}, "
+        f"{device} ({_processor()}, {os.cpu_count()} cores), median of {rounds} turns:",
+        "",
+        "| | images/s | quartiles | first call, with compilation |",
+        "|---|---|---|---|",
+    ]
     for name, values in times.items():
-        low, middle, high = (arguments.batch_size / q for q in reversed(statistics.quantiles(values, n=4)))
-        print(f"| {name} | {middle:.1f} | {low:.1f} - {high:.1f} | {compiled[name]:.1f} s |")
-    print()
+        low, middle, high = (batch_size / q for q in reversed(statistics.quantiles(values, n=4)))
+        lines.append(f"| {name} | {middle:.1f} | {low:.1f} - {high:.1f} | {compiled[name]:.1f} s |")
+    lines.append("")
     for faster, slower in (
         ("inference, train form", "inference, MindCV"),
-        ("train step", "train step, MindCV"),
+        ("train step", "train step, MindCV's network"),
         ("inference, deploy form", "inference, train form"),
     ):
         ratio = statistics.median(b / a for a, b in zip(times[faster], times[slower], strict=True))
-        print(f"- {faster} is {ratio:.2f} times as fast as {slower}")
+        lines.append(f"- {faster}: {ratio:.2f} times as fast as {slower}")
+    return "\n".join(lines)
 
 
 def _inference(net, batch):

@@ -13,6 +13,7 @@ sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is in
 from mindrepvgg import cli
 
 _FOLDER = Path("outputs/demo")
+CHECKPOINTS = _FOLDER / "repvgg_nano_best.ckpt", _FOLDER / "repvgg_nano_deploy.ckpt"
 _SPEED_ROUNDS = 5
 
 
@@ -20,7 +21,7 @@ def main(argv=None):
     """Run the commands a user would type, then compare both forms on the held-out images."""
     cli.ArgumentParser(description=__doc__).parse_args(argv)
     start = time.perf_counter()
-    trained, deployed = _FOLDER / "repvgg_nano_best.ckpt", _FOLDER / "repvgg_nano_deploy.ckpt"
+    trained, deployed = CHECKPOINTS
     for command in (
         f"train.py -c configs/quickstart.yaml --ckpt_save_dir {_FOLDER} --overwrite",
         f"validate.py --ckpt_path {trained}",
@@ -32,14 +33,14 @@ def main(argv=None):
         if status:
             return status
     print()
-    print(_report(_ROOT / trained, _ROOT / deployed))
+    print(report(_ROOT / trained, _ROOT / deployed))
     print(f"curves: {_FOLDER / 'curves.png'}; log: {_FOLDER / 'log.jsonl'}")
     print(f"all of it took {time.perf_counter() - start:.0f} s")
     return 0
 
 
-def _report(*paths):
-    """A table of both forms on the held-out images: accuracy, parameters, speed, and how far their logits lie apart."""
+def report(*paths) -> str:
+    """A markdown table of both forms on the held-out images, and how far their logits lie apart."""
     from mindrepvgg import load_checkpoint, runtime, verify_equivalence
     from mindrepvgg.evaluate import eval_loader, evaluate, recipe_of
 
@@ -51,15 +52,15 @@ def _report(*paths):
     speeds = [
         statistics.median(result.images_per_second for result in results) for results in zip(*rounds, strict=True)
     ]
-    lines = [f"{'form':<8}{'correct':>14}{'top-1':>9}{'parameters':>13}{'images/s':>11}"]
+    lines = ["| form   | correct     |  top-1 | parameters | images/s |", "|---|---|---|---|---|"]
     for net, result, speed in zip(nets, rounds[0], speeds, strict=True):
         form = "deploy" if net.deploy else "train"
         parameters = sum(parameter.size for parameter in net.trainable_params())
         correct = f"{result.correct} of {result.num_images}"
-        lines.append(f"{form:<8}{correct:>14}{result.top1:>8.2f}%{parameters:>13,}{speed:>11.0f}")
+        lines.append(f"| {form:<6} | {correct:<11} | {result.top1:5.2f}% | {parameters:>10,} | {speed:>8.0f} |")
     images = next(iter(loader))[0]
-    report = verify_equivalence(*nets, images)
-    lines.append(f"largest logit difference {report.max_abs:.1e}, {report.max_rel:.1e} of the largest logit")
+    difference = verify_equivalence(*nets, images)
+    lines += ["", f"largest logit difference: {difference.max_abs:.1e}, {difference.max_rel:.1e} of the largest logit"]
     return "\n".join(lines)
 
 
