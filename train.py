@@ -1,5 +1,6 @@
 """Train a network: python train.py -c configs/quickstart.yaml [--key value ...]"""
 
+import shlex
 import sys
 
 from mindrepvgg import cli, recipe
@@ -39,13 +40,19 @@ def main(argv=None):
         resume = find_last(chosen.ckpt_save_dir, chosen.model)
     result = Trainer(chosen, resume, arguments.overwrite).run()
     if not result.finished:
-        print(f"stopped; the state is saved. To continue: python train.py --resume {result.last}")
+        print(f"stopped; the state is saved. To continue: python train.py --resume {_quoted(result.last)}")
         return 130
     checkpoint = result.best if result.best.exists() else result.last
     print(f"done: {checkpoint}; curves in {result.curves}")
-    print(f"validate it: python validate.py --ckpt_path {checkpoint}")
-    print(f"fuse it:     python convert.py {checkpoint} {checkpoint.with_name(chosen.model + '_deploy.ckpt')}")
+    deployed = checkpoint.with_name(f"{chosen.model}_deploy.ckpt")
+    print(f"validate it: python validate.py --ckpt_path {_quoted(checkpoint)}")
+    print(f"fuse it:     python convert.py {_quoted(checkpoint)} {_quoted(deployed)}")
     return 0
+
+
+def _quoted(path):
+    """The path as a shell takes it, for the commands that are shown."""
+    return shlex.quote(str(path))
 
 
 if __name__ == "__main__":

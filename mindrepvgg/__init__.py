@@ -10,7 +10,8 @@ from .version import __version__ as __version__
 
 _HOMES = {
     "list_models": "variants",
-    "create_model": "model",
+    "create_model": "pretrained",
+    "load_weights": "pretrained",
     "RepVGG": "model",
     "RepVGGPlus": "model",
     "RepVGGBlock": "block",

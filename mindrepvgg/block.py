@@ -16,8 +16,9 @@ import gc
 import math
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeUniform, Uniform
+from mindspore.nn.utils import no_init_parameters
 
 from . import fusion
 
@@ -167,7 +168,7 @@ class RepVGGBlock(nn.Cell):
             (self.rbr_dense.conv.weight, *_bn_terms(self.rbr_dense.bn)),
             (self.rbr_1x1.conv.weight, *_bn_terms(self.rbr_1x1.bn)),
             identity,
-            Tensor(fusion.CENTRE, dtype),
+            _add_padded,
         )
 
     def fused_kernel_bias(self) -> tuple[np.ndarray, np.ndarray]:
@@ -211,16 +212,17 @@ class RepVGGBlock(nn.Cell):
 
         Raises ValueError when the block is in deploy form already.
         """
-        block = RepVGGBlock(
-            self.in_channels,
-            self.out_channels,
-            self.stride,
-            self.groups,
-            self.dilation,
-            self.se_place,
-            self.se_ratio,
-            deploy=True,
-        )
+        with no_init_parameters():
+            block = RepVGGBlock(
+                self.in_channels,
+                self.out_channels,
+                self.stride,
+                self.groups,
+                self.dilation,
+                self.se_place,
+                self.se_ratio,
+                deploy=True,
+            )
         _attach(block, "rbr_reparam", self.fused_conv())
         if self.se_place is not None:
             attribute = "se" if self.se_place == "pre" else "post_se"
@@ -231,11 +233,19 @@ class RepVGGBlock(nn.Cell):
         """The one convolution this train-form block equals, as a new cell; its parameters carry their final names."""
         kernel, bias = self.fused_kernel_bias()
         trained = self.rbr_dense.conv.weight
-        conv = _conv(self.in_channels, self.out_channels, 3, self.stride, self.groups, self.dilation, bias=True)
+        with no_init_parameters():
+            conv = _conv(self.in_channels, self.out_channels, 3, self.stride, self.groups, self.dilation, bias=True)
         prefix = trained.name.removesuffix("rbr_dense.conv.weight")
-        conv.weight = Parameter(Tensor(kernel, trained.dtype), name=f"{prefix}rbr_reparam.weight")
-        conv.bias = Parameter(Tensor(bias, trained.dtype), name=f"{prefix}rbr_reparam.bias")
+        dtype = trained.asnumpy().dtype
+        for leaf, value in (("weight", kernel), ("bias", bias)):
+            parameter = Parameter(Tensor.from_numpy(value.astype(dtype)), name=f"{prefix}rbr_reparam.{leaf}")
+            setattr(conv, leaf, parameter)
         return conv
+
+
+def _add_padded(kernel, kernel_1x1):
+    """A 3x3 and a 1x1 kernel's sum, as `fusion.add_1x1`, in differentiable operators."""
+    return kernel + ops.pad(kernel_1x1, (1, 1, 1, 1))
 
 
 def _bn_terms(bn):

@@ -6,8 +6,10 @@ import importlib.metadata
 
 import numpy as np
 from mindspore import Tensor
+from mindspore.nn.utils import no_init_parameters
 
 from .errors import CheckpointError, UserError
+from .layout import differences
 from .model import RepVGG, create_model
 from .version import __version__
 from .weights import read_weights, write_weights
@@ -15,9 +17,7 @@ from .weights import read_weights, write_weights
 TRAIN, DEPLOY = "train", "deploy"
 
 # Arrays of an unfinished run stand beside the network's under this prefix.
-_STATE_PREFIX = "training_state."
-
-_MOST_LISTED = 12
+STATE_PREFIX = "training_state."
 
 
 def form_of(net: RepVGG) -> str:
@@ -34,9 +34,9 @@ def save_checkpoint(net, path, training_state=None, **metadata):
     The file appears only when it is complete; a file that was there survives any failure.
     Raises CheckpointError when the suffix is another, ValueError when the network has two parameters of one name.
     """
-    arrays = _network_arrays(net)
+    arrays = network_arrays(net)
     for name, array in (training_state or {}).items():
-        arrays[_STATE_PREFIX + name] = np.asarray(array)
+        arrays[STATE_PREFIX + name] = np.asarray(array)
     write_weights(path, arrays, {**net.metadata, **metadata, **_describe(net)})
 
 
@@ -54,40 +54,37 @@ def load_checkpoint_and_state(path, net=None, form=None) -> tuple[RepVGG, dict[s
     """`load_checkpoint`, and the arrays that were saved as `training_state` (none in a finished checkpoint)."""
     found = read_weights(path)
     description = _check_description(path, found.description)
-    _check_form(path, description["form"], form)
+    check_form(path, description["form"], form)
     if net is None:
         net = _build(path, description)
     else:
         _check_same_network(path, description, net)
-    state = {k.removeprefix(_STATE_PREFIX): v for k, v in found.arrays.items() if k.startswith(_STATE_PREFIX)}
-    weights = {k: v for k, v in found.arrays.items() if not k.startswith(_STATE_PREFIX)}
+    state = {k.removeprefix(STATE_PREFIX): v for k, v in found.arrays.items() if k.startswith(STATE_PREFIX)}
+    weights = {k: v for k, v in found.arrays.items() if not k.startswith(STATE_PREFIX)}
     load_arrays(net, weights, path)
     net.metadata = description
     return net.set_train(False), state
 
 
-def load_arrays(net, arrays, source):
+def load_arrays(net, arrays, source, copy=True):
     """Fill a network's parameters from named arrays, all or none.
 
+    copy: with False, an array of the parameter's type becomes the parameter's memory; nobody else may use it then.
     Raises CheckpointError, which lists every name that is missing, unexpected or of another shape, with `source`.
     """
     parameters = {parameter.name: parameter for parameter in net.get_parameters()}
-    problems = [f"missing {name} {tuple(p.shape)}" for name, p in parameters.items() if name not in arrays]
-    problems += [f"unexpected {name} {array.shape}" for name, array in arrays.items() if name not in parameters]
-    problems += [
-        f"{name} has shape {array.shape}, expected {tuple(parameters[name].shape)}"
-        for name, array in arrays.items()
-        if name in parameters and array.shape != tuple(parameters[name].shape)
-    ]
-    if problems:
-        more = f"; and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
-        raise CheckpointError(f"{source} does not fit the network: {'; '.join(problems[:_MOST_LISTED])}{more}")
+    found = differences({name: tuple(parameter.shape) for name, parameter in parameters.items()}, arrays)
+    if found.count:
+        raise CheckpointError(f"{source} does not fit the network: {found.text(shown=None)}")
     for name, parameter in parameters.items():
-        parameter.set_data(Tensor(arrays[name], parameter.dtype))
+        array = arrays[name]
+        shared = not copy and array.flags.writeable and array.flags.c_contiguous and array.dtype == np.float32
+        tensor = Tensor.from_numpy(array) if shared else Tensor(array)
+        parameter.set_data(tensor if tensor.dtype == parameter.dtype else tensor.astype(parameter.dtype))
 
 
-def _network_arrays(net) -> dict[str, np.ndarray]:
-    """The parameters by name; two of one name would silently become one in a file."""
+def network_arrays(net) -> dict[str, np.ndarray]:
+    """A network's parameters by name. Raises ValueError for two of one name, which would become one in a file."""
     arrays = {}
     for parameter in net.get_parameters():
         if parameter.name in arrays:
@@ -120,10 +117,12 @@ def _check_description(path, description):
     missing = [key for key in ("model", "num_classes", "in_channels", "form") if key not in description]
     if missing:
         raise CheckpointError(f"{path} does not tell its {', '.join(missing)}: it was written by another program")
+    if description["form"] not in (TRAIN, DEPLOY):
+        raise CheckpointError(f"{path} calls its form {description['form']!r}, which is neither {TRAIN} nor {DEPLOY}")
     return description
 
 
-def _check_form(path, actual, expected):
+def check_form(path, actual, expected):
     """Refuse one form where the other is needed, in words."""
     if expected in (None, actual):
         return
@@ -137,21 +136,22 @@ def _check_form(path, actual, expected):
 
 def _build(path, description):
     try:
-        return create_model(
-            description["model"],
-            num_classes=description["num_classes"],
-            in_channels=description["in_channels"],
-            deploy=description["form"] == DEPLOY,
-            **description.get("model_args", {}),
-        )
-    except UserError as error:
+        with no_init_parameters():  # every one of them is about to be filled
+            return create_model(
+                description["model"],
+                num_classes=description["num_classes"],
+                in_channels=description["in_channels"],
+                deploy=description["form"] == DEPLOY,
+                **description.get("model_args", {}),
+            )
+    except (UserError, TypeError, MemoryError) as error:  # TypeError: model_args is no mapping of create_model's shape
         raise CheckpointError(f"{path} describes a network that cannot be built: {error}") from None
 
 
 def _check_same_network(path, description, net):
     """Refuse a checkpoint of another network than the given one, naming what differs."""
     own = _describe(net)
-    _check_form(path, description["form"], own["form"])
+    check_form(path, description["form"], own["form"])
     for key in ("model", "num_classes", "in_channels", "model_args"):
         if description.get(key, own[key]) != own[key]:
             raise CheckpointError(

@@ -182,10 +182,15 @@ def _weight_difference(block, deploy_block):
 
 def _difference(expected, actual):
     """(largest absolute difference, the same over the largest expected magnitude), computed in float64."""
-    expected, actual = expected.astype(np.float64), actual.astype(np.float64)
-    max_abs = float(np.abs(expected - actual).max())
-    scale = float(np.abs(expected).max())
+    difference = np.subtract(expected, actual, dtype=np.float64)
+    max_abs = _largest(difference)
+    scale = _largest(expected)
     return max_abs, max_abs / scale if scale else (0.0 if max_abs == 0 else np.inf)
+
+
+def _largest(array):
+    """The largest magnitude, without a copy; NaN when there is one."""
+    return float(np.maximum(array.max(), -array.min()))
 
 
 def _failures(blocks, pairs, max_rel, rtol):

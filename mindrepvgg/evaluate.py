@@ -13,7 +13,7 @@ from tqdm import tqdm
 from .data import EvalLoader, open_source
 from .errors import DataError
 from .metrics import MetricSum
-from .recipe import COMMAND_LINE, Recipe, check_data_dir
+from .recipe import Recipe, check_data_dir, recipe_from_dict
 from .runtime import inference_mode
 
 
@@ -60,7 +60,11 @@ def _shown(show_progress):
 
 def eval_loader(recipe) -> EvalLoader:
     """The validation split as a recipe describes it. Raises DataError when it cannot be read or does not fit."""
-    source = open_source(recipe.dataset, recipe.data_dir, "val", recipe.num_classes)
+    return loader_of(recipe, open_source(recipe.dataset, recipe.data_dir, "val", recipe.num_classes))
+
+
+def loader_of(recipe, source) -> EvalLoader:
+    """Any source, prepared as a recipe says."""
     return EvalLoader(
         source,
         batch_size=min(recipe.batch_size, len(source)),
@@ -86,14 +90,10 @@ def recipe_of(net, overrides: Mapping) -> Recipe:
         values["image_resize"] = known["image_size"]
     if "dataset" in known:
         values["dataset"] = known["dataset"]
-    described = Recipe(**values).replace(
-        "the checkpoint",
-        model=net.variant.name,
-        model_args=net.variant.to_dict() if net.variant.name == "repvgg" else {},
-        num_classes=net.num_classes,
-        in_channels=net.in_channels,
-    )
-    recipe = described.replace(COMMAND_LINE, **overrides)
+    values["model"] = net.variant.name
+    values["model_args"] = net.variant.to_dict() if net.variant.name == "repvgg" else {}
+    values["num_classes"], values["in_channels"] = net.num_classes, net.in_channels
+    recipe = recipe_from_dict(values, overrides=overrides)
     check_data_dir(recipe)
     return recipe
 

@@ -10,20 +10,20 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode="wb"):
-    """Open a file that appears under `path` only once it is complete and on disk.
+def atomic_path(path):
+    """Yield the path of a temporary file, which appears under `path` only once it is complete and on disk.
 
-    The bytes go to a temporary file in the same folder, are flushed to the disk, and the file is renamed over `path`
-    at the end. When the body raises, the disk fills, or the process dies, a file that was at `path` stays as it was.
-    mode: 'wb' or 'w' (UTF-8). A missing parent folder is created.
+    It lies in the same folder; when the body is done it is flushed to the disk and renamed over `path`. When the body
+    raises, the disk fills, or the process dies, a file that was at `path` stays as it was. A missing parent folder is
+    created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    os.close(handle)
     try:
-        with open(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
-            yield stream
-            stream.flush()
+        yield Path(temporary)
+        with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
         # mkstemp's files are the owner's alone; a result is as readable as any file the user makes.
         os.chmod(temporary, 0o666 & ~_umask())
@@ -32,6 +32,16 @@ def atomic_write(path, mode="wb"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="wb"):
+    """Open a file that appears under `path` only once it is complete and on disk; see `atomic_path`.
+
+    mode: 'wb' or 'w' (UTF-8).
+    """
+    with atomic_path(path) as temporary, temporary.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
+        yield stream
 
 
 def write_json(path, value):

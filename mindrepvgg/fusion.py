@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import numpy as np
 
-# A 1x1 kernel is a 3x3 kernel that is zero but for its centre: (1, 1, 3, 3).
-CENTRE = np.zeros((1, 1, 3, 3))
-CENTRE[0, 0, 1, 1] = 1
-
 BN_LEAVES = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
 def identity_kernel(channels: int, groups: int = 1) -> np.ndarray:
-    """The 3x3 convolution that returns its input: output i takes the centre of input i.
+    """The 1x1 convolution that returns its input: output i takes input i.
 
-    Returns (channels, channels // groups, 3, 3) float64; input i is number i % (channels // groups) of its group.
+    Returns (channels, channels // groups, 1, 1) float64; input i is number i % (channels // groups) of its group.
     Raises ValueError when `groups` does not divide `channels`.
     """
     if channels % groups:
         raise ValueError(f"channels (={channels}) must be divisible by groups (={groups})")
     per_group = channels // groups
-    kernel = np.zeros((channels, per_group, 3, 3))
-    kernel[np.arange(channels), np.arange(channels) % per_group, 1, 1] = 1
+    kernel = np.zeros((channels, per_group, 1, 1))
+    kernel[np.arange(channels), np.arange(channels) % per_group] = 1
     return kernel
 
 
@@ -39,23 +35,26 @@ def fold(kernel, gamma, beta, mean, var, eps):
     return kernel * scale.reshape((-1, 1, 1, 1)), beta - mean * scale
 
 
-def fuse_branches(dense, pointwise, identity, centre):
+def fuse_branches(dense, pointwise, identity, add_to_centre):
     """The one kernel and bias that equal the sum of the branches, for any array type.
 
-    dense, pointwise, identity: the arguments of `fold` of each branch as tuples, kernels (out, in // groups, 3, 3),
+    dense, pointwise, identity: each branch's arguments of `fold` as a tuple, with kernels (out, in // groups, 3, 3),
     (out, in // groups, 1, 1) and `identity_kernel`; identity is None where the block has no such branch.
-    centre: `CENTRE` in the arguments' type; the product with it pads the 1x1 kernel to 3x3.
+    add_to_centre: (3x3 kernel, 1x1 kernel) -> their sum, the smaller one padded with zeros to the larger one's size.
     Returns kernel (out, in // groups, 3, 3) and bias (out,).
     """
     kernel, bias = fold(*dense)
-    kernel_1x1, bias_1x1 = fold(*pointwise)
-    kernel = kernel + kernel_1x1 * centre
-    bias = bias + bias_1x1
-    if identity is not None:
-        kernel_id, bias_id = fold(*identity)
-        kernel = kernel + kernel_id
-        bias = bias + bias_id
+    for branch in (pointwise,) if identity is None else (pointwise, identity):
+        branch_kernel, branch_bias = fold(*branch)
+        kernel = add_to_centre(kernel, branch_kernel)
+        bias = bias + branch_bias
     return kernel, bias
+
+
+def add_1x1(kernel, kernel_1x1):
+    """Add a 1x1 kernel to the centre of a 3x3 kernel, in place: `fuse_branches`'s addition for NumPy arrays."""
+    kernel[:, :, 1:2, 1:2] += kernel_1x1
+    return kernel
 
 
 def fold_bn(kernel, gamma, beta, mean, var, eps):
@@ -87,7 +86,7 @@ def fuse_block(params: dict, eps: float) -> tuple[np.ndarray, np.ndarray]:
         out, per_group = dense[0].shape[:2]
         kernel = identity_kernel(out, out // per_group)
         identity = _checked_branch("rbr_identity", kernel, _bn_vectors(params, "rbr_identity"), eps["rbr_identity"])
-    return fuse_branches(dense, pointwise, identity, CENTRE)
+    return fuse_branches(dense, pointwise, identity, add_1x1)
 
 
 def _branch(params, name, eps, size):
@@ -106,12 +105,15 @@ def _bn_vectors(params, prefix):
 def _get(params, name):
     if name not in params:
         raise ValueError(f"the block has no parameter {name}; it is not in train form")
-    return np.asarray(params[name], np.float64)
+    return np.asarray(params[name])
 
 
 def _checked_branch(name, kernel, vectors, eps):
-    """`fold`'s arguments as float64, after checking that the BN fits the kernel."""
-    kernel = np.asarray(kernel, np.float64)
+    """`fold`'s arguments, after checking that the BN fits the kernel; the products come out in float64.
+
+    A float64 vector times a kernel of any type is float64: a copy of the kernel would only cost time and memory.
+    """
+    kernel = np.asarray(kernel)
     vectors = tuple(np.asarray(vector, np.float64) for vector in vectors)
     for leaf, vector in zip(BN_LEAVES, vectors, strict=True):
         if vector.shape != kernel.shape[:1]:

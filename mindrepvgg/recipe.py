@@ -213,6 +213,12 @@ class Recipe:
     )
     num_classes: int = _key("model", 1000, _whole(least=1), "classes the network tells apart")
     in_channels: int = _key("model", 3, _whole(least=1), "channels of an image")
+    pretrained: str = _key(
+        "model",
+        "",
+        _text(allow_empty=True),
+        "checkpoint of any project to start from; another class count: a fresh head",
+    )
 
     dataset: str = _key(
         "data",
@@ -429,9 +435,12 @@ def load_recipe(path: str | os.PathLike | None = None, overrides: Mapping | None
     return _resolve([*files, (overrides or {}, COMMAND_LINE)])
 
 
-def recipe_from_dict(values: Mapping, source: str = "the checkpoint") -> Recipe:
-    """The recipe `to_dict` gave, keys missing from it at their defaults; `source` names its place in errors."""
-    return _resolve([(_require_mapping(values, source), source)])
+def recipe_from_dict(values: Mapping, source: str = "the checkpoint", overrides: Mapping | None = None) -> Recipe:
+    """The recipe `to_dict` gave, keys missing from it at their defaults, with the command line's `overrides` on top.
+
+    `source` names the values' place in errors.
+    """
+    return _resolve([(_require_mapping(values, source), source), (overrides or {}, COMMAND_LINE)])
 
 
 def format_recipe(recipe: Recipe) -> str:

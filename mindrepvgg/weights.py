@@ -18,14 +18,14 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from mindspore.train.checkpoint_pb2 import Checkpoint
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as safetensors_bytes
+from safetensors.numpy import save_file
 
 from .errors import CheckpointError
-from .files import atomic_write
+from .files import atomic_path, atomic_write
 
 SUFFIXES = (".ckpt", ".safetensors")
 
-# The entry of a .ckpt that holds the description, as UTF-8 JSON in a uint8 tensor: other tools list it as one more
+# The entry of a .ckpt that holds the description, as JSON in a uint8 tensor: other tools list it as one more
 # parameter that they do not know. A .safetensors file has a place of its own for it.
 _DESCRIPTION = "mindrepvgg.description"
 
@@ -42,8 +42,12 @@ _CKPT_NAMES = {np.dtype(dtype): name for name, dtype in _CKPT_TYPES.items()}
 
 @dataclass
 class WeightFile:
-    """A file's arrays by name, in the file's order, and what it says of itself (empty when it says nothing)."""
+    """A file's arrays by name, in the file's order, and what it says of itself (empty when it says nothing).
 
+    container: 'ckpt' or 'safetensors'.
+    """
+
+    container: str
     arrays: dict[str, np.ndarray]
     description: dict = field(default_factory=dict)
 
@@ -58,8 +62,8 @@ def read_weights(path) -> WeightFile:
     found = _read_safetensors(path, content) if _looks_like_safetensors(content) else _read_ckpt(path, content)
     if not found.arrays:
         raise CheckpointError(f"{path} holds no weights")
-    digest = found.description.pop("sha256", None)
-    if digest is not None and digest != _digest(found):
+    # What this package describes it has sealed as well, so a description without a digest was altered too.
+    if found.description and found.description.pop("sha256", None) != _digest(found):
         raise CheckpointError(
             f"{path} was altered after it was written: its content does not match its SHA-256; get a fresh copy"
         )
@@ -69,20 +73,35 @@ def read_weights(path) -> WeightFile:
 def write_weights(path, arrays, description=None):
     """Write named arrays and a JSON-able description, atomically, as the suffix says: `.ckpt` or `.safetensors`.
 
-    arrays: name -> NumPy array. Raises CheckpointError for another suffix.
+    arrays: name -> NumPy array. description: None writes the arrays alone, as other projects' files have them.
+    Raises CheckpointError for another suffix.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"{path} must end in {' or '.join(SUFFIXES)}, which says how it is written")
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    found = WeightFile(arrays, dict(description or {}))
-    text = json.dumps({**found.description, "sha256": _digest(found)}, ensure_ascii=False)
+    # Not ascontiguousarray, which makes a scalar a vector of one.
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    text = None if description is None else _sealed(path.suffix[1:], arrays, description)
+    if path.suffix == ".safetensors":
+        told = {} if text is None else {_DESCRIPTION: text}
+        with atomic_path(path) as temporary:
+            save_file(arrays, temporary, metadata={"format": "ms", **told})
+        return
     with atomic_write(path) as stream:
-        if path.suffix == ".ckpt":
-            for name, array in {_DESCRIPTION: np.frombuffer(text.encode(), np.uint8), **arrays}.items():
-                _write_ckpt_entry(stream, name, array)
-        else:
-            stream.write(safetensors_bytes(arrays, metadata={"format": "ms", _DESCRIPTION: text}))
+        if text is not None:
+            _write_ckpt_entry(stream, _DESCRIPTION, np.frombuffer(text.encode(), np.uint8))
+        for name, array in arrays.items():
+            _write_ckpt_entry(stream, name, array)
+
+
+def _sealed(container, arrays, description) -> str:
+    """The description as JSON with the digest of everything in it.
+
+    In ASCII, which can hold any name, those of folders that are no valid UTF-8 included.
+    """
+    # The description as a reader will have it, say with its keys as text: the digest is of that.
+    found = WeightFile(container, arrays, json.loads(json.dumps(description)))
+    return json.dumps({**found.description, "sha256": _digest(found)})
 
 
 def _read_bytes(path):
@@ -116,7 +135,7 @@ def _damaged(path, reason):
 def _parse_description(path, text) -> dict:
     try:
         description = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _damaged(path, "its description cannot be read") from None
     if not isinstance(description, dict):
         raise _damaged(path, "its description is not a mapping")
@@ -136,8 +155,11 @@ def _read_safetensors(path, content) -> WeightFile:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from None
+    for name, array in arrays.items():
+        if array.dtype not in _CKPT_NAMES:
+            raise _damaged(path, f"{name} has the unknown type {array.dtype.name!r}")
     text = metadata.get(_DESCRIPTION)
-    return WeightFile(arrays, {} if text is None else _parse_description(path, text))
+    return WeightFile("safetensors", arrays, {} if text is None else _parse_description(path, text))
 
 
 def _write_ckpt_entry(stream, name, array):
@@ -158,7 +180,7 @@ def _read_ckpt(path, content) -> WeightFile:
     message = Checkpoint()
     try:
         message.ParseFromString(_check_crc(path, content))
-    except DecodeError:
+    except (DecodeError, ValueError):  # ValueError: of the parser in pure Python, for a name that is not UTF-8
         raise _damaged(path, "it is cut short, or not a MindSpore checkpoint") from None
     parts: dict[str, list] = {}
     for value in message.value:
@@ -174,7 +196,7 @@ def _read_ckpt(path, content) -> WeightFile:
             description = _parse_description(path, array.tobytes())
         else:
             arrays[name] = array
-    return WeightFile(arrays, description)
+    return WeightFile("ckpt", arrays, description)
 
 
 def _check_crc(path, content):
@@ -202,4 +224,7 @@ def _ckpt_array(path, name, tensors):
         expected *= size
     if min(shape, default=0) < 0 or expected != len(content):
         raise _damaged(path, f"{name} of shape {shape} should have {expected} bytes and has {len(content)}")
-    return np.frombuffer(content, dtype).reshape(shape)
+    try:
+        return np.frombuffer(content, dtype).reshape(shape)
+    except ValueError:  # too many dimensions, or an empty array with sizes beyond any memory
+        raise _damaged(path, f"{name} has the impossible shape {shape}") from None

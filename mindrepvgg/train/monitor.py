@@ -39,7 +39,8 @@ class RunLog:
 def _read_lines(path):
     """The records of a log; a last line cut short by a crash is left out."""
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
         try:
             records.append(json.loads(line))
         except ValueError:
@@ -96,11 +97,12 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number, _frame):
+    def _ask(self, _number, _frame):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        print(f"\n{signal.Signals(number).name}: stopping after this step; once more to stop at once", file=sys.stderr)
+        # Without the signal's name: MindSpore, once it has compiled a graph, turns Ctrl-C into SIGTERM.
+        print("\nstopping after this step; Ctrl-C once more to stop at once", file=sys.stderr)
 
 
 def draw_curves(records, path, title=""):

@@ -18,8 +18,8 @@ from ..data import TrainLoader, open_source
 from ..errors import DataError, TrainingError
 from ..evaluate import Evaluation, eval_loader, evaluate
 from ..files import atomic_write
-from ..model import create_model
 from ..optim import build_optimizer
+from ..pretrained import create_model
 from ..schedule import learning_rates
 from .monitor import Progress, RunLog, StopRequest, draw_curves
 from .resume import Position, optimizer_state, restore
@@ -52,11 +52,8 @@ class Trainer:
         self.last = self.folder / f"{recipe.model}_last.ckpt"
         self.best = self.folder / f"{recipe.model}_best.ckpt"
         self.curves = self.folder / "curves.png"
-        if resume is None and not overwrite and self.last.exists():
-            raise TrainingError(
-                f"{self.folder} holds a run already; add --resume to continue it, --overwrite to start anew, or give "
-                f"another --ckpt_save_dir"
-            )
+        held = sorted(self.folder.glob("*_last.ckpt"))
+        _check_folder(self.folder, held, resume, overwrite)
         runtime.setup(recipe.device_target, recipe.mode, recipe.jit_level, recipe.seed)
         self.train_loader = _train_loader(recipe)
         self.eval_loader = eval_loader(recipe) if recipe.val_while_train else None
@@ -72,12 +69,17 @@ class Trainer:
             warmup_factor=recipe.warmup_factor,
             decay_epochs=recipe.decay_epochs,
         )
-        self.net = create_model(recipe.model, recipe.num_classes, recipe.in_channels, **recipe.model_args)
+        weights = recipe.pretrained if recipe.pretrained and resume is None else None
+        self.net = create_model(
+            recipe.model, recipe.num_classes, recipe.in_channels, weights=weights, **recipe.model_args
+        )
         self.optimizer = build_optimizer(
             self.net, self.lr, recipe.momentum, recipe.use_nesterov, recipe.weight_decay, recipe.weight_decay_filter
         )
         self.position = Position() if resume is None else restore(resume, self.net, self.optimizer, recipe)
         self.step = TrainStep(NetworkWithLoss(self.net, recipe.label_smoothing, recipe.aux_weight), self.optimizer)
+        if overwrite:
+            _remove_runs(held)
         self.log = RunLog(self.folder / "log.jsonl", keep_until=None if resume is None else self.steps_done)
         with atomic_write(self.folder / "recipe.yaml", "w") as stream:
             yaml.safe_dump(recipe.to_dict(), stream, sort_keys=False)
@@ -98,6 +100,7 @@ class Trainer:
                     position.epoch, position.step_in_epoch = position.epoch + 1, 0
                     self._end_epoch(progress)
                 else:
+                    self._check_finite()
                     self._save(self.last, with_state=True)
         self._draw()
         return RunResult(
@@ -128,24 +131,28 @@ class Trainer:
                     self._log_losses(losses, progress)
                     losses = []
                 if stop.asked and not end_of_epoch:
-                    position.interval_losses += _floats(losses)
+                    position.interval_losses = self._interval_losses(losses)
                     return False
         return True
 
-    def _log_losses(self, losses, progress):
-        """Write the mean loss since the last record; stop the run when it is no longer a number."""
-        position = self.position
-        values = position.interval_losses + _floats(losses)
-        position.interval_losses = []
-        lr = float(self.lr[self.steps_done - 1])
-        for back, value in enumerate(reversed(values)):
+    def _interval_losses(self, losses) -> list:
+        """The loss of each step since the last log record; stops the run when one is no longer a number."""
+        values = self.position.interval_losses + _floats(losses)
+        for step, value in enumerate(values, self.steps_done - len(values) + 1):
             if not math.isfinite(value):
                 raise TrainingError(
-                    f"the loss became {value} at step {self.steps_done - back} (epoch {position.epoch + 1}, learning "
-                    f"rate {lr:.3g}); the last good state is {self.last if self.last.exists() else 'none yet'}. "
+                    f"the loss became {value} at step {step} (epoch {self.position.epoch + 1}, learning rate "
+                    f"{self.lr[step - 1]:.3g}); the last good state is {self._last_good()}. "
                     f"Lower lr, lengthen warmup_epochs, or check the data"
                 )
-        loss = float(np.mean(values))
+        return values
+
+    def _log_losses(self, losses, progress):
+        """Write the mean loss since the last record."""
+        position = self.position
+        loss = float(np.mean(self._interval_losses(losses)))
+        position.interval_losses = []
+        lr = float(self.lr[self.steps_done - 1])
         speed = self._meter.images_per_second()
         steps_per_epoch = self.train_loader.steps_per_epoch
         self.log.write(
@@ -174,10 +181,11 @@ class Trainer:
             if improved:
                 position.best_top1, position.best_epoch = self.evaluation.top1, position.epoch
                 line += " (best)"
-        self._save(self.last, with_state=True)
         if improved:
             self._save(self.best)
         self._save_epoch()
+        # After the others: when the process dies in between, the epoch is run again and they are saved again.
+        self._save(self.last, with_state=True)
         self._draw()
         self._meter.restart()
         progress.say(line)
@@ -188,8 +196,12 @@ class Trainer:
             if not np.isfinite(parameter.asnumpy()).all():
                 raise TrainingError(
                     f"{parameter.name} is no longer finite at step {self.steps_done}; the last good state is "
-                    f"{self.last if self.last.exists() else 'none yet'}. Lower lr or lengthen warmup_epochs"
+                    f"{self._last_good()}. Lower lr or lengthen warmup_epochs"
                 )
+
+    def _last_good(self):
+        """The checkpoint to fall back on, in words."""
+        return self.last if self.last.exists() else "none yet"
 
     def _save_epoch(self):
         """Keep the newest `keep_checkpoint_max` epochs' networks."""
@@ -258,6 +270,30 @@ class _Meter:
         speed = self._images / max(time.perf_counter() - self._since, 1e-9)
         self.restart()
         return speed
+
+
+def _check_folder(folder, held, resume, overwrite):
+    """Refuse to write over a run (`held`: the *_last.ckpt in the folder) that is not the one to go on with."""
+    if not held:
+        return
+    if resume is None and not overwrite:
+        raise TrainingError(
+            f"{folder} holds a run already ({held[0].name}); add --resume to continue it, --overwrite to start anew, "
+            f"or give another --ckpt_save_dir"
+        )
+    if resume is not None and Path(resume).exists() and not any(path.samefile(resume) for path in held):
+        raise TrainingError(f"{folder} holds another run ({held[0].name}) than {resume}; give another --ckpt_save_dir")
+
+
+def _remove_runs(held):
+    """Remove the checkpoints of the runs that saved `held`, so that none of them is taken for the new run's."""
+    for last in held:
+        model = last.name.removesuffix("_last.ckpt")
+        last.with_name(f"{model}_best.ckpt").unlink(missing_ok=True)
+        for path in last.parent.glob(f"{model}-*.ckpt"):
+            if path.stem.removeprefix(f"{model}-").isdecimal():
+                path.unlink()
+        last.unlink()
 
 
 def _floats(losses):

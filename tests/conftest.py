@@ -1,0 +1,41 @@
+"""Fixtures, and what must happen before a test module imports MindSpore."""
+
+import sys
+
+import pytest
+
+import mindrepvgg  # noqa: F401 - sets the environment MindSpore needs
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """The same initial weights in every run, whichever tests run before."""
+    if "mindspore" in sys.modules:
+        sys.modules["mindspore"].set_seed(0)
+
+
+@pytest.fixture
+def graph_mode():
+    """Graph mode for one test."""
+    from support import context_mode
+
+    with context_mode("graph"):
+        yield
+
+
+@pytest.fixture
+def pynative_mode():
+    """PyNative mode for one test."""
+    from support import context_mode
+
+    with context_mode("pynative"):
+        yield
+
+
+@pytest.fixture(params=["graph", "pynative"])
+def mode(request):
+    """Both modes, one after the other."""
+    from support import context_mode
+
+    with context_mode(request.param):
+        yield request.param

@@ -1,0 +1,189 @@
+"""Atomic files: whole, or as they were before, whatever happens while they are written."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from mindrepvgg.files import atomic_write, write_json
+
+pytestmark = pytest.mark.compat
+
+OLD, NEW = b"the old content", b"the new content, somewhat longer"
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A file with content, alone in its folder."""
+    file = tmp_path / "result.bin"
+    file.write_bytes(OLD)
+    return file
+
+
+def names(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+def run_python(code, *arguments):
+    """Run code in a process of its own and wait for its end."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_new_file_appears_when_it_is_complete(tmp_path):
+    path = tmp_path / "result.bin"
+    with atomic_write(path) as stream:
+        stream.write(NEW[:5])
+        stream.flush()
+        assert not path.exists()
+        stream.write(NEW[5:])
+    assert path.read_bytes() == NEW
+    assert names(tmp_path) == ["result.bin"]
+
+
+def test_an_old_file_is_whole_until_it_is_replaced(path):
+    with atomic_write(path) as stream:
+        stream.write(NEW)
+        stream.flush()
+        assert path.read_bytes() == OLD
+    assert path.read_bytes() == NEW
+    assert names(path.parent) == ["result.bin"]
+
+
+def test_a_reader_of_the_old_file_keeps_it(path):
+    with path.open("rb") as reader:
+        with atomic_write(path) as stream:
+            stream.write(NEW)
+        assert reader.read() == OLD
+
+
+def test_text_is_utf8(tmp_path):
+    with atomic_write(tmp_path / "text", "w") as stream:
+        stream.write("Größe × 3\n")
+    assert (tmp_path / "text").read_bytes() == "Größe × 3\n".encode()
+
+
+def test_write_json(tmp_path):
+    write_json(tmp_path / "facts.json", {"Größe": [1, None]})
+    text = (tmp_path / "facts.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {"Größe": [1, None]}
+    assert "Größe" in text
+    assert text.endswith("}\n")
+
+
+def test_missing_folders_are_made(tmp_path):
+    with atomic_write(tmp_path / "a/b/c/result.bin") as stream:
+        stream.write(NEW)
+    assert (tmp_path / "a/b/c/result.bin").read_bytes() == NEW
+
+
+def fail_half_way(path, error):
+    with atomic_write(path) as stream:
+        stream.write(NEW)
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("from the body"), KeyboardInterrupt(), SystemExit(3)])
+def test_an_exception_leaves_the_old_file_and_nothing_else(path, error):
+    with pytest.raises(type(error)):
+        fail_half_way(path, error)
+    assert path.read_bytes() == OLD
+    assert names(path.parent) == ["result.bin"]
+
+
+def test_an_exception_leaves_no_new_file(tmp_path):
+    with pytest.raises(ValueError, match="from the body"):
+        fail_half_way(tmp_path / "result.bin", ValueError("from the body"))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("failing", ["fsync", "chmod", "replace"])
+def test_a_failure_of_the_last_steps_leaves_the_old_file(path, monkeypatch, failing):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"mindrepvgg.files.os.{failing}", refuse)
+    with pytest.raises(OSError, match="No space left"), atomic_write(path) as stream:
+        stream.write(NEW)
+    assert path.read_bytes() == OLD
+    assert names(path.parent) == ["result.bin"]
+
+
+# A file may grow to 4096 bytes only: the write beyond fails as on a full disk, with a part of the bytes written.
+FILL_THE_DISK = """
+import resource, signal, sys
+from mindrepvgg.files import atomic_write
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    with atomic_write(sys.argv[1]) as stream:
+        stream.write(bytes(int(sys.argv[2])))
+except OSError as error:
+    print("refused:", error.strerror)
+else:
+    print("written")
+"""
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(path):
+    result = run_python(FILL_THE_DISK, path, 100_000)
+    assert (result.stdout, result.returncode) == ("refused: File too large\n", 0), result.stderr
+    assert path.read_bytes() == OLD
+    assert names(path.parent) == ["result.bin"]
+    # The limit, not something else, was what failed.
+    assert run_python(FILL_THE_DISK, path, 4096).stdout == "written\n"
+    assert path.read_bytes() == bytes(4096)
+
+
+DIE_WHILE_WRITING = """
+import os, signal, sys
+from mindrepvgg.files import atomic_write
+with atomic_write(sys.argv[1]) as stream:
+    stream.write(b"half")
+    stream.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_kill_leaves_the_old_file(path):
+    """Nothing can be tidied up after kill -9: one hidden .partial may stay, and no tool takes it for a result."""
+    assert run_python(DIE_WHILE_WRITING, path).returncode == -signal.SIGKILL
+    assert path.read_bytes() == OLD
+    left = [name for name in names(path.parent) if name != "result.bin"]
+    assert len(left) == 1
+    assert left[0].startswith(".result.bin.")
+    assert left[0].endswith(".partial")
+    # It is not in the way of the next attempt.
+    with atomic_write(path) as stream:
+        stream.write(NEW)
+    assert path.read_bytes() == NEW
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_permissions_follow_the_umask(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with atomic_write(tmp_path / "result.bin") as stream:
+            stream.write(NEW)
+        assert os.umask(mask) == mask, "the process's mask was changed"
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "result.bin").stat().st_mode) == mode
+
+
+def test_a_folder_in_the_way_is_refused(tmp_path):
+    (tmp_path / "result.bin").mkdir()
+    with pytest.raises(IsADirectoryError), atomic_write(tmp_path / "result.bin") as stream:
+        stream.write(NEW)
+    assert names(tmp_path) == ["result.bin"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(path):
+    with pytest.raises(NotADirectoryError), atomic_write(path / "below" / "result.bin") as stream:
+        stream.write(NEW)
+    assert path.read_bytes() == OLD
