@@ -171,10 +171,10 @@ class RepVGGBlock(nn.Cell):
             _add_padded,
         )
 
-    def fused_kernel_bias(self) -> tuple[np.ndarray, np.ndarray]:
+    def fused_kernel_bias(self, dtype=np.float64) -> tuple[np.ndarray, np.ndarray]:
         """`get_equivalent_kernel_bias` of a train-form block as NumPy arrays, computed in float64 throughout.
 
-        Raises ValueError when the block is in deploy form already.
+        dtype: what they are rounded to at the end. Raises ValueError when the block is in deploy form already.
         """
         if self.deploy:
             raise ValueError("the block is in deploy form: its branches are fused already")
@@ -188,7 +188,7 @@ class RepVGGBlock(nn.Cell):
             for leaf in fusion.BN_LEAVES:
                 params[f"{prefixes[name]}.{leaf}"] = getattr(bn, leaf)
         arrays = {name: parameter.asnumpy() for name, parameter in params.items()}
-        return fusion.fuse_block(arrays, {name: bn.eps for name, bn in branches.items()})
+        return fusion.fuse_block(arrays, {name: bn.eps for name, bn in branches.items()}, dtype)
 
     def switch_to_deploy(self):
         """Replace the branches, in place, by the one convolution they equal; does nothing in deploy form.
@@ -231,14 +231,13 @@ class RepVGGBlock(nn.Cell):
 
     def fused_conv(self) -> nn.Conv2d:
         """The one convolution this train-form block equals, as a new cell; its parameters carry their final names."""
-        kernel, bias = self.fused_kernel_bias()
         trained = self.rbr_dense.conv.weight
+        kernel, bias = self.fused_kernel_bias(trained.asnumpy().dtype)
         with no_init_parameters():
             conv = _conv(self.in_channels, self.out_channels, 3, self.stride, self.groups, self.dilation, bias=True)
         prefix = trained.name.removesuffix("rbr_dense.conv.weight")
-        dtype = trained.asnumpy().dtype
         for leaf, value in (("weight", kernel), ("bias", bias)):
-            parameter = Parameter(Tensor.from_numpy(value.astype(dtype)), name=f"{prefix}rbr_reparam.{leaf}")
+            parameter = Parameter(Tensor.from_numpy(value), name=f"{prefix}rbr_reparam.{leaf}")
             setattr(conv, leaf, parameter)
         return conv
 

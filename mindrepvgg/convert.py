@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ def convert_checkpoint(
     report = None
     if form == "deploy" and not net.deploy:
         net, report = _fuse(net, rtol)
+        gc.collect()  # the train form's cells refer to one another, and would stay while the file is written
     _write(net, destination, dialect, source, report)
     return Conversion(facts, destination, dialect, form, report)
 

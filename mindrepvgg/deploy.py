@@ -76,6 +76,7 @@ class EquivalenceReport:
 
     @property
     def passed(self) -> bool:
+        """Whether the two are equivalent."""
         return not self.failures
 
     def to_dict(self) -> dict:
@@ -118,8 +119,8 @@ def verify_equivalence(train_net, deploy_net, inputs, rtol=1e-4, raise_on_failur
     if shapes[0] != shapes[1]:
         raise ValueError(f"the networks' outputs have shapes {shapes[0]} and {shapes[1]}: they do not compare")
     differences = [_difference(a, b) for a, b in zip(expected, actual, strict=True)]
-    max_abs = max(d[0] for d in differences)
-    max_rel = max(d[1] for d in differences)
+    # np.max and not max(), which passes over a NaN that does not come first.
+    max_abs, max_rel = (float(worst) for worst in np.max(differences, axis=0))
     report = EquivalenceReport(
         blocks=blocks,
         max_abs=max_abs,
@@ -177,14 +178,18 @@ def _weight_difference(block, deploy_block):
     """Largest relative difference between a deploy convolution and its train block fused in float64."""
     conv = deploy_block.rbr_reparam
     fused = block.fused_kernel_bias()
-    return max(_difference(a, b.asnumpy())[1] for a, b in zip(fused, (conv.weight, conv.bias), strict=True))
+    # In place: a large kernel in float64 is enough to keep at a time.
+    differences = [_difference(a, b.asnumpy(), out=a)[1] for a, b in zip(fused, (conv.weight, conv.bias), strict=True)]
+    return float(np.max(differences))
 
 
-def _difference(expected, actual):
-    """(largest absolute difference, the same over the largest expected magnitude), computed in float64."""
-    difference = np.subtract(expected, actual, dtype=np.float64)
-    max_abs = _largest(difference)
+def _difference(expected, actual, out=None):
+    """(largest absolute difference, the same over the largest expected magnitude), computed in float64.
+
+    out: a float64 array for the differences, `expected` itself where it is not needed afterwards.
+    """
     scale = _largest(expected)
+    max_abs = _largest(np.subtract(expected, actual, out=out, dtype=np.float64))
     return max_abs, max_abs / scale if scale else (0.0 if max_abs == 0 else np.inf)
 
 

@@ -11,6 +11,9 @@ import numpy as np
 
 BN_LEAVES = ("gamma", "beta", "moving_mean", "moving_variance")
 
+# Output channels are fused a few at a time: in float64, a large kernel's copies would fill caches and memory.
+_CHANNELS_AT_ONCE = 64
+
 
 def identity_kernel(channels: int, groups: int = 1) -> np.ndarray:
     """The 1x1 convolution that returns its input: output i takes input i.
@@ -67,13 +70,13 @@ def fold_bn(kernel, gamma, beta, mean, var, eps):
     return fold(*_checked_branch("convolution", kernel, (gamma, beta, mean, var), eps))
 
 
-def fuse_block(params: dict, eps: float) -> tuple[np.ndarray, np.ndarray]:
+def fuse_block(params: dict, eps: float, dtype=np.float64) -> tuple[np.ndarray, np.ndarray]:
     """Fuse one block, given its parameters by their names within the block; computed in float64.
 
     params: `rbr_dense.conv.weight` (out, in // groups, 3, 3), `rbr_1x1.conv.weight` (out, in // groups, 1, 1), and
     for both `.bn.{gamma,beta,moving_mean,moving_variance}` (out,); with an identity branch also
     `rbr_identity.{gamma,...}`. eps: the BN's epsilon, or a dict of them by branch.
-    Returns kernel (out, in // groups, 3, 3) and bias (out,), float64.
+    Returns kernel (out, in // groups, 3, 3) and bias (out,), rounded to `dtype` at the end.
     Raises ValueError when a parameter is missing or of the wrong shape; KeyError never escapes.
     """
     eps = eps if isinstance(eps, dict) else dict.fromkeys(("rbr_dense", "rbr_1x1", "rbr_identity"), eps)
@@ -86,7 +89,14 @@ def fuse_block(params: dict, eps: float) -> tuple[np.ndarray, np.ndarray]:
         out, per_group = dense[0].shape[:2]
         kernel = identity_kernel(out, out // per_group)
         identity = _checked_branch("rbr_identity", kernel, _bn_vectors(params, "rbr_identity"), eps["rbr_identity"])
-    return fuse_branches(dense, pointwise, identity, add_1x1)
+    kernel, bias = np.empty(dense[0].shape, dtype), np.empty(dense[0].shape[:1], dtype)
+    for start in range(0, len(kernel), _CHANNELS_AT_ONCE):
+        chunk = slice(start, start + _CHANNELS_AT_ONCE)
+        branches = (
+            branch and (*(array[chunk] for array in branch[:-1]), branch[-1]) for branch in (dense, pointwise, identity)
+        )
+        kernel[chunk], bias[chunk] = fuse_branches(*branches, add_1x1)
+    return kernel, bias
 
 
 def _branch(params, name, eps, size):

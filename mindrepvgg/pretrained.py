@@ -14,6 +14,7 @@ from .checkpoint import STATE_PREFIX, check_form, load_arrays
 from .deploy import to_deploy
 from .dialects import Recognised, recognise, unwrap
 from .errors import CheckpointError
+from .inert_pickle import is_pickle_file, read_pickle_file
 from .layout import check_finite
 from .model import RepVGG
 from .torchfile import is_torch_file, read_torch_file
@@ -29,9 +30,9 @@ WEIGHTS = ("raw", "ema")
 class ImportedWeights:
     """A file's weights under our names, and what was found around them.
 
-    container: 'torch', 'ckpt' or 'safetensors'. weights: 'raw' or 'ema', which of the two `recognised` holds; has_raw,
-    has_ema: which the file holds. wrapper, prefix, ignored: see `dialects.Unwrapped`. description: what a checkpoint
-    of this package says of itself, empty for others.
+    container: 'torch', 'pickle', 'ckpt' or 'safetensors'. weights: 'raw' or 'ema', which of the two `recognised` holds;
+    has_raw, has_ema: which the file holds. wrapper, prefix, ignored: see `dialects.Unwrapped`. description: what a
+    checkpoint of this package says of itself, empty for others.
     """
 
     path: Path
@@ -47,7 +48,7 @@ class ImportedWeights:
 
 
 def import_weights(path, weights="raw", allow_nonfinite=False) -> ImportedWeights:
-    """Read a checkpoint of any project: torch `.pth` in both forms, `.safetensors`, MindSpore `.ckpt`.
+    """Read a checkpoint of any project: torch `.pth` in both forms, `.safetensors`, MindSpore `.ckpt`, `.pkl`.
 
     Container, dialect, network, form and class count are told by content, never by the file's name. weights: 'raw', or
     'ema' for the averaged copy that some training scripts keep beside it.
@@ -85,6 +86,8 @@ def _read(path):
     """(container, nested content, description) of a file."""
     if is_torch_file(path):
         return "torch", read_torch_file(path), {}
+    if is_pickle_file(path):
+        return "pickle", read_pickle_file(path), {}
     found = read_weights(path)
     container = found.container
     arrays = {name: array for name, array in found.arrays.items() if not name.startswith(STATE_PREFIX)}
@@ -132,10 +135,12 @@ def create_model(
     imported = import_weights(weights)
     found = imported.recognised
     wanted = find(name, **shape)
-    if found.variant.to_dict() != wanted.to_dict() or found.in_channels != in_channels:
+    has = {**found.variant.to_dict(), "in_channels": found.in_channels}
+    wants = {**wanted.to_dict(), "in_channels": in_channels}
+    if has != wants:
+        differing = [f"{key} {has[key]}, expected {wants[key]}" for key in has if has[key] != wants[key]]
         raise CheckpointError(
-            f"{weights} holds {found.variant.name} for {found.in_channels} input channels, not {wanted.name} for "
-            f"{in_channels}"
+            f"{weights} holds a {found.variant.name}, not the {wanted.name} asked for: {'; '.join(differing)}"
         )
     if not deploy or found.deploy:
         check_form(weights, "deploy" if found.deploy else "train", "deploy" if deploy else "train")

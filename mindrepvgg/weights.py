@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from google.protobuf.message import DecodeError
 from mindspore.train.checkpoint_pb2 import Checkpoint
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
+from . import bfloat16
 from .errors import CheckpointError
 from .files import atomic_path, atomic_write
 
@@ -32,19 +33,24 @@ _DESCRIPTION = "mindrepvgg.description"
 # MindSpore splits a larger tensor over several entries of one name: a protobuf message must stay below 2 GiB.
 _SLICE_BYTES = 512 * 1024 * 1024
 
-_CKPT_TYPES = {
-    "Bool": np.bool_,
-    **{f"{kind}{bits}": np.dtype(f"{kind.lower()}{bits}") for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)},
-    **{f"Float{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)},
+# Types as the containers name them; bfloat16 is read only.
+_CKPT_NAMES = {
+    np.dtype(bool): "Bool",
+    **{np.dtype(f"{kind}{bits}".lower()): f"{kind}{bits}" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)},
+    **{np.dtype(f"float{bits}"): f"Float{bits}" for bits in (16, 32, 64)},
 }
-_CKPT_NAMES = {np.dtype(dtype): name for name, dtype in _CKPT_TYPES.items()}
+_CKPT_TYPES = {name: dtype for dtype, name in _CKPT_NAMES.items()} | {"BFloat16": bfloat16.STORED}
+_SAFETENSORS_TYPES = {
+    "BOOL": "?", "U8": "u1", "U16": "u2", "U32": "u4", "U64": "u8", "I8": "i1", "I16": "i2", "I32": "i4", "I64": "i8",
+    "F16": "f2", "F32": "f4", "F64": "f8", "BF16": bfloat16.STORED,
+}  # fmt: skip
 
 
 @dataclass
 class WeightFile:
     """A file's arrays by name, in the file's order, and what it says of itself (empty when it says nothing).
 
-    container: 'ckpt' or 'safetensors'.
+    container: 'ckpt' or 'safetensors'. arrays: of the types in the file, but bfloat16 as float32, which is exact.
     """
 
     container: str
@@ -149,17 +155,28 @@ def _looks_like_safetensors(content) -> bool:
 
 def _read_safetensors(path, content) -> WeightFile:
     try:
-        with safe_open(path, "np") as file:
-            names = list(file.keys())
-            arrays = {name: file.get_tensor(name) for name in names}
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        tensors = dict(deserialize(content))  # which checks every size, and gives each tensor bytes of its own
+        header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
+    except (SafetensorError, ValueError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from None
-    for name, array in arrays.items():
-        if array.dtype not in _CKPT_NAMES:
-            raise _damaged(path, f"{name} has the unknown type {array.dtype.name!r}")
-    text = metadata.get(_DESCRIPTION)
+    text = (header.pop("__metadata__", None) or {}).get(_DESCRIPTION)
+    arrays = {}
+    for name in header:  # `tensors` has no order
+        tensor = tensors.pop(name)
+        kind = tensor["dtype"]
+        if kind not in _SAFETENSORS_TYPES:
+            raise CheckpointError(f"{path} holds {name} as {kind}, which is not read; save it as F32, F16 or BF16")
+        array = _as_array(path, name, tensor["data"], _SAFETENSORS_TYPES[kind], tuple(tensor["shape"]))
+        arrays[name] = bfloat16.to_float32(array) if kind == "BF16" else array
     return WeightFile("safetensors", arrays, {} if text is None else _parse_description(path, text))
+
+
+def _as_array(path, name, content, dtype, shape):
+    """The array in these bytes, which are as many as its type and shape say."""
+    try:
+        return np.frombuffer(content, dtype).reshape(shape)
+    except ValueError:  # too many dimensions, or an empty array with sizes beyond any memory
+        raise _damaged(path, f"{name} has the impossible shape {shape}") from None
 
 
 def _write_ckpt_entry(stream, name, array):
@@ -216,15 +233,12 @@ def _ckpt_array(path, name, tensors):
         raise _damaged(path, f"{name} has the unknown type {first.tensor_type!r}")
     content = first.tensor_content if len(tensors) == 1 else b"".join(t.tensor_content for t in tensors)
     shape = tuple(first.dims)
-    itemsize = np.dtype(dtype).itemsize
-    if shape == (0,) and len(content) == itemsize:
+    if shape == (0,) and len(content) == dtype.itemsize:
         shape = ()
-    expected = itemsize
+    expected = dtype.itemsize
     for size in shape:
         expected *= size
     if min(shape, default=0) < 0 or expected != len(content):
         raise _damaged(path, f"{name} of shape {shape} should have {expected} bytes and has {len(content)}")
-    try:
-        return np.frombuffer(content, dtype).reshape(shape)
-    except ValueError:  # too many dimensions, or an empty array with sizes beyond any memory
-        raise _damaged(path, f"{name} has the impossible shape {shape}") from None
+    array = _as_array(path, name, content, dtype, shape)
+    return bfloat16.to_float32(array) if first.tensor_type == "BFloat16" else array

@@ -10,11 +10,11 @@ MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
 
 # Small networks of every kind, for create_model("repvgg", **SMALL[kind]).
 SMALL = {
-    "plain": {"num_blocks": (2, 2, 3, 1), "widths": (8, 8, 16, 24, 32)},
-    "g4": {"num_blocks": (2, 2, 3, 1), "widths": (8, 8, 16, 24, 32), "group_size": 4},
-    "d2se": {"num_blocks": (2, 2, 3, 1), "widths": (16, 16, 32, 48, 64), "se": "pre"},
+    "plain": {"num_blocks": (2, 1, 2, 1), "widths": (8, 8, 16, 24, 32)},
+    "g4": {"num_blocks": (2, 1, 2, 1), "widths": (8, 8, 16, 24, 32), "group_size": 4},
+    "d2se": {"num_blocks": (2, 1, 2, 1), "widths": (16, 16, 32, 48, 64), "se": "pre"},
     "plus": {
-        "num_blocks": (2, 2, 5, 1),
+        "num_blocks": (2, 1, 3, 1),
         "widths": (8, 8, 16, 24, 32),
         "se": "post",
         "se_ratio": 4,

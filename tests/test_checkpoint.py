@@ -119,7 +119,8 @@ class TestRoundTrip:
             "in_channels": 1,
             "form": "train",
         }
-        assert known["model_args"] == {**SMALL["plus"], "num_blocks": [2, 2, 5, 1], "widths": [8, 8, 16, 24, 32]} | {
+        lists = {key: list(SMALL["plus"][key]) for key in ("num_blocks", "widths")}
+        assert known["model_args"] == {**SMALL["plus"], **lists} | {
             "group_size": 1
         }
         assert known["versions"] == {

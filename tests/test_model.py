@@ -97,13 +97,13 @@ def test_training_equals_pytorch_with_the_statistics_of_three_steps(pynative_mod
     check_training(kind)
 
 
-@pytest.mark.parametrize("kind", ["repvgg_a0", *KINDS])
+@pytest.mark.parametrize("kind", ["repvgg_a0", "g4", "d2se", "plus"])
 def test_training_equals_pytorch_in_graph_mode(graph_mode, kind):
     check_training(kind)
 
 
 @compat
-def test_plus_answers_with_its_heads_while_it_trains(mode):
+def test_plus_answers_with_its_heads_while_it_trains(pynative_mode):
     x, net = Tensor(images()), build("plus")
     assert [output.shape for output in net.set_train()(x)] == [(2, CLASSES)] * 4
     assert net.set_train(False)(x).shape == (2, CLASSES)
@@ -124,7 +124,7 @@ def test_dropping_the_heads_leaves_inference_as_it_was(pynative_mode):
 
 
 @compat
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["g4", "plus"])
 def test_switching_a_compiled_network_in_place(graph_mode, kind):
     net, x = randomise_bn(build(kind)).set_train(False), Tensor(images())
     before = net(x)
@@ -219,7 +219,7 @@ def test_initialisation_is_pytorchs(kind, deploy):
     assert checked >= 5
 
 
-# ------------------------------------------------------------------------------------------------------ optimisation
+# --------------------------------------------------------------------------------------------------------- optimisation
 
 RATES = np.array([0.1, 0.04], np.float32)
 DECAY = 0.02

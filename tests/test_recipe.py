@@ -52,7 +52,7 @@ def test_defaults_are_the_schema_and_pass_their_own_checks():
 
 
 def test_scheduler_choices_are_the_schedules_own():
-    assert recipe._SCHEDULERS == schedule.SCHEDULERS
+    assert recipe.schema._SCHEDULERS == schedule.SCHEDULERS
 
 
 def test_importing_it_loads_no_framework():
@@ -210,8 +210,8 @@ def test_an_unknown_key_like_no_other_points_to_help():
 
 
 def test_hints_for_names_of_other_programs_are_keys():
-    assert set(recipe._ELSEWHERE.values()) <= set(KEYS)
-    assert not set(recipe._ELSEWHERE) & set(KEYS)
+    assert set(recipe.schema._ELSEWHERE.values()) <= set(KEYS)
+    assert not set(recipe.schema._ELSEWHERE) & set(KEYS)
 
 
 @pytest.mark.parametrize(

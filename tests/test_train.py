@@ -479,3 +479,28 @@ def test_the_loss(label_smoothing, heads):
     tensors = tuple(Tensor(x, ms.float32) for x in logits)
     cell = NetworkWithLoss(Fixed(tensors if heads else tensors[0]), label_smoothing, aux_weight=0.25)
     assert float(cell(None, Tensor(labels, ms.int32)).asnumpy()) == pytest.approx(expected, rel=1e-5)
+
+
+SETUP_AFTER_WORK = """
+from mindrepvgg import runtime
+from mindrepvgg.errors import UserError
+import mindspore as ms
+assert float((ms.Tensor([1.0]) + 1).asnumpy()[0]) == 2
+print(runtime.setup("CPU", seed=1), runtime.setup("auto"))
+try:
+    runtime.setup("Ascend")
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("davinci[0-9]*")), reason="this machine has an Ascend device")
+def test_a_run_may_start_where_mindspore_has_worked_already():
+    """In a notebook, say: MindSpore then refuses to be told the device, even the one it runs on."""
+    result = subprocess.run(
+        [sys.executable, "-c", SETUP_AFTER_WORK], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "CPU CPU"
+    assert lines[1].startswith("device_target (=Ascend) cannot be used on this machine: ")

@@ -356,6 +356,11 @@ def ckpt(*entries):
     return message.SerializeToString()
 
 
+# bfloat16, and what each is as float32: 1, -0, the least above 0, infinity, a NaN with a payload, about 1/3
+BFLOAT16_BITS = np.array([0x3F80, 0x8000, 0x0001, 0x7F80, 0xFFC1, 0x3EAB], np.uint16)
+BFLOAT16_VALUES = np.array([0x3F800000, 0x80000000, 0x00010000, 0x7F800000, 0xFFC10000, 0x3EAB0000], "u4").view("f4")
+
+
 class TestCraftedCkpt:
     """Sizes that do not belong to the content: MindSpore's own reader trusts them."""
 
@@ -386,10 +391,22 @@ class TestCraftedCkpt:
         (tmp_path / "x.ckpt").write_bytes(ckpt(("w", "Float32", (3,), bytes(12))))
         assert_same(read_weights(tmp_path / "x.ckpt").arrays, {"w": np.zeros(3, np.float32)})
 
-    @pytest.mark.parametrize("kind", ["", "float32", "Float8", "BFloat16", "Complex64", "Strings"])
+    @pytest.mark.parametrize("kind", ["", "float32", "Float8", "Int4", "Complex64", "Strings"])
     def test_type(self, tmp_path, kind):
         (tmp_path / "x.ckpt").write_bytes(ckpt(("w", kind, (4,), bytes(16))))
         assert f"w has the unknown type {kind!r}" in refusal(tmp_path / "x.ckpt")
+
+    @pytest.mark.parametrize(("dims", "shape"), [((2, 3), (2, 3)), ((6,), (6,))])
+    def test_bfloat16_becomes_float32(self, tmp_path, dims, shape):
+        entry = ("w", "BFloat16", dims, BFLOAT16_BITS.tobytes())
+        (tmp_path / "x.ckpt").write_bytes(ckpt(entry, ("s", "BFloat16", (0,), BFLOAT16_BITS[:1].tobytes())))
+        expected = {"w": BFLOAT16_VALUES.reshape(shape), "s": BFLOAT16_VALUES[0].reshape(())}
+        assert_same(read_weights(tmp_path / "x.ckpt").arrays, expected)
+        half = ("w", "BFloat16", dims, BFLOAT16_BITS[:3].tobytes())
+        (tmp_path / "x.ckpt").write_bytes(ckpt(half))
+        assert "should have 12 bytes and has 6" in refusal(tmp_path / "x.ckpt")
+        (tmp_path / "x.ckpt").write_bytes(ckpt(half, ("w", "BFloat16", dims, BFLOAT16_BITS[3:].tobytes())))
+        assert_same(read_weights(tmp_path / "x.ckpt").arrays, {"w": BFLOAT16_VALUES.reshape(shape)})
 
     def test_slices_that_do_not_add_up(self, tmp_path):
         part = ("w", "Float32", (4,), bytes(8))
@@ -431,6 +448,44 @@ def safetensors(header, content):
     return struct.pack("<Q", len(text)) + text + content
 
 
+class TestWeReadPyTorchsSafetensors:
+    """Against PyTorch's own conversion, bit for bit."""
+
+    @pytest.fixture
+    def torch(self):
+        return pytest.importorskip("torch")
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+    def test_every_float(self, torch, tmp_path, dtype):
+        dtype = getattr(torch, dtype)
+        raw = torch.randint(0, 256, (60 * dtype.itemsize,), generator=torch.Generator().manual_seed(0))
+        every_bit_pattern = raw.to(torch.uint8).view(dtype)
+        tensors = {
+            "z": every_bit_pattern.reshape(3, 4, 5),
+            "a": every_bit_pattern[7].clone(),
+            "m": torch.empty(0, 3).to(dtype),
+        }
+        safetensors_torch = pytest.importorskip("safetensors.torch")
+        safetensors_torch.save_file(tensors, tmp_path / "x", metadata={"format": "pt"})
+        found = read_weights(tmp_path / "x")
+        assert (found.container, found.description) == ("safetensors", {})
+        exact = torch.float32 if dtype == torch.bfloat16 else dtype
+        assert_same(found.arrays, {name: tensor.to(exact).numpy() for name, tensor in tensors.items()})
+        assert all(array.flags.writeable for array in found.arrays.values())
+
+    def test_the_order_is_the_files(self, torch, tmp_path):
+        safetensors_torch = pytest.importorskip("safetensors.torch")
+        safetensors_torch.save_file({name: torch.ones(2) for name in "zamq"}, tmp_path / "x")
+        assert list(read_weights(tmp_path / "x").arrays) == sorted("zamq")  # the library writes them sorted
+
+    @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+    def test_float8_is_refused_by_name(self, torch, tmp_path, dtype):
+        safetensors_torch = pytest.importorskip("safetensors.torch")
+        tensors = {"a.weight": torch.ones(2).to(getattr(torch, dtype)), "a.bias": torch.ones(2)}
+        safetensors_torch.save_file(tensors, tmp_path / "x")
+        assert f"holds a.weight as F8_{dtype[7:11].upper()}" in refusal(tmp_path / "x")
+
+
 class TestCraftedSafetensors:
     @pytest.mark.parametrize(
         "header",
@@ -442,8 +497,7 @@ class TestCraftedSafetensors:
             {"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 2**60]}},
             {"w": {"dtype": "F32", "shape": [3], "data_offsets": [4, 16]}},
             {"w": {"dtype": "F99", "shape": [3], "data_offsets": [0, 12]}},
-            {"w": {"dtype": "BF16", "shape": [6], "data_offsets": [0, 12]}},
-            {"w": {"dtype": "F8_E4M3", "shape": [12], "data_offsets": [0, 12]}},
+            {"w": {"dtype": "BF16", "shape": [3], "data_offsets": [0, 12]}},
             {"w": {"dtype": "F32", "shape": [1] * 70 + [3], "data_offsets": [0, 12]}},
             {"w": {"dtype": "F32"}},
             {"w": 3},
@@ -455,10 +509,28 @@ class TestCraftedSafetensors:
         (tmp_path / "x.safetensors").write_bytes(safetensors(header, bytes(12)))
         assert "is damaged or no checkpoint" in refusal(tmp_path / "x.safetensors")
 
+    @pytest.mark.parametrize("kind", ["F8_E4M3", "F8_E5M2", "C64"])
+    def test_type(self, tmp_path, kind):
+        header = {"w": {"dtype": kind, "shape": [16 // (8 if kind == "C64" else 1)], "data_offsets": [0, 16]}}
+        (tmp_path / "x.safetensors").write_bytes(safetensors(header, bytes(16)))
+        assert f"holds w as {kind}, which is not read; save it as F32, F16 or BF16" in refusal(
+            tmp_path / "x.safetensors"
+        )
+
+    def test_metadata_may_be_null(self, tmp_path):
+        header = {"__metadata__": None, "w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}
+        (tmp_path / "x.safetensors").write_bytes(safetensors(header, bytes(12)))
+        assert list(read_weights(tmp_path / "x.safetensors").arrays) == ["w"]
+
     def test_the_crafted_file_is_read_when_it_is_right(self, tmp_path):
         header = {"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}
         (tmp_path / "x.safetensors").write_bytes(safetensors(header, bytes(12)))
         assert_same(read_weights(tmp_path / "x.safetensors").arrays, {"w": np.zeros(3, np.float32)})
+
+    def test_bfloat16_becomes_float32(self, tmp_path):
+        header = {"w": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}
+        (tmp_path / "x.safetensors").write_bytes(safetensors(header, bytes.fromhex("803fc0bf")))
+        assert_same(read_weights(tmp_path / "x.safetensors").arrays, {"w": np.array([1, -1.5], np.float32)})
 
     @pytest.mark.parametrize(
         ("text", "reason"),

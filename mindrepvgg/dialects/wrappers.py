@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import CheckpointError
+from ..inert_pickle import Opaque
 from ..layout import listed, printable
-from ..torchfile import Opaque
 
 # Keys under which training scripts keep a state dict; official main.py: model, ema; timm: state_dict, state_dict_ema.
 _RAW = ("state_dict", "model", "model_state_dict")
@@ -101,7 +101,7 @@ class _Flat:
 
     def __init__(self, state):
         self.weights, self.averaged, self.ignored = {}, {}, []
-        removed, origins, slots = {}, {}, {}
+        removed, origins, under = {}, {}, {}
         for name, array in state.items():
             segments = name.split(".") if isinstance(name, str) and isinstance(array, np.ndarray) else []
             kept = ".".join(segment for segment in segments if segment not in _WRAPPING)
@@ -114,13 +114,19 @@ class _Flat:
                 )
             origins[kept] = name
             removed.update(dict.fromkeys(f"{segment}." for segment in segments if segment in _WRAPPING))
+            first, _, rest = kept.partition(".")
+            under.setdefault(first, []).append(rest)
+        # An optimizer's: moments.stage0..., adam_m.stage0... Not stage1_aux, where linear.weight alone has a namesake.
+        slots = {
+            first: len(rests)
+            for first, rests in under.items()
+            if first != "ema" and (first == "training_state" or all(rest in origins for rest in rests))
+        }
         for name, original in origins.items():
             first, _, rest = name.partition(".")
             if first == "ema":  # MindCV's moving average of every parameter
                 self.averaged[rest] = state[original]
-            elif rest in origins or first == "training_state":  # an optimizer's: moments.stage0..., adam_m.stage0...
-                slots[first] = slots.get(first, 0) + 1
-            else:
+            elif first not in slots:
                 self.weights[name] = state[original]
         self.ignored += [f"{printable(slot)}.* ({count})" for slot, count in slots.items()]
         self.prefix = "".join(removed)

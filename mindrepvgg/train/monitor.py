@@ -75,6 +75,7 @@ class Progress:
         sys.stdout.flush()
 
     def close(self):
+        """End the bar's line; what is written next starts below it."""
         self.bar.close()
 
 

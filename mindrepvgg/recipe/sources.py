@@ -1,0 +1,127 @@
+"""Where a recipe's values come from: yaml files with their bases, the command line, a checkpoint; and back to yaml."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Iterable, Mapping
+
+import yaml
+
+from ..errors import RecipeError
+from .kinds import UniqueKeyLoader, plain
+from .schema import COMMAND_LINE, KEYS, Key, Recipe, check_data_dir, describe, refuse_unknown
+
+
+def _resolve(layers: Iterable[tuple[Mapping, str]]) -> Recipe:
+    """The recipe of (values, source) pairs laid over the defaults, the last on top."""
+    values, sources = {}, {}
+    for layer, source in layers:
+        refuse_unknown(layer, source)
+        values.update(layer)
+        sources.update(dict.fromkeys(layer, source))
+    return Recipe(**values, sources=sources)
+
+
+def load_recipe(path: str | os.PathLike | None = None, overrides: Mapping | None = None) -> Recipe:
+    """The recipe of a yaml file (None: the defaults) with `overrides` on top, noted as 'command line'.
+
+    A file's `base: other.yaml`, relative to the file, is laid below it. Raises RecipeError, one line, for anything
+    unreadable, unknown or unfit.
+    """
+    files = [] if path is None else _read_chain(os.fspath(path))
+    return _resolve([*files, (overrides or {}, COMMAND_LINE)])
+
+
+def recipe_from_dict(values: Mapping, source: str = "the checkpoint", overrides: Mapping | None = None) -> Recipe:
+    """The recipe `to_dict` gave, keys missing from it at their defaults, with the command line's `overrides` on top.
+
+    `source` names the values' place in errors.
+    """
+    return _resolve([(_require_mapping(values, source), source), (overrides or {}, COMMAND_LINE)])
+
+
+def format_recipe(recipe: Recipe) -> str:
+    """Every key as a line `key: value  # source`: itself a yaml file that loads."""
+    return "".join(f"{_yaml_line(name, value)}  # {recipe.sources[name]}\n" for name, value in recipe.to_dict().items())
+
+
+def _yaml_line(name: str, value) -> str:
+    """`name: value` on one line; flow style keeps lists and mappings on it too."""
+    flow = yaml.safe_dump({name: value}, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    return flow.strip()[1:-1]
+
+
+def _read_chain(path: str) -> list[tuple[dict, str]]:
+    """(values, path) of the file and of those its `base` keys lead to, the lowest first."""
+    chain = []
+    while path is not None:
+        if os.path.realpath(path) in [os.path.realpath(seen) for _, seen in chain]:
+            names = " -> ".join([*(seen for _, seen in chain), path])
+            raise RecipeError(f"the `base` keys go in a circle: {names}; remove one of them")
+        values = _read_yaml(path, f"; it is the base of {chain[-1][1]}" if chain else "")
+        base = values.pop("base", None)
+        chain.append((values, path))
+        if base is not None and not isinstance(base, str):
+            raise RecipeError(f"{describe('base', base, path)} must be another yaml file's path, relative to this one")
+        path = base if base is None else os.path.normpath(os.path.join(os.path.dirname(path), base))
+    return chain[::-1]
+
+
+def _read_yaml(path: str, remark: str) -> dict:
+    """The mapping a yaml file holds, an empty file being an empty one; `remark` ends the error of a missing file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.load(file.read(), UniqueKeyLoader)
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}{remark}; check the path") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{path}{line}: {error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"{path} is not yaml text: {' '.join(str(error).split())}") from error
+    return _require_mapping({} if values is None else values, path)
+
+
+def _require_mapping(values, source: str) -> dict:
+    """A copy of the mapping; RecipeError when it is something else."""
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{source} must hold lines `key: value`, it holds a {type(values).__name__}")
+    return dict(values)
+
+
+def add_recipe_arguments(parser: ArgumentParser):
+    """Add -c/--config and a `--key VALUE` for every key of the schema, grouped by section.
+
+    `--batch-size` is understood as `--batch_size`. Values stay text here; `recipe_from_arguments` reads them.
+    """
+    parser.add_argument("-c", "--config", metavar="YAML", help="recipe file; keys given here as well override it")
+    groups = {}
+    for name, key in KEYS.items():
+        if key.section not in groups:
+            groups[key.section] = parser.add_argument_group(key.section)
+        text = f"{key.comment} (default: {_default_text(key)})".replace("%", "%%")
+        group, options = groups[key.section], {"dest": name, "metavar": key.kind.metavar, "default": SUPPRESS}
+        group.add_argument(f"--{name}", help=text, **options)
+        if "_" in name:
+            # A second, hidden argument: as a second spelling of the first, it would double every line of --help.
+            group.add_argument(f"--{name.replace('_', '-')}", help=SUPPRESS, **options)
+
+
+def _default_text(key: Key) -> str:
+    """The default as --help shows it."""
+    return json.dumps(plain(key.default)) if not isinstance(key.default, str) else key.default or "none"
+
+
+def overrides_from_arguments(arguments: Namespace) -> dict[str, str]:
+    """The recipe keys given on the command line, as text."""
+    return {name: getattr(arguments, name) for name in KEYS if hasattr(arguments, name)}
+
+
+def recipe_from_arguments(arguments: Namespace) -> Recipe:
+    """The recipe of a parsed command line, ready for a run: `data_dir` is there if the data set needs it."""
+    recipe = load_recipe(arguments.config, overrides_from_arguments(arguments))
+    check_data_dir(recipe)
+    return recipe
