@@ -41,6 +41,7 @@ lint: $(VENV)/.ready-dev
 
 bench: $(VENV)/.ready
 	$(RUN) python benchmarks/compare_mindcv.py
+	$(RUN) python benchmarks/convert_cost.py
 
 clean:
 	rm -rf $(VENV) $(COMPAT_VENV) outputs build dist *.egg-info .pytest_cache .ruff_cache

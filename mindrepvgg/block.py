@@ -176,8 +176,7 @@ class RepVGGBlock(nn.Cell):
 
         dtype: what they are rounded to at the end. Raises ValueError when the block is in deploy form already.
         """
-        if self.deploy:
-            raise ValueError("the block is in deploy form: its branches are fused already")
+        self._check_train_form()
         branches = {"rbr_dense": self.rbr_dense.bn, "rbr_1x1": self.rbr_1x1.bn}
         params = {f"{name}.conv.weight": getattr(self, name).conv.weight for name in branches}
         prefixes = {name: f"{name}.bn" for name in branches}
@@ -231,6 +230,7 @@ class RepVGGBlock(nn.Cell):
 
     def fused_conv(self) -> nn.Conv2d:
         """The one convolution this train-form block equals, as a new cell; its parameters carry their final names."""
+        self._check_train_form()
         trained = self.rbr_dense.conv.weight
         kernel, bias = self.fused_kernel_bias(trained.asnumpy().dtype)
         with no_init_parameters():
@@ -240,6 +240,10 @@ class RepVGGBlock(nn.Cell):
             parameter = Parameter(Tensor.from_numpy(value), name=f"{prefix}rbr_reparam.{leaf}")
             setattr(conv, leaf, parameter)
         return conv
+
+    def _check_train_form(self):
+        if self.deploy:
+            raise ValueError("the block is in deploy form: its branches are fused already")
 
 
 def _add_padded(kernel, kernel_1x1):

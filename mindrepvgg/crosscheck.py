@@ -9,7 +9,7 @@ from mindspore import Tensor
 
 from .data import labelled_photos
 from .dialects import from_house
-from .errors import UserError
+from .errors import CheckpointError, UserError
 from .evaluate import check_classes, eval_loader, loader_of, recipe_of
 from .metrics import MetricSum
 from .pretrained import import_weights
@@ -18,7 +18,6 @@ from .torch_reference import TorchReference, import_torch, read_tensors
 
 _TOP = 5
 _NOISE_IMAGES = 8
-_NOISE_SIZE = (224, 224)
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,19 @@ def check_file(path, net, overrides, reference=None, against="torch", averaged=F
     """
     source = reference or path
     if against == "timm":
-        other = _timm_model(source, averaged)
+        other, *sizes = _timm_model(source, averaged)
     else:
-        other = TorchReference(read_tensors(source, averaged))
+        tensors = read_tensors(source, averaged)
+        try:
+            other = TorchReference(tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from None
+        sizes = [other.num_classes, other.in_channels]
+    if sizes != [net.num_classes, net.in_channels]:
+        raise CheckpointError(
+            f"{source} has {sizes[0]} classes and {sizes[1]} input channels, the network of {path} {net.num_classes} "
+            f"and {net.in_channels}: they do not compare"
+        )
     batches, images = _batches(net, overrides)
     with inference_mode(net):
         checked = cross_check(lambda x: net(Tensor(x)).asnumpy(), other, batches, rtol)
@@ -126,7 +135,7 @@ def check_file(path, net, overrides, reference=None, against="torch", averaged=F
 
 
 def _timm_model(path, averaged):
-    """A network of timm, filled with the file's weights: images -> logits."""
+    """A network of timm, filled with the file's weights (images -> logits), and its classes and input channels."""
     torch = import_torch()
     try:
         import timm
@@ -150,7 +159,7 @@ def _timm_model(path, averaged):
         with torch.no_grad():
             return model(torch.from_numpy(images)).numpy()
 
-    return run
+    return run, found.num_classes, found.in_channels
 
 
 def _batches(net, overrides):
@@ -169,6 +178,9 @@ def _batches(net, overrides):
         labelled = photos.num_classes == net.num_classes
         batches = ((images, labels if labelled else None, valid) for images, labels, valid in loader)
         return batches, f"{len(photos)} photos of the package foolbox, as no data set was named"
-    shape = (_NOISE_IMAGES, net.in_channels, *known.get("image_size", _NOISE_SIZE))
+    # Of the preprocessing, noise needs the size alone.
+    channels = net.in_channels
+    recipe = recipe_of(net, {**overrides, "dataset": "mnist5k", "mean": [0.0] * channels, "std": [1.0] * channels})
+    shape = (_NOISE_IMAGES, channels, *recipe.image_size)
     noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     return [(noise, None, np.ones(len(noise), bool))], f"{len(noise)} images of seeded noise, as no data set was named"

@@ -189,7 +189,8 @@ def _difference(expected, actual, out=None):
     out: a float64 array for the differences, `expected` itself where it is not needed afterwards.
     """
     scale = _largest(expected)
-    max_abs = _largest(np.subtract(expected, actual, out=out, dtype=np.float64))
+    with np.errstate(invalid="ignore"):  # infinite on both sides: NaN, which is no agreement
+        max_abs = _largest(np.subtract(expected, actual, out=out, dtype=np.float64))
     return max_abs, max_abs / scale if scale else (0.0 if max_abs == 0 else np.inf)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import CheckpointError, UserError
+from .inert_pickle import is_pickle_file, read_pickle_file
 from .torchfile import is_torch_file, read_torch_file
 
 _EPS = 1e-5
@@ -47,8 +48,11 @@ _ROLES = (
     (re.compile(r"^(?:rbr_identity|identity|branch_norm)\.(\w+)$"), "identity"),
     (re.compile(r"^post_se\.down\.(weight|bias)$"), "post_se_down"),
     (re.compile(r"^post_se\.up\.(weight|bias)$"), "post_se_up"),
-    (re.compile(r"^(?:se\.down|attn\.fc1|se_layer\.conv1\.conv|se\.conv_reduce)\.(weight|bias)$"), "se_down"),
-    (re.compile(r"^(?:se\.up|attn\.fc2|se_layer\.conv2\.conv|se\.conv_expand)\.(weight|bias)$"), "se_up"),
+    (
+        re.compile(r"^(?:se\.down|attn\.fc1|se_layer\.conv1\.conv|se\.conv_reduce|se\.f_ex\.0)\.(weight|bias)$"),
+        "se_down",
+    ),
+    (re.compile(r"^(?:se\.up|attn\.fc2|se_layer\.conv2\.conv|se\.conv_expand|se\.f_ex\.2)\.(weight|bias)$"), "se_up"),
 )
 _BN_LEAF = {
     "weight": "gamma",
@@ -59,6 +63,11 @@ _BN_LEAF = {
     "beta": "beta",
     "moving_mean": "mean",
     "moving_variance": "var",
+}
+_AFFINE, _BN = {"weight", "bias"}, {"gamma", "beta", "mean", "var"}
+_LEAVES = {
+    **{"fused": _AFFINE, "dense": {"weight", *_BN}, "pointwise": {"weight", *_BN}, "identity": _BN},
+    **{f"{place}_{half}": _AFFINE for place in ("se", "post_se") for half in ("down", "up")},
 }
 
 
@@ -88,6 +97,22 @@ class TorchReference:
             raise CheckpointError(
                 f"the reference finds {len(self._blocks)} RepVGG blocks and head parts {sorted(self._head)} in the file"
             )
+        for (stage, half, block), parts in self._blocks.items():
+            needed = ("fused",) if "fused" in parts else ("dense", "pointwise")
+            if any(set(parts.get(role, ())) != _LEAVES[role] for role in (*needed, *parts)):
+                found = {role: sorted(leaves) for role, leaves in parts.items()}
+                raise CheckpointError(f"the reference misses parts of block {block} in stage {stage}.{half}: {found}")
+
+    @property
+    def num_classes(self) -> int:
+        """How many logits it gives."""
+        return len(self._head["bias"])
+
+    @property
+    def in_channels(self) -> int:
+        """How many channels an image has: its first block is never grouped."""
+        parts = self._blocks[min(self._blocks)]
+        return parts.get("fused", parts.get("dense"))["weight"].shape[1]
 
     def _place(self, name, tensor):
         """Sort one tensor into its block or the head; auxiliary heads and counters have no part in inference."""
@@ -103,7 +128,7 @@ class TorchReference:
             if match := pattern.match(rest):
                 leaf = match[1]
                 if role in ("dense", "pointwise", "identity") and not rest.endswith((".conv.weight", ".0.weight")):
-                    leaf = _BN_LEAF[leaf]
+                    leaf = _BN_LEAF.get(leaf, leaf)
                 self._blocks.setdefault(place, {}).setdefault(role, {})[leaf] = tensor.float()
                 return
         raise CheckpointError(f"the reference does not know what {name} is")
@@ -173,19 +198,32 @@ def _keeps_size(place):
 def read_tensors(path, averaged=False):
     """A checkpoint's own tensors by name, read by its own framework: torch.load, safetensors, or MindSpore.
 
+    What PyTorch does not read, MegEngine's pickles and files with a class in them, goes through the inert reader.
     averaged: take the exponential moving average where the file keeps one beside the raw weights.
-    Raises CheckpointError when no weights are found in the file.
+    Raises CheckpointError when the file cannot be read, or no weights are found in it.
     """
     torch = import_torch()
     path = Path(path)
     with path.open("rb") as file:
         start = file.read(9)
+    try:
+        return _read_tensors(path, start, torch, averaged)
+    except CheckpointError:
+        raise
+    except Exception as error:  # three frameworks, each with errors of its own for a file that is damaged
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"{path} cannot be read as the reference: {reason}") from error
+
+
+def _read_tensors(path, start, torch, averaged):
     if start[8:9] == b"{":
         from safetensors.torch import load_file
 
         return load_file(path)
     if is_torch_file(path):
-        return _state_dict(path, torch, averaged)
+        return _state_dict(path, _load_torch(path, torch), averaged)
+    if is_pickle_file(path):
+        return _state_dict(path, _as_tensors(read_pickle_file(path), torch), averaged)
     import mindspore
 
     loaded = mindspore.load_checkpoint(str(path))
@@ -196,13 +234,17 @@ def read_tensors(path, averaged=False):
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_WEIGHTS)}
 
 
-def _state_dict(path, torch, averaged):
-    """The state dict in a file of torch.save, found among its wrappers."""
+def _load_torch(path, torch):
+    """What torch.save wrote."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         # PyTorch refuses the whole file for a class it does not trust, such as a pickled configuration.
-        content = _as_tensors(read_torch_file(path), torch)
+        return _as_tensors(read_torch_file(path), torch)
+
+
+def _state_dict(path, content, averaged):
+    """The state dict in a file's content, found among its wrappers."""
     found = {}
     _collect(content, "", found)
     averages = [key for key in found if "ema" in key.split(".")[-1]]

@@ -157,8 +157,10 @@ def test_the_equivalent_kernel_of_the_deploy_form_is_its_own():
     assert bias is block.rbr_reparam.bias
     with pytest.raises(ValueError, match="the block is in deploy form: its branches are fused already"):
         block.fused_kernel_bias()
-    with pytest.raises(ValueError, match="the block is in deploy form"):
+    with pytest.raises(ValueError, match="the block is in deploy form: its branches are fused already"):
         block.deployed()
+    with pytest.raises(ValueError, match="the block is in deploy form: its branches are fused already"):
+        block.fused_conv()
 
 
 @compat
@@ -173,6 +175,8 @@ def test_deployed_gives_a_new_block_and_leaves_the_old_one(mode, place, groups, 
     assert weights(block).keys() == before.keys()
     assert all(np.array_equal(value, before[name]) for name, value in weights(block).items())
     assert list(weights(new)) == list(weights(RepVGGBlock(*place, groups, dilation, se, 4, deploy=True)))
+    for exact, leaf in zip(block.fused_kernel_bias(), ("weight", "bias"), strict=True):  # rounded once, at the end
+        np.testing.assert_array_equal(weights(new)[f"rbr_reparam.{leaf}"], exact.astype(np.float32))
 
 
 class Branching(nn.Cell):

@@ -120,9 +120,7 @@ class TestRoundTrip:
             "form": "train",
         }
         lists = {key: list(SMALL["plus"][key]) for key in ("num_blocks", "widths")}
-        assert known["model_args"] == {**SMALL["plus"], **lists} | {
-            "group_size": 1
-        }
+        assert known["model_args"] == {**SMALL["plus"], **lists} | {"group_size": 1}
         assert known["versions"] == {
             "mindrepvgg": mindrepvgg.__version__,
             "mindspore": importlib.metadata.version("mindspore"),

@@ -29,13 +29,14 @@ from test_pretrained import (
 )
 from torch_reference import Network
 
-from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint, to_deploy, variants
+from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint, to_deploy
 from mindrepvgg.dialects import from_house, recognise
 
 pytestmark = pytest.mark.usefixtures("pynative_mode")  # which a conversion sets, and leaves
 
 call = test_commands.call  # a fixture
 contents = test_commands.contents
+LARGE = ("repvgg_a0", "repvgg_b3g4", "repvgg_d2se", "repvggplus_l2pse")
 OTHERS = [dialect for dialect in NAMES if dialect != "mindrepvgg"]
 SUFFIX = {"mindcv": ".ckpt", "modelzoo": ".ckpt", "mmpretrain": ".pth", "repvggplus": ".pt", "basecls": ".pth"}
 
@@ -119,15 +120,23 @@ def numbered(shapes):
     return {name: np.broadcast_to(np.float32(i), shape) for i, (name, shape) in enumerate(shapes.items(), 1)}
 
 
-@pytest.mark.parametrize("deploy", [False, True], ids=["train", "deploy"])
-@pytest.mark.parametrize(("name", "dialect"), [(n, d) for n in FAMILY for d in NAMES if knows(d, variant_of(n))])
+def has_form(dialect, variant, deploy):
+    """Whether a project has a network in a form; what it has not is refused, see test_what_cannot_be_held."""
+    no_such_form = deploy and (dialect == "mindcv" or (dialect == "mmpretrain" and variant.se))
+    return knows(dialect, variant) and not no_such_form
+
+
+CASES = [
+    (n, d, deploy) for deploy in (False, True) for n in FAMILY for d in NAMES if has_form(d, variant_of(n), deploy)
+]
+
+
+@pytest.mark.parametrize(("name", "dialect", "deploy"), CASES)
 def test_the_whole_family_out_and_back(name, dialect, deploy):
     """Each array of each network stands under its right name in every dialect, and under its own again afterwards."""
-    variant = variants.find(name)
+    variant = variant_of(name)
     ours = numbered(shapes_in("mindrepvgg", variant, deploy))
     values = {n: array.flat[0] for n, array in ours.items()}
-    if deploy and (dialect == "mindcv" or (dialect == "mmpretrain" and variant.se)):
-        pytest.skip("the project has no such form, see test_what_cannot_be_held")
     written = from_house(ours, dialect, variant)
     named = [n for n in shapes_in(dialect, variant, deploy) if "num_batches" not in n]
     assert {n: written[n].flat[0] for n in named} == dict(zip(named, values.values(), strict=True))
@@ -137,11 +146,8 @@ def test_the_whole_family_out_and_back(name, dialect, deploy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_d2se", "repvggplus_l2pse"])
-@pytest.mark.parametrize("dialect", OTHERS)
+@pytest.mark.parametrize(("name", "dialect"), [(n, d) for n in LARGE for d in OTHERS if knows(d, variant_of(n))])
 def test_real_sizes_out_and_back(call, tmp_path, name, dialect):
-    if not knows(dialect, variant_of(name)):
-        pytest.skip("the project has no such network")
     original = write(tmp_path / "original.ckpt", theirs("mindrepvgg", name))
     out = tmp_path / f"out{SUFFIX.get(dialect, '.safetensors')}"
     for argv in ((original, out, "--dialect", dialect), (out, tmp_path / "back.ckpt")):
@@ -153,9 +159,8 @@ def test_real_sizes_out_and_back(call, tmp_path, name, dialect):
 
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize("kind", ["g4", "d2se", "plus"])
-@pytest.mark.parametrize("suffix", [".pth", ".pt"])
-def test_pytorch_files_load_strictly_into_the_authors_modules(source, call, tmp_path, kind, form, suffix):
-    dialect = "repvggplus" if kind == "plus" else "official"
+def test_pytorch_files_load_strictly_into_the_authors_modules(source, call, tmp_path, kind, form):
+    dialect, suffix = ("repvggplus", ".pt") if kind == "plus" else ("official", ".pth")
     given, path = source("mindrepvgg", kind), tmp_path / f"back{suffix}"
     assert call("convert", given, path, "--dialect", dialect, "--form", form)[0] == 0
     net = Network(VARIANTS[kind], 7, deploy=form == "deploy").eval()
@@ -276,7 +281,7 @@ def test_inspect_the_family(tmp_path, call):
 @pytest.mark.parametrize(
     ("project", "expected"),
     [
-        ("main.py", {"wrapper": "model, ema", "averaged_weights": "True", "prefix": "", "dialect": "the official repository"}),
+        ("main.py", {"wrapper": "model, ema", "averaged_weights": "True", "prefix": ""}),
         ("timm", {"wrapper": "state_dict, state_dict_ema", "averaged_weights": "True", "prefix": "_orig_mod."}),
         ("mmpretrain", {"wrapper": "ema_state_dict, state_dict", "averaged_weights": "True", "prefix": "module."}),
         ("MindCV", {"wrapper": "", "averaged_weights": "True", "prefix": "network._backbone."}),
@@ -299,29 +304,38 @@ def test_inspect_our_own(tmp_path, call, source):
     assert told(out).items() >= expected.items()
 
 
-# ------------------------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------------------- what is refused
 
 
 # Source (dialect, kind, options of `theirs`), the rest of the command, and the error; {t} is the folder.
+PLAIN = ("timm", "plain", {})
 REFUSED = [
-    (("timm", "d2se", {}), "{t}/o.ckpt --dialect mindcv", "in deploy form cannot be written for MindCV: its deploy form "),
-    (("timm", "plain", {}), "{t}/o.ckpt --dialect mindcv", "cannot be built (pad_mode 'zeros'); possible: official, timm"),
+    (
+        ("timm", "d2se", {}),
+        "{t}/o.ckpt --dialect mindcv",
+        "in deploy form cannot be written for MindCV: its deploy form",
+    ),
+    (PLAIN, "{t}/o.ckpt --dialect mindcv", "cannot be built (pad_mode 'zeros'); possible: official, timm, "),
     (("timm", "d2se", {}), "{t}/o.pth --dialect mmpretrain", "for mmpretrain: its deploy form leaves SE out"),
     (("repvggplus", "plus", {}), "{t}/o.pth --dialect official", "for the official repository: it has no RepVGGplus"),
-    (("official", "plain", {}), "{t}/o.pth --dialect repvggplus", "for the official RepVGGplus: it has RepVGGplus only"),
+    (PLAIN, "{t}/o.pth --dialect repvggplus", "for the official RepVGGplus: it has RepVGGplus only"),
     (("timm", "plain", {"channels": 1}), "{t}/o.pth --dialect official", "it takes 3 input channels, not 1"),
-    (("timm", "plain", {}), "{t}/o.pth", "o.pth: a PyTorch file needs a PyTorch project's names; add --dialect official"),
-    (("timm", "plain", {}), "{t}/o.onnx", "o.onnx must end in one of .ckpt, .safetensors, .pth, .pt: the suffix says "),
-    (("timm", "plain", {}), "{t}/o", "o must end in one of .ckpt, .safetensors, .pth, .pt"),
-    (("timm", "plain", {}), "{t}/o.ckpt --dialect tim", "dialect (='tim') is unknown; did you mean timm? known: official, "),
+    (PLAIN, "{t}/o.pth", "o.pth: a PyTorch file needs a PyTorch project's names; add --dialect official"),
+    (
+        PLAIN,
+        "{t}/o.onnx",
+        "o.onnx must end in one of .ckpt, .safetensors, .pth, .pt: the suffix says how it is written",
+    ),
+    (PLAIN, "{t}/o", "o must end in one of .ckpt, .safetensors, .pth, .pt"),
+    (PLAIN, "{t}/o.ckpt --dialect tim", "dialect (='tim') is unknown; did you mean timm? known: official, repvggplus"),
     (("timm", "plain", {"deploy": True}), "{t}/o.ckpt --form train", "is in deploy form: its branches are fused and "),
-    (("timm", "plain", {}), "{t}/o.ckpt --num_classes 1000", "is for 7 classes, expected 1000"),
-    (("timm", "plain", {}), "{t}/o.ckpt --weights ema", "holds no averaged (EMA) weights; take the others with --weights"),
-    (("timm", "plain", {}), "{t}/timm_plain.safetensors", "timm_plain.safetensors is the source itself; give the result "),
-    (("timm", "plain", {}), "{t}/o.ckpt --inspect", "give either DST, the file to write, or --inspect"),
-    (("timm", "plain", {}), "", "give either DST, the file to write, or --inspect"),
-    (("timm", "plain", {}), "{t}/o.ckpt --form fused", "argument --form: invalid choice: 'fused'"),
-]  # fmt: skip
+    (PLAIN, "{t}/o.ckpt --num_classes 1000", "is for 7 classes, expected 1000"),
+    (PLAIN, "{t}/o.ckpt --weights ema", "holds no averaged (EMA) weights; take the others with --weights raw"),
+    (PLAIN, "{t}/timm_plain.safetensors", "timm_plain.safetensors is the source itself; give the result another name"),
+    (PLAIN, "{t}/o.ckpt --inspect", "give either DST, the file to write, or --inspect"),
+    (PLAIN, "", "give either DST, the file to write, or --inspect"),
+    (PLAIN, "{t}/o.ckpt --form fused", "argument --form: invalid choice: 'fused'"),
+]
 
 
 @pytest.mark.parametrize(
@@ -398,7 +412,7 @@ def test_numbers_that_are_none(source, call, tmp_path):
     path, out = write(tmp_path / "inf.safetensors", tensors), tmp_path / "out.ckpt"
     status, _, err = call("convert", path, out)
     assert (status, out.exists()) == (2, False)
-    assert "1 of 130 tensors hold NaN or infinite values: head.fc.bias (7 of 7)" in err
+    assert f"1 of {len(tensors)} tensors hold NaN or infinite values: head.fc.bias (7 of 7)" in err
     status, _, err = call("convert", path, out, "--allow_nonfinite")
     assert (status, out.exists()) == (1, False)
     assert err.startswith("error: the two forms differ: the networks' outputs differ by nan of the largest")

@@ -124,6 +124,23 @@ def test_float32_weights_are_fused_in_float64():
         np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.parametrize(("channels", "at_once"), [(8, 3), (8, 8), (8, 1), (300, None)])
+def test_many_channels_are_fused_in_parts(monkeypatch, channels, at_once):
+    if at_once:
+        monkeypatch.setattr(fusion, "_CHANNELS_AT_ONCE", at_once)
+    assert channels > 2 * fusion._CHANNELS_AT_ONCE or at_once
+    params, x = block_params(channels, channels, groups=2, identity=True), noise(channels)
+    expected, actual = expected_branches(x, params, groups=2), torch_conv(x, *fusion.fuse_block(params, EPS), groups=2)
+    np.testing.assert_allclose(array(actual), array(expected), rtol=0, atol=1e-11)
+
+
+def test_the_result_is_rounded_once_at_the_end():
+    params = block_params(8, 8, identity=True)
+    for rounded, exact in zip(fusion.fuse_block(params, EPS, np.float32), fusion.fuse_block(params, EPS), strict=True):
+        assert rounded.dtype == np.float32
+        np.testing.assert_array_equal(rounded, exact.astype(np.float32))
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("identity", [False, True])
 def test_the_probe_of_the_reference_finds_the_same_kernel(groups, identity):

@@ -8,6 +8,7 @@ import collections
 import functools
 import logging
 import pathlib
+import pickle
 
 import mindspore as ms
 import numpy as np
@@ -41,10 +42,10 @@ CONTAINERS = {
     "mmpretrain": ("zip", "safetensors"),
     "mindcv": ("ckpt", "safetensors"),
     "modelzoo": ("ckpt",),
-    "basecls": ("zip",),
+    "basecls": ("pickle", "zip"),
     "mindrepvgg": ("ckpt", "safetensors"),
 }
-SUFFIXES = {"zip": ".pth", "legacy": ".pth", "safetensors": ".safetensors", "ckpt": ".ckpt"}
+SUFFIXES = {"zip": ".pth", "legacy": ".pth", "safetensors": ".safetensors", "ckpt": ".ckpt", "pickle": ".pkl"}
 
 
 def variant_of(name):
@@ -123,6 +124,9 @@ def write(path, content, container=None):
         written = path.with_name("for_a_moment.ckpt")  # MindSpore would change another suffix
         ms.save_checkpoint(entries, str(written))
         written.rename(path)
+    elif container == "pickle":  # as MegEngine's
+        state = {name: tensor.numpy() for name, tensor in content.items()}
+        path.write_bytes(pickle.dumps({"state_dict": state, "acc1": 72.4}))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=container == "zip")
     return path
