@@ -15,6 +15,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10; do \
 
 BIN = $(VENV)/bin
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+# Two at a time: MindSpore's tests spend half their time compiling graphs on one core.
+PYTEST = python -m pytest -n 2 --dist worksteal
 RUN = PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: demo test test-all test-compat compat-here lint bench clean
@@ -23,17 +25,17 @@ demo: $(VENV)/.ready
 	$(RUN) python tools/demo.py
 
 test: $(VENV)/.ready-dev
-	$(RUN) python -m pytest -m "not slow"
+	$(RUN) $(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.ready-dev
-	$(RUN) python -m pytest
+	$(RUN) $(PYTEST)
 
 # The quick tests on the other end of the supported range: the same environment around an older MindSpore.
 test-compat:
 	$(MAKE) VENV=$(COMPAT_VENV) PIN=mindspore==$(COMPAT_MINDSPORE) compat-here
 
 compat-here: $(VENV)/.ready-dev
-	$(RUN) python -m pytest -m "compat and not slow"
+	$(RUN) $(PYTEST) -m "compat and not slow"
 
 lint: $(VENV)/.ready-dev
 	$(RUN) ruff check .

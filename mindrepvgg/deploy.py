@@ -145,6 +145,10 @@ def _pair_blocks(train_net, deploy_net):
     pairs = [(name, block, deploy_blocks[name]) for name, block in train_blocks.items() if not block.deploy]
     if not pairs or any(not block.deploy for block in deploy_blocks.values()):
         raise ValueError("the first network must be in train form, the second in deploy form")
+    for name, block, deploy_block in pairs:
+        shapes = block.rbr_dense.conv.weight.shape, deploy_block.rbr_reparam.weight.shape
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"block {name} has a kernel of {shapes[0]} in one network and {shapes[1]} in the other")
     return pairs
 
 

@@ -374,6 +374,11 @@ ORDER = "the first network must be in train form, the second in deploy form"
         (small, small, ORDER),
         (lambda: small(deploy=True), lambda: small(deploy=True), ORDER),
         (small, lambda: small("plus", deploy=True), "do not have the same RepVGG blocks; they differ at stage3.0, "),
+        (
+            small,
+            lambda: create_model("repvgg", 10, **{**SMALL["plain"], "widths": (8, 8, 16, 24, 40)}, deploy=True),
+            "block stage4.0 has a kernel of (32, 24, 3, 3) in one network and (40, 24, 3, 3) in the other",
+        ),
         (lambda: nn.Dense(3, 3), lambda: small(deploy=True), "the networks do not have the same RepVGG blocks"),
         (lambda: nn.Dense(3, 3), lambda: nn.Dense(3, 3), "they differ at every one"),
         (
@@ -382,7 +387,7 @@ ORDER = "the first network must be in train form, the second in deploy form"
             "outputs have shapes [(2, 10)] and [(2, 7)]: they do not compare",
         ),
     ],
-    ids=["reversed", "both-train", "both-deploy", "layouts", "foreign", "nothing", "classes"],
+    ids=["reversed", "both-train", "both-deploy", "layouts", "widths", "foreign", "nothing", "classes"],
 )
 def test_networks_that_are_no_pair_are_refused(pynative_mode, first, second, text):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared literally below

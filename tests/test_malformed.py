@@ -1,7 +1,7 @@
 """Damaged files and files that are no checkpoint: one line, status 2, and nothing written.
 
 What cannot be noticed is stated as well: PyTorch's legacy form, pickles, and the .safetensors and .ckpt files of other
-writers carry no checksum, so that a flipped bit inside a weight is another weight. It changes that one number and no other.
+writers carry no checksum, so that a flipped bit inside a weight is another weight; that one number and no other.
 """
 
 import io

@@ -6,7 +6,6 @@ the framework it belongs to: nothing of the package takes part in making a file 
 
 import collections
 import functools
-import logging
 import pathlib
 import pickle
 
@@ -22,10 +21,11 @@ from test_dialects import NAMES, knows, names_alike, shapes_in
 from torch import nn
 from torch_reference import Network
 
-from mindrepvgg import cli, create_model, load_checkpoint, load_weights, save_checkpoint, variants
+from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint, variants
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.pretrained import import_weights
-from mindrepvgg.weights import read_weights
+from mindrepvgg.recipe import load_recipe
+from mindrepvgg.train import Trainer
 
 pytestmark = pytest.mark.usefixtures("pynative_mode")  # each network runs once: a graph is not worth compiling
 
@@ -505,18 +505,15 @@ def test_a_deploy_file_does_not_fill_a_train_network(tmp_path):
         create_model("repvgg", 7, weights=path, **SMALL["plain"])
 
 
-def test_train_starts_from_the_weights_of_another_project(tmp_path, caplog):
-    """`train.py --pretrained`: with a rate of nearly nothing, what is trained is what was in the file."""
+def test_training_starts_from_the_weights_of_another_project(tmp_path, caplog):
+    """The recipe's `pretrained`, which is `train.py --pretrained`; the digits' ten classes get a fresh head."""
     file = write(tmp_path / "timm.safetensors", theirs("timm", "plain", channels=1))
-    argv = f"--model repvgg --pretrained {file} --dataset mnist5k --num_classes 10 --in_channels 1 --image_resize 32"
-    argv += " --mean 0.13 --std 0.31 --epoch_size 1 --batch_size 1000 --warmup_epochs 0 --lr 1e-12 --min_lr 0"
     shape = {"num_blocks": list(SMALL["plain"]["num_blocks"]), "widths": list(SMALL["plain"]["widths"])}
-    (tmp_path / "recipe.yaml").write_text(f"model_args: {shape}\n")
-    argv += f" -c {tmp_path / 'recipe.yaml'} --ckpt_save_dir {tmp_path / 'run'} --mode 1"
-    with caplog.at_level(logging.WARNING):
-        assert cli.run(test_commands.MAINS["train"], argv.split()) == 0
-    assert f"{file} is for 7 classes, the network for 10: linear. start fresh" in caplog.text
-    trained = read_weights(tmp_path / "run" / "repvgg_last.ckpt").arrays
-    given = theirs("timm", "plain", channels=1)
-    kernel = given["stages.2.1.conv_kxk.conv.weight"].numpy()
-    np.testing.assert_allclose(trained["stage3.1.rbr_dense.conv.weight"], kernel, rtol=0, atol=1e-6)
+    recipe = {**test_commands.RECIPE, "model_args": shape, "ckpt_save_dir": str(tmp_path / "run")}
+    trainer = Trainer(load_recipe(None, {**recipe, "pretrained": str(file)}))
+    assert f"{file} is for 7 classes, the network for 10: linear. start fresh" in caplog.messages
+    given, found = weights(load_weights(file)), weights(trainer.net)
+    changed = {name for name in found if not np.array_equal(found[name], given[name])}
+    assert changed == {"linear.weight", "linear.bias"}
+    other = weights(Trainer(load_recipe(None, {**recipe, "ckpt_save_dir": str(tmp_path / "fresh")})).net)
+    assert not np.array_equal(other["stage1.0.rbr_dense.conv.weight"], given["stage1.0.rbr_dense.conv.weight"])
