@@ -1,0 +1,70 @@
+"""The process around the network: device, compile level, and temporary changes that leave nothing behind."""
+
+import mindspore as ms
+import pytest
+from mindspore import nn
+
+from mindrepvgg import runtime
+from mindrepvgg.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "version", "level"),
+    [
+        ("auto", "Ascend", (2, 8), "O2"),
+        ("auto", "Ascend", (2, 10), "O2"),
+        ("O1", "Ascend", (2, 10), "O1"),
+        ("O0", "Ascend", (2, 7), "O0"),
+        ("auto", "CPU", (2, 10), None),
+        ("O2", "CPU", (2, 8), None),
+    ],
+)
+def test_the_compile_level(monkeypatch, requested, device, version, level):
+    monkeypatch.setattr(runtime, "mindspore_version", lambda: version)
+    assert runtime.choose_jit_level(requested, device) == level
+
+
+def test_a_level_without_effect_or_deprecated_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(runtime, "mindspore_version", lambda: (2, 10))
+    with caplog.at_level("INFO", logger="mindrepvgg.runtime"):
+        runtime.choose_jit_level("O1", "CPU")
+        runtime.choose_jit_level("auto", "Ascend")
+    assert "jit_level O1 has no effect on CPU" in caplog.text
+    assert "jit_level O2 is deprecated since MindSpore 2.9" in caplog.text
+
+
+@pytest.mark.compat
+def test_setup_may_be_called_again_on_the_same_device():
+    before = ms.get_context("mode")
+    try:
+        assert runtime.setup("CPU") == "CPU"
+        nn.Dense(2, 2)(ms.Tensor([[1.0, 2.0]]))
+        assert runtime.setup("CPU", mode=ms.PYNATIVE_MODE) == "CPU"
+        assert ms.get_context("mode") == ms.PYNATIVE_MODE
+    finally:
+        ms.set_context(mode=before)
+
+
+def test_a_device_that_is_not_there_is_refused_in_one_line():
+    with pytest.raises(UserError, match=r"^device_target \(=Ascend\) cannot be used on this machine: ") as refused:
+        runtime.setup("Ascend")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.compat
+def test_inference_mode_gives_every_cell_its_flag_back():
+    net = nn.SequentialCell(nn.Dense(2, 2), nn.BatchNorm1d(2), nn.Dropout(p=0.5))
+    net.set_train()
+    net[1].set_train(False)  # a BN frozen on purpose
+    with runtime.inference_mode(net):
+        assert not any(cell.training for _, cell in net.cells_and_names())
+    assert [cell.training for _, cell in net.cells_and_names()] == [True, True, False, True]
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
+def test_execution_mode_returns_to_the_mode_of_before(mode):
+    before = ms.get_context("mode")
+    with runtime.execution_mode(mode):
+        assert ms.get_context("mode") == mode
+    assert ms.get_context("mode") == before
