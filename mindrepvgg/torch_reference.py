@@ -16,6 +16,7 @@ import numpy as np
 from .errors import CheckpointError, UserError
 from .inert_pickle import is_pickle_file, read_pickle_file
 from .torchfile import is_torch_file, read_torch_file
+from .weights import read_weights
 
 _EPS = 1e-5
 
@@ -224,14 +225,26 @@ def _read_tensors(path, start, torch, averaged):
         return _state_dict(path, _load_torch(path, torch), averaged)
     if is_pickle_file(path):
         return _state_dict(path, _as_tensors(read_pickle_file(path), torch), averaged)
-    import mindspore
-
-    loaded = mindspore.load_checkpoint(str(path))
-    tensors = {name: torch.from_numpy(value.asnumpy()) for name, value in loaded.items() if not isinstance(value, str)}
+    arrays = _load_mindspore(path)
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     kept = {name.removeprefix("ema."): tensor for name, tensor in tensors.items() if name.startswith("ema.")}
     if averaged and kept:
         return kept
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(_NOT_WEIGHTS)}
+
+
+def _load_mindspore(path):
+    """The arrays that MindSpore finds in a checkpoint of its own."""
+    import mindspore
+
+    try:
+        loaded = mindspore.load_checkpoint(str(path))
+    except ValueError as error:
+        if "memory" not in str(error):
+            raise
+        # From 2.10 on it refuses a file larger than the memory that is wholly unused, which the system keeps small.
+        return read_weights(path).arrays
+    return {name: value.asnumpy() for name, value in loaded.items() if not isinstance(value, str)}
 
 
 def _load_torch(path, torch):

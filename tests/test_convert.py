@@ -149,7 +149,8 @@ def test_the_whole_family_out_and_back(name, dialect, deploy):
 @pytest.mark.parametrize(("name", "dialect"), [(n, d) for n in LARGE for d in OTHERS if knows(d, variant_of(n))])
 def test_real_sizes_out_and_back(call, tmp_path, name, dialect):
     original = write(tmp_path / "original.ckpt", theirs("mindrepvgg", name))
-    out = tmp_path / f"out{SUFFIX.get(dialect, '.safetensors')}"
+    # Not .ckpt, which MindSpore reads back only while that much memory is wholly unused.
+    out = tmp_path / f"out{'.safetensors' if dialect in ('mindcv', 'modelzoo') else '.pth'}"
     for argv in ((original, out, "--dialect", dialect), (out, tmp_path / "back.ckpt")):
         assert call("convert", *argv, "--form", "train")[0] == 0
     assert_same(read(out), theirs(dialect, name))

@@ -198,6 +198,18 @@ def test_the_reference_reads_what_we_write(tmp_path, call):
         assert TorchReference(found)(images(1, 3, 32, 32)).shape == (1, 7)
 
 
+def test_the_reference_reads_what_mindspore_refuses_for_want_of_memory(tmp_path, monkeypatch):
+    def refuse(_):
+        raise ValueError("the checkpoint protobuf content size 492761793 bytes exceeds current available memory")
+
+    tensors = theirs("mindcv", "plain")
+    path = write(tmp_path / "net.ckpt", tensors)
+    monkeypatch.setattr("mindspore.load_checkpoint", refuse)
+    found = read_tensors(path)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
 @pytest.mark.parametrize("container", SUFFIXES)
 def test_the_reference_answers_in_words_to_a_damaged_file(tmp_path, container):
     path = write(tmp_path / "weights", theirs("timm", "plain"), container)
