@@ -210,6 +210,11 @@ def test_the_reference_reads_what_mindspore_refuses_for_want_of_memory(tmp_path,
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
+def test_the_reference_reads_a_mindspore_file_of_any_name(tmp_path):
+    found = read_tensors(write(tmp_path / "net.bin", theirs("mindcv", "plain"), "ckpt"))
+    assert found.keys() == theirs("mindcv", "plain").keys()
+
+
 @pytest.mark.parametrize("container", SUFFIXES)
 def test_the_reference_answers_in_words_to_a_damaged_file(tmp_path, container):
     path = write(tmp_path / "weights", theirs("timm", "plain"), container)
@@ -446,7 +451,7 @@ def test_a_missing_package_is_said_in_one_line(source, call, monkeypatch, module
     [
         (lambda path: None, "No such file or directory"),
         (lambda path: path.mkdir(), "Is a directory"),
-        (lambda path: path.write_text("weights"), "cannot be read as the reference: "),
+        (lambda path: path.write_text("weights"), "is damaged or no checkpoint"),
         (
             lambda path: write(path, {"conv1.weight": torch.ones(2, 3), "fc.bias": torch.ones(2)}),
             "finds 0 RepVGG blocks",
@@ -482,5 +487,6 @@ def test_timm_s_own_networks(tmp_path, check, call, name, form):
     path = write(tmp_path / "net.safetensors", net.state_dict())
     checked = tmp_path / "net.ckpt"
     assert call("convert", path, checked, "--form", form)[0] == 0
-    assert check(checked, "--cross_check", "timm")[0] == 0
-    assert check(checked, "--cross_check", "timm", "--reference", path)[0] == 0
+    against_timm = ("--cross_check", "timm", "--image_resize", "224")
+    assert check(checked, *against_timm)[0] == 0
+    assert check(checked, *against_timm, "--reference", path)[0] == 0
