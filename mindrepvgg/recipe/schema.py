@@ -17,7 +17,10 @@ from .kinds import Kind, plain
 DEFAULT, COMMAND_LINE, CODE = "default", "command line", "code"
 
 # `schedule.SCHEDULERS` again (a test compares them): importing it would add NumPy's import to every --help and error.
-_SCHEDULERS = ("cosine_decay", "constant")
+_SCHEDULERS = (
+    *("cosine_decay", "step_decay", "multi_step_decay", "exponential_decay", "polynomial_decay", "one_cycle"),
+    "constant",
+)
 
 
 class Key(NamedTuple):
@@ -56,6 +59,17 @@ class Recipe:
         kinds.text(allow_empty=True),
         "checkpoint of any project to start from; another class count: a fresh head",
     )
+    freeze_stages: int = _key(
+        "model",
+        0,
+        kinds.whole(least=0, most=5),
+        "first stages that are not trained, their BN statistics included: 1 is stage0 alone, 5 all but the head",
+    )
+    freeze_bn: bool = _key("model", False, kinds.flag(), "train no BN: its weights and statistics stay as they are")
+    sync_bn: bool = _key("model", False, kinds.flag(), "BN statistics over the images of all devices (Ascend only)")
+    recompute: bool = _key(
+        "model", False, kinds.flag(), "recompute each block's activations in the backward pass: less memory, more time"
+    )
 
     dataset: str = _key(
         "data",
@@ -65,6 +79,7 @@ class Recipe:
     )
     data_dir: str = _key("data", "", kinds.text(allow_empty=True), "folder of the data set; required for imagenet")
     batch_size: int = _key("data", 128, kinds.whole(least=1), "images a step, per device")
+    shuffle: bool = _key("data", True, kinds.flag(), "draw a new order every epoch; false: the files' own order")
     drop_remainder: bool = _key("data", True, kinds.flag(), "leave out the epoch's last, smaller batch (training only)")
     num_parallel_workers: int = _key(
         "data", 8, kinds.whole(least=1), "threads reading images; at most the machine's cores"
@@ -89,11 +104,51 @@ class Recipe:
         "augmentation", (0.75, 1.333), kinds.interval(above=0), "width / height of a random crop before it is resized"
     )
     hflip: float = _key("augmentation", 0.5, kinds.number(least=0, most=1), "probability of a horizontal flip")
+    vflip: float = _key("augmentation", 0.0, kinds.number(least=0, most=1), "probability of a vertical flip")
+    color_jitter: float = _key(
+        "augmentation",
+        0.0,
+        kinds.number(least=0, most=1),
+        "largest change of brightness, contrast and saturation, as a share; not used with auto_augment",
+    )
+    auto_augment: str | None = _key(
+        "augmentation",
+        None,
+        kinds.optional(kinds.text()),
+        "policy, such as autoaug, autoaugr, 3a, randaug-m9-mstd0.5-inc1, trivialaugwide; null: none",
+    )
+    re_prob: float = _key("augmentation", 0.0, kinds.number(least=0, most=1), "probability of random erasing")
+    re_scale: tuple[float, float] = _key(
+        "augmentation", (0.02, 0.33), kinds.interval(above=0, most=1), "share of the image's area that is erased"
+    )
+    re_ratio: tuple[float, float] = _key(
+        "augmentation", (0.3, 3.3), kinds.interval(above=0), "height / width of what is erased"
+    )
+    re_value: float = _key("augmentation", 0.0, kinds.number(), "what is written there, in normalised units")
+    mixup: float = _key("augmentation", 0.0, kinds.number(least=0), "alpha of mixup's Beta(alpha, alpha); 0: none")
+    cutmix: float = _key("augmentation", 0.0, kinds.number(least=0), "alpha of cutmix's Beta(alpha, alpha); 0: none")
+    cutmix_prob: float = _key(
+        "augmentation", 1.0, kinds.number(least=0, most=1), "share of the batches that are mixed; both given: half each"
+    )
+    aug_repeats: int = _key(
+        "augmentation", 0, kinds.whole(least=0), "times an image is used in a step, augmented anew; 0 or 1: once"
+    )
 
     epoch_size: int = _key("optimisation", 120, kinds.whole(least=1), "epochs of the run")
-    opt: str = _key("optimisation", "momentum", kinds.choice("momentum"), "optimizer")
+    opt: str = _key(
+        "optimisation",
+        "momentum",
+        kinds.choice("momentum", "sgd", "adamw", "lamb"),
+        "optimizer; momentum and sgd are the same here: SGD with momentum",
+    )
     lr: float = _key("optimisation", 0.1, kinds.number(above=0), "highest learning rate")
-    min_lr: float = _key("optimisation", 0.0, kinds.number(least=0), "learning rate cosine_decay ends with")
+    lr_per_batch: int | None = _key(
+        "optimisation",
+        None,
+        kinds.optional(kinds.whole(least=1)),
+        "global batch lr is meant for: lr, min_lr are scaled linearly to the run's own; null: lr as it is",
+    )
+    min_lr: float = _key("optimisation", 0.0, kinds.number(least=0), "learning rate the decay ends with")
     scheduler: str = _key(
         "optimisation", "cosine_decay", kinds.choice(*_SCHEDULERS), "learning rate's curve after warm-up"
     )
@@ -105,25 +160,100 @@ class Recipe:
         "optimisation",
         None,
         kinds.optional(kinds.whole(least=1)),
-        "epochs from lr to min_lr; null: all after the warm-up",
+        "epochs from lr to min_lr, null: all after the warm-up; of step_decay: epochs between two steps",
     )
-    momentum: float = _key("optimisation", 0.9, kinds.number(least=0, below=1), "momentum of the optimizer")
+    decay_rate: float = _key(
+        "optimisation",
+        0.1,
+        kinds.number(above=0),
+        "step_decay, multi_step_decay: factor of a step; exponential_decay: of an epoch; polynomial_decay: the power",
+    )
+    multi_step_decay_milestones: tuple[float, ...] = _key(
+        "optimisation",
+        (30, 60, 90),
+        kinds.numbers(least=0),
+        "epochs, counted from the end of the warm-up, at which multi_step_decay steps",
+    )
+    num_cycles: int = _key("optimisation", 1, kinds.whole(least=1), "cycles of cosine_decay, decay_epochs each")
+    cycle_decay: float = _key(
+        "optimisation", 1.0, kinds.number(above=0, most=1), "factor of lr from one cosine cycle to the next"
+    )
+    lr_epoch_stair: bool = _key(
+        "optimisation", False, kinds.flag(), "one learning rate an epoch, that of its first step"
+    )
+    momentum: float = _key("optimisation", 0.9, kinds.number(least=0, below=1), "momentum of SGD")
     use_nesterov: bool = _key("optimisation", False, kinds.flag(), "use Nesterov's momentum")
+    betas: tuple[float, float] = _key(
+        "optimisation", (0.9, 0.999), kinds.interval(above=0, below=1), "decay rates of adamw's and lamb's two moments"
+    )
+    eps: float = _key("optimisation", 1e-8, kinds.number(above=0), "term in adamw's and lamb's denominators")
     weight_decay: float = _key("optimisation", 1e-4, kinds.number(least=0), "weight decay")
     weight_decay_filter: str = _key(
         "optimisation",
         "paper",
-        kinds.choice("paper", "norm_and_bias", "all"),
+        kinds.choice("paper", "norm_and_bias", "norm", "all"),
         "parameters that decay: paper: not biases nor the BN of the 3x3 and 1x1 branches, but the identity BN's gamma; "
-        "norm_and_bias: neither biases nor any BN; all: all",
+        "norm_and_bias: neither biases nor any BN; norm: no BN; all: all",
     )
+    loss: str = _key("optimisation", "CE", kinds.choice("CE", "BCE"), "cross-entropy, or binary cross-entropy a class")
     label_smoothing: float = _key(
         "optimisation", 0.0, kinds.number(least=0, below=1), "share of the target spread evenly over all classes"
     )
     aux_weight: float = _key(
         "optimisation", 0.1, kinds.number(least=0), "weight of each auxiliary head in the loss (RepVGGplus)"
     )
+    clip_grad: bool = _key("optimisation", False, kinds.flag(), "clip the gradients by their global norm")
+    clip_value: float = _key("optimisation", 15.0, kinds.number(above=0), "the norm they are clipped to")
+    gradient_accumulation_steps: int = _key(
+        "optimisation", 1, kinds.whole(least=1), "steps whose gradients are averaged for one update"
+    )
+    ema: bool = _key(
+        "optimisation", False, kinds.flag(), "keep a moving average of the weights, validated and saved too"
+    )
+    ema_decay: float = _key(
+        "optimisation",
+        0.9999,
+        kinds.number(least=0, below=1),
+        "the average's decay an update, approached as decay * (1 - exp(-updates / 2000))",
+    )
+    precise_bn_steps: int = _key(
+        "optimisation",
+        0,
+        kinds.whole(least=0),
+        "after the last epoch, take the BN statistics anew over this many training batches; 0: leave them",
+    )
 
+    amp_level: str = _key(
+        "precision",
+        "O0",
+        kinds.choice("O0", "O2", "O3"),
+        "O0: float32; O2: half precision, BN in float32; O3: BN's inputs and outputs too, its statistics in float32",
+    )
+    amp_dtype: str = _key(
+        "precision", "float16", kinds.choice("float16", "bfloat16"), "half precision's type (bfloat16: not on 910A)"
+    )
+    loss_scale_type: str = _key(
+        "precision",
+        "fixed",
+        kinds.choice("fixed", "dynamic"),
+        "dynamic: halved after an overflow, doubled after loss_scale_window steps without one",
+    )
+    loss_scale: float = _key(
+        "precision", 1.0, kinds.number(least=1), "factor of the loss in the backward pass; the first"
+    )
+    loss_scale_window: int = _key(
+        "precision", 2000, kinds.whole(least=1), "steps after which a dynamic scale is doubled"
+    )
+    drop_overflow_update: bool = _key(
+        "precision", True, kinds.flag(), "skip, on all devices, an update whose gradients are not finite on one"
+    )
+
+    distribute: str | bool = _key(
+        "run",
+        "auto",
+        kinds.choice("auto", True, False),
+        "data-parallel training; auto: if msrun (or mpirun) started this process",
+    )
     seed: int = _key("run", 42, kinds.whole(least=0, most=2**32 - 1), "seed of weights, shuffling and augmentation")
     mode: int = _key("run", 0, kinds.choice(0, 1), "0: graph mode; 1: PyNative mode")
     device_target: str = _key(
@@ -135,12 +265,23 @@ class Recipe:
         kinds.choice("auto", "O0", "O1", "O2"),
         "graph compilation level; auto: O2 on Ascend where supported",
     )
+    dataset_sink_mode: bool = _key(
+        "run", False, kinds.flag(), "let the device fetch its own batches (Ascend; elsewhere without effect)"
+    )
+    compile_cache: bool = _key(
+        "run", False, kinds.flag(), "keep compiled graphs in ckpt_save_dir, so that a restart need not compile again"
+    )
     ckpt_save_dir: str = _key(
         "run", "./outputs", kinds.text(), "folder for checkpoints, the log and the resolved recipe"
     )
     keep_checkpoint_max: int = _key(
         "run", 3, kinds.whole(least=0), "epoch checkpoints kept besides the best and the last"
     )
+    ckpt_save_policy: str = _key(
+        "run", "latest_k", kinds.choice("latest_k", "top_k"), "which they are: the latest, or the most accurate"
+    )
+    ckpt_save_interval: int = _key("run", 1, kinds.whole(least=1), "epochs between two epoch checkpoints")
+    tensorboard: bool = _key("run", False, kinds.flag(), "write TensorBoard event files too (pip install tensorboard)")
     log_interval: int = _key("run", 10, kinds.whole(least=1), "steps between two progress updates")
     val_while_train: bool = _key("run", True, kinds.flag(), "validate during training")
     val_interval: int = _key("run", 1, kinds.whole(least=1), "epochs between two validations")
@@ -213,7 +354,9 @@ def _find_variant(recipe: Recipe) -> variants.Variant:
 def _check_together(recipe: Recipe):
     """Refuse values that are possible one by one but do not fit each other."""
     shown = {name: describe(name, getattr(recipe, name), recipe.sources[name]) for name in KEYS}
-    warmup, decay, total = recipe.warmup_epochs, recipe.decay_epochs or 0, recipe.epoch_size
+    warmup, total = recipe.warmup_epochs, recipe.epoch_size
+    # Of step_decay, decay_epochs is the length of a step, which may be longer than what is left.
+    decay = 0 if recipe.scheduler == "step_decay" else recipe.decay_epochs or 0
     channels = f"must have one number for each of {shown['in_channels']}"
     rules = [
         (len(recipe.mean) == recipe.in_channels, f"{shown['mean']} {channels}"),
@@ -224,6 +367,22 @@ def _check_together(recipe: Recipe):
             warmup + decay <= total,
             f"{shown['warmup_epochs']} and {shown['decay_epochs']} together must be at most {shown['epoch_size']}; "
             "decay_epochs null takes what is left",
+        ),
+        (
+            recipe.scheduler != "one_cycle" or not warmup,
+            f"{shown['warmup_epochs']} must be 0 with {shown['scheduler']}, which begins with a rise of its own",
+        ),
+        (
+            recipe.scheduler != "step_decay" or recipe.decay_epochs is not None,
+            f"{shown['scheduler']} needs decay_epochs, the epochs between two steps",
+        ),
+        (
+            recipe.drop_overflow_update or recipe.loss_scale_type == "fixed",
+            f"{shown['drop_overflow_update']} needs loss_scale_type fixed: a dynamic scale finds its size by skipping",
+        ),
+        (
+            recipe.ckpt_save_policy == "latest_k" or recipe.val_while_train,
+            f"{shown['ckpt_save_policy']} needs {shown['val_while_train']} to be true: it keeps the most accurate",
         ),
     ]
     for holds, message in rules:
