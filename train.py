@@ -6,6 +6,14 @@ import sys
 from mindrepvgg import cli, recipe
 from mindrepvgg.errors import UserError
 
+_FLAGS = {
+    "overwrite": "start anew in a folder that already holds a run",
+    "show_config": "print every key of the recipe with its source, and stop",
+    "show_param_groups": "print the network's parameters, each with its weight decay, and stop",
+    "dry_run": "build everything, compile and run a few steps, print memory and time, and stop",
+    "profile": "record the first steps after compilation with MindSpore's profiler into ckpt_save_dir/profile",
+}
+
 
 def main(argv=None):
     """Run a recipe to its end; 130 after Ctrl-C, with the state saved."""
@@ -19,26 +27,48 @@ def main(argv=None):
         metavar="CKPT",
         help="continue an interrupted run exactly: the one in ckpt_save_dir, or the one that saved CKPT (*_last.ckpt)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="start anew in a folder that already holds a run")
+    for name, text in _FLAGS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     recipe.add_recipe_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.resume is not None and arguments.overwrite:
         raise UserError("--resume continues a run and --overwrite discards it; give one of the two")
+    shows = arguments.show_config or arguments.show_param_groups
     if arguments.resume and arguments.config is None:
         from mindrepvgg.train.resume import recipe_of_run
 
         overrides = recipe.overrides_from_arguments(arguments)
         chosen = recipe_of_run(arguments.resume).replace(recipe.COMMAND_LINE, **overrides)
     else:
-        chosen = recipe.recipe_from_arguments(arguments)
+        chosen = recipe.recipe_from_arguments(arguments, needs_data=not shows)
+    return _show(chosen, arguments) if shows else _train(chosen, arguments)
 
+
+def _show(chosen, arguments):
+    if arguments.show_config:
+        print(recipe.explain_recipe(chosen), end="")
+    if arguments.show_param_groups:
+        from mindrepvgg.optim import format_parameter_groups, parameter_groups
+        from mindrepvgg.ranks import Ranks
+        from mindrepvgg.train.build import build_network
+
+        net = build_network(chosen, Ranks())
+        print(format_parameter_groups(parameter_groups(net, chosen.weight_decay, chosen.weight_decay_filter)))
+    return 0
+
+
+def _train(chosen, arguments):
     from mindrepvgg.train import Trainer
-    from mindrepvgg.train.resume import find_last
+    from mindrepvgg.train.folder import find_last
 
+    if notice := recipe.mindcv_notice(chosen):
+        print(notice)
     resume = arguments.resume
     if resume == "":
         resume = find_last(chosen.ckpt_save_dir, chosen.model)
-    result = Trainer(chosen, resume, arguments.overwrite).run()
+    result = Trainer(chosen, resume, arguments.overwrite).run(dry_run=arguments.dry_run, profile=arguments.profile)
+    if arguments.dry_run:
+        return 0
     if not result.finished:
         print(f"stopped; the state is saved. To continue: python train.py --resume {_quoted(result.last)}")
         return 130

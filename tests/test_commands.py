@@ -18,6 +18,7 @@ from support import context_mode, randomise_bn
 import mindrepvgg
 from mindrepvgg import cli, create_model, load_checkpoint, save_checkpoint, to_deploy
 from mindrepvgg.recipe import load_recipe
+from mindrepvgg.train import RunResult
 from mindrepvgg.weights import read_weights
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +132,7 @@ def files(originals, tmp_path):
         "unknown": yaml.safe_dump({**RECIPE, "bach_size": 3}),
         "type": yaml.safe_dump({**RECIPE, "epoch_size": "many"}),
         "folder_data": yaml.safe_dump({**RECIPE, "dataset": "imagenet"}),
+        "mindcv_auto": yaml.safe_dump({**RECIPE, "loss_scale_type": "auto", "resume_opt": False}),
     }.items():
         (folder / f"{name}.yaml").write_text(text)
     (folder / "no_data").mkdir()
@@ -148,6 +150,7 @@ class TestQuickAnswers:
         (["train.py", "--help"], 0, "--batch_size N"),
         (["validate.py", "--help"], 0, "--ckpt_path FILE"),
         (["convert.py", "--help"], 0, "SRC"),
+        (["train.py", "--show_config", "--lr", "0.2"], 0, "lr: 0.2  # command line\n"),
         (["train.py", "--lr", "-1"], 2, "error: lr (='-1' on the command line) must be a number above 0\n"),
         (
             ["train.py", "-c", "no.yaml"],
@@ -177,7 +180,7 @@ class TestQuickAnswers:
             assert len(result.stderr.splitlines()) == 1
         assert best < 0.5, f"{best:.2f} s"
 
-    @pytest.mark.parametrize("arguments", [case[0] for case in CASES[:4]], ids=" ".join)
+    @pytest.mark.parametrize("arguments", [case[0] for case in CASES[:5]], ids=" ".join)
     def test_mindspore_is_not_imported(self, arguments):
         code = (
             "import runpy, sys; sys.argv = sys.argv[1:]\n"
@@ -187,6 +190,78 @@ class TestQuickAnswers:
         )
         result = run_script("-c", code, *arguments)
         assert result.stdout.endswith("heavy: []\n"), result.stderr
+
+
+class TestShow:
+    """What train.py tells without training, and without data."""
+
+    def test_the_recipe_with_its_sources(self, files, call):
+        status, out, err = call("train", "-c", files / "folder_data.yaml", "--show_config", "--lr_per_batch", "500")
+        assert (status, err) == (0, "")
+        assert f"batch_size: 250  # {files}/folder_data.yaml\n" in out
+        assert "seed: 42  # default\n" in out
+        assert out.endswith("# lr 0.1 per 500 -> 0.05 at global batch 250 (1 device x 250)\n")
+
+    def test_the_recipe_of_a_run(self, files, call):
+        status, out, _ = call("train", "--resume", files / "run_last.ckpt", "--show_config", "--epoch_size", "7")
+        assert status == 0
+        assert f"batch_size: 250  # {files}/run_last.ckpt\n" in out
+        assert "epoch_size: 7  # command line\n" in out
+
+    def test_the_recipe_of_mindcvs(self, files, call):
+        values = {"model": "repvgg_a0", "opt": "momentum", "decay_epochs": 80, "dataset_download": False}
+        (files / "mindcv.yaml").write_text(yaml.safe_dump(values))
+        status, out, _ = call("train", "-c", files / "mindcv.yaml", "--show_config")
+        assert status == 0
+        assert f"color_jitter: 0.4  # MindCV's default for {files}/mindcv.yaml\n" in out
+
+    def test_the_weight_decay_of_every_parameter(self, files, call):
+        status, out, err = call("train", "-c", files / "folder_data.yaml", "--show_param_groups")
+        assert (status, err) == (0, "")
+        decays = {
+            line.split()[0]: line.split()[-1] for line in out.splitlines() if line.startswith(("stage", "linear"))
+        }
+        names = [parameter.name for parameter in trained_net().trainable_params()]
+        assert list(decays) == names
+        assert float(decays["stage0.rbr_dense.conv.weight"]) == 1e-4
+        assert float(decays["stage0.rbr_dense.bn.gamma"]) == float(decays["linear.bias"]) == 0
+
+
+class TestTrain:
+    """What train.py hands to the trainer; the training itself is tested elsewhere."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        """What a trainer in place of the real one was asked for."""
+        asked = {}
+
+        class Recorder:
+            def __init__(self, recipe, resume, overwrite):
+                asked.update(recipe=recipe, resume=resume, overwrite=overwrite)
+
+            def run(self, dry_run=False, profile=False):
+                asked.update(dry_run=dry_run, profile=profile)
+                path = Path("none.ckpt")
+                return None if dry_run else RunResult(False, None, 0.0, path, path, path)
+
+        monkeypatch.setattr("mindrepvgg.train.Trainer", Recorder)
+        return asked
+
+    @pytest.mark.parametrize(
+        ("flags", "status", "dry_run", "profile"),
+        [([], 130, False, False), (["--dry_run"], 0, True, False), (["--profile"], 130, False, True)],
+    )
+    def test_flags_reach_the_trainer(self, files, call, asked, flags, status, dry_run, profile):
+        assert call("train", "-c", files / "tiny.yaml", *flags)[0] == status
+        assert (asked["dry_run"], asked["profile"]) == (dry_run, profile)
+        assert (asked["resume"], asked["overwrite"], asked["recipe"].model) == (None, False, "repvgg")
+
+    def test_a_recipe_of_mindcvs_is_announced(self, files, call, asked):
+        values = {"model": "repvgg_a0", "opt": "momentum", "decay_epochs": 80, "dataset": "mnist5k", "ckpt_path": ""}
+        (files / "mindcv.yaml").write_text(yaml.safe_dump(values))
+        status, out, _ = call("train", "-c", files / "mindcv.yaml", "--dry_run")
+        assert (status, asked["recipe"].color_jitter) == (0, 0.4)
+        assert out.startswith(f"{files}/mindcv.yaml is read as a recipe of MindCV's: ")
 
 
 class TestValidate:
@@ -353,6 +428,11 @@ BAD_INPUT = [
     ("train", "-c {f}/train.ckpt", "train.ckpt is not yaml text: "),
     ("train", "-c {f}/unknown.yaml", "unknown key 'bach_size' in {f}/unknown.yaml; did you mean 'batch_size'?"),
     ("train", "-c {f}/type.yaml", "epoch_size (='many' in {f}/type.yaml) must be a whole number of at least 1"),
+    (
+        "train",
+        "-c {f}/mindcv_auto.yaml",
+        "loss_scale_type (='auto' in {f}/mindcv_auto.yaml) would leave the loss scale",
+    ),
     ("train", f"{TRAIN} --bach_size 3", "unknown option --bach_size; did you mean --batch_size?"),
     ("train", f"{TRAIN} --num_classes 5", "num_classes (=5) differs from the 10 classes of the train split of mnist5k"),
     ("train", f"{TRAIN} --batch_size 4001", "batch_size (=4001) is larger than the 4000 training pictures"),

@@ -48,7 +48,7 @@ def test_defaults_are_the_schema_and_pass_their_own_checks():
     for name, key in KEYS.items():
         assert getattr(loaded, name) == key.default
         assert key.comment
-        assert key.section in ("model", "data", "augmentation", "optimisation", "run")
+        assert key.section in ("model", "data", "augmentation", "optimisation", "precision", "run")
 
 
 def test_scheduler_choices_are_the_schedules_own():
@@ -119,6 +119,33 @@ def test_yaml_floats_without_a_point_are_floats(write, text):
         ("mode", "1", 1),
         ("device_target", "ascend", "Ascend"),
         ("model", "RepVGG-B1g4", "repvgg_b1g4"),
+        ("pretrained", "weights/a b.ckpt", "weights/a b.ckpt"),
+        ("freeze_bn", "true", True),
+        ("color_jitter", "0.4", 0.4),
+        ("auto_augment", "randaug-m9-mstd0.5-inc1", "randaug-m9-mstd0.5-inc1"),
+        ("auto_augment", "3a", "3a"),
+        ("auto_augment", "null", None),
+        ("re_value", "-1", -1.0),
+        ("re_ratio", "0.3,3.3", (0.3, 3.3)),
+        ("mixup", "2", 2.0),
+        ("aug_repeats", "3", 3),
+        ("opt", "AdamW", "adamw"),
+        ("lr_per_batch", "256", 256),
+        ("lr_per_batch", "none", None),
+        ("multi_step_decay_milestones", "10,20.5", (10.0, 20.5)),
+        ("multi_step_decay_milestones", "[30]", (30.0,)),
+        ("betas", "[0.9, 0.98]", (0.9, 0.98)),
+        ("weight_decay_filter", "norm", "norm"),
+        ("loss", "bce", "BCE"),
+        ("precise_bn_steps", "200", 200),
+        ("amp_level", "o2", "O2"),
+        ("loss_scale_type", "dynamic", "dynamic"),
+        ("loss_scale", "1024", 1024.0),
+        ("distribute", "auto", "auto"),
+        ("distribute", "true", True),
+        ("distribute", "False", False),
+        ("keep_checkpoint_max", "0", 0),
+        ("ckpt_save_policy", "top_k", "top_k"),
         ("ckpt_save_dir", "a folder, [with] #signs", "a folder, [with] #signs"),
     ],
 )
@@ -171,6 +198,49 @@ def test_image_size_is_height_and_width():
         ("image_resize", [1, 2, 3], "a whole number of at least 1, or two of them [height, width]"),
         ("image_resize", True, "a whole number of at least 1, or two of them [height, width]"),
         ("decay_epochs", 0, "a whole number of at least 1, or null"),
+        ("freeze_stages", 6, "a whole number of at least 0 and at most 5"),
+        ("freeze_bn", "on", "true or false"),
+        ("color_jitter", 1.5, "a number of at least 0 and at most 1"),
+        ("color_jitter", [0.4, 0.4, 0.4], "a number of at least 0 and at most 1"),
+        (
+            "auto_augment",
+            True,
+            "one line of text, not empty (in yaml, quote what looks like a number or a date), or null",
+        ),
+        (
+            "auto_augment",
+            "",
+            "one line of text, not empty (in yaml, quote what looks like a number or a date), or null",
+        ),
+        ("re_scale", [0.3, 0.1], "two numbers [low, high] above 0 and at most 1, low <= high"),
+        ("re_value", "random", "a number"),
+        ("re_value", "inf", "a number"),
+        ("mixup", -0.1, "a number of at least 0"),
+        ("cutmix_prob", 1.1, "a number of at least 0 and at most 1"),
+        ("aug_repeats", -1, "a whole number of at least 0"),
+        ("opt", "adam", "momentum, sgd, adamw or lamb"),
+        ("lr_per_batch", 0, "a whole number of at least 1, or null"),
+        ("decay_rate", 0, "a number above 0"),
+        ("multi_step_decay_milestones", [30, -1], "a list of numbers of at least 0"),
+        ("multi_step_decay_milestones", "", "a list of numbers of at least 0"),
+        ("num_cycles", 1.5, "a whole number of at least 1"),
+        ("cycle_decay", 2, "a number above 0 and at most 1"),
+        ("momentum", 1, "a number of at least 0 and below 1"),
+        ("betas", [0.9, 1], "two numbers [low, high] above 0 and below 1, low <= high"),
+        ("betas", 0.9, "two numbers [low, high] above 0 and below 1, low <= high"),
+        ("eps", 0, "a number above 0"),
+        ("weight_decay_filter", "disable", "paper, norm_and_bias, norm or all"),
+        ("loss", "MSE", "CE or BCE"),
+        ("clip_value", 0, "a number above 0"),
+        ("gradient_accumulation_steps", 0, "a whole number of at least 1"),
+        ("ema_decay", 1, "a number of at least 0 and below 1"),
+        ("amp_level", "O1", "O0, O2 or O3"),
+        ("amp_dtype", "half", "float16 or bfloat16"),
+        ("loss_scale_type", "auto", "fixed or dynamic"),
+        ("loss_scale", 0.5, "a number of at least 1"),
+        ("distribute", "yes", "auto, True or False"),
+        ("ckpt_save_policy", None, "latest_k or top_k"),
+        ("keep_checkpoint_max", -1, "a whole number of at least 0"),
         ("data_dir", 2012, "one line of text (in yaml, quote what looks like a number or a date)"),
         ("data_dir", "a\nb", "one line of text (in yaml, quote what looks like a number or a date)"),
         ("ckpt_save_dir", "", "one line of text, not empty (in yaml, quote what looks like a number or a date)"),
@@ -264,10 +334,86 @@ def test_an_empty_file_changes_nothing(write):
             "warmup_epochs (=5 on the command line) and decay_epochs (=116 on the command line) together must be "
             "at most epoch_size (=120, the default); decay_epochs null takes what is left",
         ),
+        (
+            {"num_cycles": 2},
+            "num_cycles (=2 on the command line) of decay_epochs (=None, the default) must fit into epoch_size (=120",
+        ),
+        (
+            {"num_cycles": 3, "decay_epochs": 39, "warmup_epochs": 4},
+            "num_cycles (=3 on the command line) of decay_epochs (=39 on the command line) must fit into epoch_size",
+        ),
+        (
+            {"scheduler": "one_cycle", "warmup_epochs": 5},
+            "warmup_epochs (=5 on the command line) must be 0 with scheduler (='one_cycle' on the command line)",
+        ),
+        (
+            {"scheduler": "step_decay"},
+            "scheduler (='step_decay' on the command line) needs decay_epochs, the epochs between two steps",
+        ),
+        (
+            {"scheduler": "exponential_decay", "decay_rate": 30},
+            "decay_rate (=30.0 on the command line) must be at most 1 with scheduler (='exponential_decay' on the",
+        ),
+        (
+            {"opt": "adamw", "use_nesterov": True},
+            "use_nesterov (=True on the command line) needs SGD with momentum, not opt (='adamw' on the command line) "
+            "with momentum (=0.9, the default)",
+        ),
+        (
+            {"momentum": 0, "use_nesterov": True},
+            "use_nesterov (=True on the command line) needs SGD with momentum, not opt (='momentum', the default) with "
+            "momentum (=0.0 on the command line)",
+        ),
+        (
+            {"loss_scale_type": "dynamic", "drop_overflow_update": False},
+            "drop_overflow_update (=False on the command line) needs loss_scale_type fixed: a dynamic scale finds",
+        ),
+        (
+            {"amp_dtype": "bfloat16"},
+            "amp_dtype (='bfloat16' on the command line) needs amp_level O2, not amp_level (='O0', the default)",
+        ),
+        (
+            {"amp_dtype": "bfloat16", "amp_level": "O3"},
+            "amp_dtype (='bfloat16' on the command line) needs amp_level O2, not amp_level (='O3' on the command line)",
+        ),
+        (
+            {"freeze_stages": 3},
+            "freeze_stages (=3 on the command line) needs pretrained: stages that are not trained keep the weights",
+        ),
+        (
+            {"freeze_bn": True, "precise_bn_steps": 10},
+            "precise_bn_steps (=10 on the command line) must be 0 with freeze_bn (=True on the command line), which",
+        ),
+        (
+            {"ckpt_save_policy": "top_k", "val_while_train": False},
+            "ckpt_save_policy (='top_k' on the command line) needs val_while_train (=False on the command line) to be",
+        ),
     ],
 )
 def test_values_that_do_not_fit_each_other_are_refused(overrides, message):
     assert refusal(None, overrides).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"color_jitter": 0.4, "auto_augment": "autoaug"},
+        {"mixup": 0.8, "cutmix": 1.0, "loss": "BCE"},
+        {"scheduler": "step_decay", "decay_epochs": 200, "decay_rate": 1},
+        {"num_cycles": 3, "decay_epochs": 39, "warmup_epochs": 3},
+        {"scheduler": "polynomial_decay", "decay_rate": 2},
+        {"amp_dtype": "bfloat16", "amp_level": "O2"},
+        {"amp_level": "O3", "loss_scale_type": "dynamic", "loss_scale": 1024},
+        {"freeze_stages": 5, "pretrained": "weights.ckpt", "freeze_bn": True},
+        {"sync_bn": True, "distribute": False, "device_target": "Ascend"},
+        {"precise_bn_steps": 10, "ema": True},
+        {"opt": "sgd", "use_nesterov": True},
+        {"lr_per_batch": 1024, "min_lr": 0.1},
+    ],
+    ids=str,
+)
+def test_values_that_do_fit_each_other_are_taken(overrides):
+    load_recipe(None, overrides)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +462,42 @@ def test_format_recipe_is_one_line_a_key_and_loads_again(write):
     assert "seed: 42  # default" in lines
     assert "model_args: {num_blocks: [1, 1, 2, 1], widths: [8, 8, 8, 16, 16]}  # command line" in lines
     assert load_recipe(write(text, "outputs/recipe.yaml")) == original
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environment", "lines"),
+    [
+        ({}, {}, ["# lr 0.1 at global batch 128 (1 device x 128)"]),
+        (
+            {"lr_per_batch": 256, "batch_size": 32, "gradient_accumulation_steps": 2},
+            {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "8"},
+            ["# lr 0.1 per 256 -> 0.2 at global batch 512 (8 devices x 32 x 2)"],
+        ),
+        (
+            {"lr_per_batch": 256, "min_lr": 1e-3},
+            {"OMPI_COMM_WORLD_SIZE": "4"},
+            [
+                "# lr 0.1 per 256 -> 0.2 at global batch 512 (4 devices x 128)",
+                "# min_lr 0.001 per 256 -> 0.002 at global batch 512 (4 devices x 128)",
+            ],
+        ),
+        (
+            {"lr_per_batch": 256, "distribute": False},
+            {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "8"},
+            ["# lr 0.1 per 256 -> 0.05 at global batch 128 (1 device x 128)"],
+        ),
+    ],
+)
+def test_explain_recipe_adds_the_learning_rate_of_this_run(write, monkeypatch, overrides, environment, lines):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    chosen = load_recipe(None, overrides)
+    text = recipe.explain_recipe(chosen)
+    if chosen.lr_per_batch:
+        batch = int(lines[0].split("global batch ")[1].split()[0])
+        assert f"-> {schedule.scaled_lr(chosen.lr, chosen.lr_per_batch, batch):g} " in lines[0]
+    assert text.removeprefix(recipe.format_recipe(chosen)).splitlines() == lines
+    assert load_recipe(write(text)) == chosen
 
 
 def test_replace_checks_again_and_notes_the_source():

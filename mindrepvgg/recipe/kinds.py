@@ -71,7 +71,8 @@ def _read_items(value) -> list:
 
 def number(**bounds) -> Kind:
     """A finite number, kept as a float; bounds: `least`, `above`, `most`, `below`, here and in what follows."""
-    return Kind(lambda value: _within(_read_number(value), bounds), f"a number {_words(bounds)}", "X")
+    expected = f"a number {_words(bounds)}".strip()  # there may be no bounds
+    return Kind(lambda value: _within(_read_number(value), bounds), expected, "X")
 
 
 def whole(**bounds) -> Kind:

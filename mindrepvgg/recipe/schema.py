@@ -15,6 +15,7 @@ from . import kinds
 from .kinds import Kind, plain
 
 DEFAULT, COMMAND_LINE, CODE = "default", "command line", "code"
+MINDCV = "MindCV's default"
 
 # `schedule.SCHEDULERS` again (a test compares them): importing it would add NumPy's import to every --help and error.
 _SCHEDULERS = (
@@ -319,8 +320,13 @@ class Recipe:
 
     def replace(self, source: str = CODE, /, **changes) -> Recipe:
         """A copy with other values, checked again as a whole; `source` is noted for the keys changed."""
-        refuse_unknown(changes, source)
-        return dataclasses.replace(self, **changes, sources={**self.sources, **dict.fromkeys(changes, source)})
+        sources = dict.fromkeys(changes, source)
+        refuse_unknown(sources)
+        return dataclasses.replace(self, **changes, sources={**self.sources, **sources})
+
+    def global_batch(self, devices: int) -> int:
+        """Images of one update: devices * batch_size * gradient_accumulation_steps."""
+        return devices * self.batch_size * self.gradient_accumulation_steps
 
 
 KEYS = {field.name: field.metadata["key"] for field in dataclasses.fields(Recipe) if "key" in field.metadata}
@@ -328,6 +334,8 @@ KEYS = {field.name: field.metadata["key"] for field in dataclasses.fields(Recipe
 
 def _at(source: str) -> str:
     """The place in words, to follow a value."""
+    if source.startswith(MINDCV):
+        return f", {source}"
     return {DEFAULT: ", the default", COMMAND_LINE: " on the command line", CODE: ""}.get(source, f" in {source}")
 
 
@@ -354,7 +362,7 @@ def _find_variant(recipe: Recipe) -> variants.Variant:
 def _check_together(recipe: Recipe):
     """Refuse values that are possible one by one but do not fit each other."""
     shown = {name: describe(name, getattr(recipe, name), recipe.sources[name]) for name in KEYS}
-    warmup, total = recipe.warmup_epochs, recipe.epoch_size
+    warmup, total, cycles = recipe.warmup_epochs, recipe.epoch_size, recipe.num_cycles
     # Of step_decay, decay_epochs is the length of a step, which may be longer than what is left.
     decay = 0 if recipe.scheduler == "step_decay" else recipe.decay_epochs or 0
     channels = f"must have one number for each of {shown['in_channels']}"
@@ -369,6 +377,11 @@ def _check_together(recipe: Recipe):
             "decay_epochs null takes what is left",
         ),
         (
+            recipe.scheduler != "cosine_decay" or cycles == 1 or warmup + cycles * (decay or total - warmup) <= total,
+            f"{shown['num_cycles']} of {shown['decay_epochs']} must fit into {shown['epoch_size']} after "
+            f"{shown['warmup_epochs']}",
+        ),
+        (
             recipe.scheduler != "one_cycle" or not warmup,
             f"{shown['warmup_epochs']} must be 0 with {shown['scheduler']}, which begins with a rise of its own",
         ),
@@ -377,8 +390,28 @@ def _check_together(recipe: Recipe):
             f"{shown['scheduler']} needs decay_epochs, the epochs between two steps",
         ),
         (
+            recipe.decay_rate <= 1 or recipe.scheduler not in ("step_decay", "multi_step_decay", "exponential_decay"),
+            f"{shown['decay_rate']} must be at most 1 with {shown['scheduler']}: the learning rate would grow",
+        ),
+        (
+            not recipe.use_nesterov or (recipe.opt in ("momentum", "sgd") and recipe.momentum),
+            f"{shown['use_nesterov']} needs SGD with momentum, not {shown['opt']} with {shown['momentum']}",
+        ),
+        (
             recipe.drop_overflow_update or recipe.loss_scale_type == "fixed",
             f"{shown['drop_overflow_update']} needs loss_scale_type fixed: a dynamic scale finds its size by skipping",
+        ),
+        (
+            recipe.amp_dtype == "float16" or recipe.amp_level == "O2",
+            f"{shown['amp_dtype']} needs amp_level O2, not {shown['amp_level']}",
+        ),
+        (
+            not recipe.freeze_stages or recipe.pretrained,
+            f"{shown['freeze_stages']} needs pretrained: stages that are not trained keep the weights they start with",
+        ),
+        (
+            not (recipe.freeze_bn and recipe.precise_bn_steps),
+            f"{shown['precise_bn_steps']} must be 0 with {shown['freeze_bn']}, which leaves BN as it is",
         ),
         (
             recipe.ckpt_save_policy == "latest_k" or recipe.val_while_train,
@@ -424,9 +457,9 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
-def refuse_unknown(values: Mapping, source: str):
-    """Raise RecipeError for the first key the schema does not have."""
-    for name in values:
+def refuse_unknown(sources: Mapping[str, str]):
+    """Raise RecipeError for the first key the schema does not have; sources: where each was given."""
+    for name, source in sources.items():
         if name not in KEYS:
             near = nearest(str(name), KEYS)
             hint = f"did you mean {near!r}?" if near else "--help lists the keys"

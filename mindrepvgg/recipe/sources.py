@@ -10,29 +10,37 @@ from collections.abc import Iterable, Mapping
 
 import yaml
 
+from ..environment import launched_processes
 from ..errors import RecipeError
+from . import mindcv
 from .kinds import UniqueKeyLoader, plain
 from .schema import COMMAND_LINE, KEYS, Key, Recipe, check_data_dir, describe, refuse_unknown
 
 
-def _resolve(layers: Iterable[tuple[Mapping, str]]) -> Recipe:
-    """The recipe of (values, source) pairs laid over the defaults, the last on top."""
+def _resolve(layers: Iterable[tuple[Mapping, str | Mapping]]) -> Recipe:
+    """The recipe of (values, source) pairs laid over the defaults, the last on top; source: of all, or of each key."""
     values, sources = {}, {}
     for layer, source in layers:
-        refuse_unknown(layer, source)
+        places = dict.fromkeys(layer, source) if isinstance(source, str) else source
+        refuse_unknown(places)
         values.update(layer)
-        sources.update(dict.fromkeys(layer, source))
+        sources.update(places)
     return Recipe(**values, sources=sources)
 
 
 def load_recipe(path: str | os.PathLike | None = None, overrides: Mapping | None = None) -> Recipe:
     """The recipe of a yaml file (None: the defaults) with `overrides` on top, noted as 'command line'.
 
-    A file's `base: other.yaml`, relative to the file, is laid below it. Raises RecipeError, one line, for anything
-    unreadable, unknown or unfit.
+    A file's `base: other.yaml`, relative to the file, is laid below it. A file of MindCV's is translated, with MindCV's
+    defaults laid below everything. Raises RecipeError, one line, for anything unreadable, unknown or unfit.
     """
-    files = [] if path is None else _read_chain(os.fspath(path))
-    return _resolve([*files, (overrides or {}, COMMAND_LINE)])
+    layers = []
+    for values, place in [] if path is None else _read_chain(os.fspath(path)):
+        if mindcv.recognise(values):
+            layers = [mindcv.defaults(values, place), *layers, mindcv.translate(values, place)]
+        else:
+            layers.append((values, place))
+    return _resolve([*layers, (overrides or {}, COMMAND_LINE)])
 
 
 def recipe_from_dict(values: Mapping, source: str = "the checkpoint", overrides: Mapping | None = None) -> Recipe:
@@ -46,6 +54,24 @@ def recipe_from_dict(values: Mapping, source: str = "the checkpoint", overrides:
 def format_recipe(recipe: Recipe) -> str:
     """Every key as a line `key: value  # source`: itself a yaml file that loads."""
     return "".join(f"{_yaml_line(name, value)}  # {recipe.sources[name]}\n" for name, value in recipe.to_dict().items())
+
+
+def explain_recipe(recipe: Recipe) -> str:
+    """`format_recipe`, and as comments the learning rate that a run started like this process would have."""
+    devices = (launched_processes() or 1) if recipe.distribute is not False else 1
+    batch = recipe.global_batch(devices)
+    factors = [f"{devices} device{'s' if devices > 1 else ''}", str(recipe.batch_size)]
+    if recipe.gradient_accumulation_steps > 1:
+        factors.append(str(recipe.gradient_accumulation_steps))
+    place = f"at global batch {batch} ({' x '.join(factors)})"
+    lines = []
+    for name in ("lr", "min_lr"):
+        if value := getattr(recipe, name):
+            per = recipe.lr_per_batch
+            # `schedule.scaled_lr` again (a test compares them): importing it would add NumPy's import.
+            scaled = f" per {per} -> {value * batch / per:g}" if per else ""
+            lines.append(f"# {name} {value:g}{scaled} {place}\n")
+    return format_recipe(recipe) + "".join(lines)
 
 
 def _yaml_line(name: str, value) -> str:
@@ -120,8 +146,9 @@ def overrides_from_arguments(arguments: Namespace) -> dict[str, str]:
     return {name: getattr(arguments, name) for name in KEYS if hasattr(arguments, name)}
 
 
-def recipe_from_arguments(arguments: Namespace) -> Recipe:
-    """The recipe of a parsed command line, ready for a run: `data_dir` is there if the data set needs it."""
+def recipe_from_arguments(arguments: Namespace, needs_data: bool = True) -> Recipe:
+    """The recipe of a parsed command line; needs_data: ready for a run, `data_dir` being there if the data need it."""
     recipe = load_recipe(arguments.config, overrides_from_arguments(arguments))
-    check_data_dir(recipe)
+    if needs_data:
+        check_data_dir(recipe)
     return recipe
