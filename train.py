@@ -1,6 +1,5 @@
 """Train a network: python train.py -c configs/quickstart.yaml [--key value ...]"""
 
-import shlex
 import sys
 
 from mindrepvgg import cli, recipe
@@ -61,28 +60,11 @@ def _train(chosen, arguments):
     from mindrepvgg.train import Trainer
     from mindrepvgg.train.folder import find_last
 
-    if notice := recipe.mindcv_notice(chosen):
-        print(notice)
     resume = arguments.resume
     if resume == "":
         resume = find_last(chosen.ckpt_save_dir, chosen.model)
     result = Trainer(chosen, resume, arguments.overwrite).run(dry_run=arguments.dry_run, profile=arguments.profile)
-    if arguments.dry_run:
-        return 0
-    if not result.finished:
-        print(f"stopped; the state is saved. To continue: python train.py --resume {_quoted(result.last)}")
-        return 130
-    checkpoint = result.best if result.best.exists() else result.last
-    print(f"done: {checkpoint}; curves in {result.curves}")
-    deployed = checkpoint.with_name(f"{chosen.model}_deploy.ckpt")
-    print(f"validate it: python validate.py --ckpt_path {_quoted(checkpoint)}")
-    print(f"fuse it:     python convert.py {_quoted(checkpoint)} {_quoted(deployed)}")
-    return 0
-
-
-def _quoted(path):
-    """The path as a shell takes it, for the commands that are shown."""
-    return shlex.quote(str(path))
+    return 0 if result is None or result.finished else 130
 
 
 if __name__ == "__main__":

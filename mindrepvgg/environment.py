@@ -1,4 +1,4 @@
-"""What must stand in the process environment before MindSpore is imported."""
+"""The process environment: what must stand in it before MindSpore is imported, and what a launcher left there."""
 
 from __future__ import annotations
 
@@ -28,6 +28,21 @@ def cap_cpu_isa() -> bool:
         return False
     os.environ[_ISA_CAP] = "AVX2"
     return True
+
+
+def launched_processes() -> int | None:
+    """The number of processes of the data-parallel run this one was launched for; None when it was started alone.
+
+    msrun, mpirun and starts with a rank table are noticed by what they leave in the environment. msrun starts the same
+    program once more as the scheduler, which joins like the others and serves them until they end.
+    """
+    if os.environ.get("MS_ROLE") in ("MS_WORKER", "MS_SCHED"):
+        return int(os.environ["MS_WORKER_NUM"])
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+        return int(os.environ["OMPI_COMM_WORLD_SIZE"])
+    if os.environ.get("RANK_TABLE_FILE"):
+        return int(os.environ["RANK_SIZE"])
+    return None
 
 
 def _is_affected() -> bool:

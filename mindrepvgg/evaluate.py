@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
@@ -29,9 +30,10 @@ class Evaluation:
     images_per_second: float
 
 
-def evaluate(net, loader, show_progress=False) -> Evaluation:
+def evaluate(net, loader, show_progress=False, ranks=None) -> Evaluation:
     """Validate `net` on an `EvalLoader`: every image counts once. The network is run in inference and left as it was.
 
+    ranks: the `Ranks` that validate together, each with its part of the images; all get the same counts and accuracies.
     The first batch is left out of the speed where there are others, as the graph is compiled in it.
     """
     total = MetricSum()
@@ -44,6 +46,8 @@ def evaluate(net, loader, show_progress=False) -> Evaluation:
             if not uncounted and loader.steps > 1:
                 start, uncounted = time.perf_counter(), total.num_images
     seconds = time.perf_counter() - start
+    if ranks is not None:
+        total, uncounted, seconds = _over_ranks(ranks, total, uncounted, seconds)
     return Evaluation(
         top1=100 * total.top1,
         top5=100 * total.top5,
@@ -54,17 +58,26 @@ def evaluate(net, loader, show_progress=False) -> Evaluation:
     )
 
 
+def _over_ranks(ranks, total, uncounted, seconds):
+    """The sums over all ranks, added in float64 in the ranks' order, and the slowest one's time."""
+    own = [total.loss_sum, total.top1_correct, total.top5_correct, total.num_images, uncounted, seconds]
+    rows = ranks.gather(np.array(own, np.float64))
+    loss, *counts = rows[:, :5].sum(axis=0)
+    top1, top5, images, uncounted = (int(count) for count in counts)
+    return MetricSum(float(loss), top1, top5, images), uncounted, float(rows[:, 5].max())
+
+
 def _shown(show_progress):
     return show_progress and sys.stderr.isatty()
 
 
-def eval_loader(recipe) -> EvalLoader:
+def eval_loader(recipe, ranks=None) -> EvalLoader:
     """The validation split as a recipe describes it. Raises DataError when it cannot be read or does not fit."""
-    return loader_of(recipe, open_source(recipe.dataset, recipe.data_dir, "val", recipe.num_classes))
+    return loader_of(recipe, open_source(recipe.dataset, recipe.data_dir, "val", recipe.num_classes), ranks)
 
 
-def loader_of(recipe, source) -> EvalLoader:
-    """Any source, prepared as a recipe says."""
+def loader_of(recipe, source, ranks=None) -> EvalLoader:
+    """Any source, prepared as a recipe says; of several `ranks` each reads its own part."""
     return EvalLoader(
         source,
         batch_size=min(recipe.batch_size, len(source)),
@@ -75,6 +88,8 @@ def loader_of(recipe, source) -> EvalLoader:
         in_channels=recipe.in_channels,
         interpolation=recipe.interpolation,
         num_parallel_workers=recipe.num_parallel_workers,
+        rank=ranks.rank if ranks else 0,
+        rank_size=ranks.size if ranks else 1,
     )
 
 

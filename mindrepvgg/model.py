@@ -67,6 +67,12 @@ class RepVGG(nn.Cell):
     def construct(self, x):
         return self.forward_head(self.forward_features(x))
 
+    def recompute_blocks(self):
+        """Let the backward pass recompute what is inside each block instead of keeping it: less memory, more time."""
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, RepVGGBlock):
+                cell.recompute()
+
     def switch_to_deploy(self):
         """Switch every block to its deploy form, in place; see `RepVGGBlock.switch_to_deploy`."""
         for _, cell in self.cells_and_names():

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import resource
 from pathlib import Path
+from typing import NamedTuple
 
 import mindspore as ms
 from mindspore import nn
 
 from .environment import mindspore_version
 from .errors import UserError
-
-log = logging.getLogger(__name__)
 
 
 def setup(device_target="auto", mode=ms.GRAPH_MODE, jit_level="auto", seed=None) -> str:
@@ -24,8 +23,8 @@ def setup(device_target="auto", mode=ms.GRAPH_MODE, jit_level="auto", seed=None)
     """
     device = _set_device(device_target)
     ms.set_context(mode=mode)
-    level = choose_jit_level(jit_level, device)
-    if level is not None and mode == ms.GRAPH_MODE:
+    level = choose_jit_level(jit_level, device, mode).level
+    if level is not None:
         ms.set_context(jit_config={"jit_level": level})
     if seed is not None:
         ms.set_seed(seed)
@@ -46,20 +45,47 @@ def _set_device(device_target):
     return device_target
 
 
-def choose_jit_level(requested: str, device: str) -> str | None:
-    """The compile level to set, or None to leave MindSpore's own; the one place where this is decided.
+class JitLevel(NamedTuple):
+    """A compile level to set, None for MindSpore's own, and why in a few words."""
 
-    'auto' is O2 on Ascend, where whole-graph execution is what the published figures were measured with, and
-    MindSpore's own choice on CPU, which knows one level only. MindSpore 2.9 and later call O2 deprecated but take it.
+    level: str | None
+    reason: str
+
+
+def choose_jit_level(requested: str, device: str, mode: int = ms.GRAPH_MODE) -> JitLevel:
+    """The compile level of graph mode: 'O0' kernel by kernel, 'O1' with fused kernels, 'O2' the whole graph sunk.
+
+    The one place where this is decided. 'auto' is O2 on Ascend, where whole-graph execution is what the published
+    figures were measured with. MindSpore 2.9 and later call O2 deprecated but take it; should one refuse it, O1 is its
+    successor. Other devices know one level only, and PyNative mode compiles nothing.
     """
+    if mode != ms.GRAPH_MODE:
+        return JitLevel(None, "none: PyNative mode compiles no graph")
     if device != "Ascend":
-        if requested not in ("auto", "O0"):
-            log.info("jit_level %s has no effect on %s", requested, device)
-        return None
+        remark = "" if requested in ("auto", "O0") else f"; {requested} has no effect"
+        return JitLevel(None, f"MindSpore's own on {device}, which knows one level only{remark}")
     level = "O2" if requested == "auto" else requested
-    if level == "O2" and (mindspore_version() or (0, 0)) >= (2, 9):
-        log.info("jit_level O2 is deprecated since MindSpore 2.9 and still in force here; O1 is its successor")
-    return level
+    if level != "O2" or (mindspore_version() or (0, 0)) < (2, 9):
+        return JitLevel(level, f"{level}, the default on Ascend" if requested == "auto" else f"{level}, as asked")
+    if not _takes_o2():
+        return JitLevel("O1", "O1, as this MindSpore refuses O2")
+    return JitLevel(level, "O2, deprecated since MindSpore 2.9 and still in force here; O1 is its successor")
+
+
+def _takes_o2():
+    """Whether this MindSpore knows O2; a description of the level only, nothing is set."""
+    try:
+        ms.JitConfig(jit_level="O2")
+    except (ValueError, AttributeError):
+        return False
+    return True
+
+
+def peak_memory() -> str:
+    """The most memory this process has held so far, in words: the device's where there is one, else the process's."""
+    if ms.get_context("device_target") == "CPU":
+        return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB (of the process)"
+    return f"{ms.runtime.max_memory_allocated() / 2**20:.0f} MiB (on the device)"
 
 
 @contextlib.contextmanager

@@ -19,9 +19,10 @@ ROOT = PACKAGE.parent
 FLOORS = {
     **dict.fromkeys(("bfloat16", "cli", "dialects", "environment", "errors", "files", "fusion"), 0),
     **dict.fromkeys(("inert_pickle", "layout", "recipe", "schedule", "torchfile", "variants", "version"), 0),
-    **dict.fromkeys(("block", "data", "metrics", "model", "runtime"), 1),
+    **dict.fromkeys(("block", "compile_cache", "data", "freeze", "metrics", "model"), 1),
+    **dict.fromkeys(("precision", "ranks", "runtime"), 1),
     **dict.fromkeys(("checkpoint", "convert", "crosscheck", "deploy", "evaluate", "export", "optim"), 2),
-    **dict.fromkeys(("pretrained", "torch_reference", "weights"), 2),
+    **dict.fromkeys(("pretrained", "selfcheck", "torch_reference", "weights"), 2),
     "train": 3,
 }
 # ... and what the floors may use of other projects, each also what the floors below it may.
@@ -32,7 +33,10 @@ THIRD_PARTY = (
     {"matplotlib"},
 )
 # Optional projects, imported inside a function of one module each, when their one purpose is asked for.
-OPTIONAL = {("convert", "torch"), ("crosscheck", "timm"), ("torch_reference", "torch")}
+OPTIONAL = {
+    *(("convert", "torch"), ("crosscheck", "timm"), ("torch_reference", "torch")),
+    ("train", "tensorboardX"),
+}
 
 HEAVY = {"mindspore", "mindcv", "cv2", "torch"}
 

@@ -155,8 +155,8 @@ class TestRecipeOf:
             recipe_of(known(preprocessing=self.PREPROCESSING), {})
 
     def test_a_key_of_a_later_version(self, known):
-        net = known(preprocessing=self.PREPROCESSING, recipe={"color_jitter": 0.4}, dataset="mnist5k")
-        with pytest.raises(RecipeError, match="unknown key 'color_jitter' in the checkpoint"):
+        net = known(preprocessing=self.PREPROCESSING, recipe={"colour_of_2030": 0.4}, dataset="mnist5k")
+        with pytest.raises(RecipeError, match="unknown key 'colour_of_2030' in the checkpoint"):
             recipe_of(net, {})
 
     def test_the_loader_is_the_recipes(self, known):

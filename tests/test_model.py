@@ -12,6 +12,7 @@ import mindrepvgg
 from mindrepvgg import RepVGG, RepVGGPlus, create_model
 from mindrepvgg.errors import UserError
 from mindrepvgg.optim import build_optimizer
+from mindrepvgg.train.loss import build_loss
 from mindrepvgg.train.step import NetworkWithLoss, TrainStep
 
 compat = pytest.mark.compat
@@ -260,8 +261,8 @@ def torch_step(reference, nesterov=False):
 
 
 def our_step(net, nesterov=False, rule="paper"):
-    optimizer = build_optimizer(net, RATES, 0.9, nesterov, DECAY, rule)
-    return TrainStep(NetworkWithLoss(net, label_smoothing=0.1, aux_weight=0.1), optimizer)
+    optimizer = build_optimizer(net, RATES, use_nesterov=nesterov, weight_decay=DECAY, weight_decay_filter=rule)
+    return TrainStep(NetworkWithLoss(net, build_loss("CE", 0.1), aux_weight=0.1), optimizer)
 
 
 def distances_while_training(kind, nesterov, seed):
@@ -271,7 +272,7 @@ def distances_while_training(kind, nesterov, seed):
     found, start = [], weights(net)
     for i, rate in enumerate(RATES):
         x, labels = batch(seed + i)
-        loss = relative_difference(ours(Tensor(x), Tensor(labels)), theirs(x, labels, rate))
+        loss = relative_difference(ours(Tensor(x), Tensor(labels))[0], theirs(x, labels, rate))
         values, changes = {}, {}
         state = reference.state_dict()
         for name, value in weights(net).items():

@@ -136,7 +136,7 @@ class TestStopRequest:
             assert not stop.asked
             os.kill(os.getpid(), number)
             assert stop.asked
-        assert "stopping after this step; Ctrl-C once more to stop at once" in capsys.readouterr().err
+        assert "stopping soon, the state will be saved; Ctrl-C once more to stop at once" in capsys.readouterr().err
 
     @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
     def test_the_second_is_at_once(self, second):

@@ -21,16 +21,28 @@ from mindrepvgg.errors import UserError
 )
 def test_the_compile_level(monkeypatch, requested, device, version, level):
     monkeypatch.setattr(runtime, "mindspore_version", lambda: version)
-    assert runtime.choose_jit_level(requested, device) == level
+    assert runtime.choose_jit_level(requested, device).level == level
 
 
-def test_a_level_without_effect_or_deprecated_is_said(monkeypatch, caplog):
+def test_the_reason_is_told(monkeypatch):
     monkeypatch.setattr(runtime, "mindspore_version", lambda: (2, 10))
-    with caplog.at_level("INFO", logger="mindrepvgg.runtime"):
-        runtime.choose_jit_level("O1", "CPU")
-        runtime.choose_jit_level("auto", "Ascend")
-    assert "jit_level O1 has no effect on CPU" in caplog.text
-    assert "jit_level O2 is deprecated since MindSpore 2.9" in caplog.text
+    assert "O1 has no effect" in runtime.choose_jit_level("O1", "CPU").reason
+    assert "no effect" not in runtime.choose_jit_level("auto", "CPU").reason
+    assert "deprecated since MindSpore 2.9" in runtime.choose_jit_level("auto", "Ascend").reason
+    assert runtime.choose_jit_level("O1", "Ascend").reason == "O1, as asked"
+    assert runtime.choose_jit_level("O2", "Ascend", ms.PYNATIVE_MODE).level is None
+
+
+def test_a_mindspore_that_refuses_o2_gets_its_successor(monkeypatch):
+    monkeypatch.setattr(runtime, "mindspore_version", lambda: (2, 10))
+
+    def refuse(jit_level):
+        raise ValueError(f"{jit_level} must be in ['O0', 'O1']")
+
+    monkeypatch.setattr(runtime.ms, "JitConfig", refuse)
+    level = runtime.choose_jit_level("auto", "Ascend")
+    assert level.level == "O1"
+    assert "refuses O2" in level.reason
 
 
 @pytest.mark.compat

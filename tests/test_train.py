@@ -26,7 +26,9 @@ from mindrepvgg.data import sources
 from mindrepvgg.errors import TrainingError
 from mindrepvgg.recipe import load_recipe, recipe_from_dict
 from mindrepvgg.train import Trainer
-from mindrepvgg.train.resume import find_last, recipe_of_run
+from mindrepvgg.train.folder import find_last
+from mindrepvgg.train.loss import build_loss
+from mindrepvgg.train.resume import recipe_of_run
 from mindrepvgg.train.step import NetworkWithLoss
 from mindrepvgg.weights import read_weights
 
@@ -54,7 +56,7 @@ TINY = {
 }
 STEPS_PER_EPOCH, STEPS = 10, 20
 
-TRAIN_KEYS = {"event", "epoch", "step", "progress", "loss", "lr", "images_per_second"}
+TRAIN_KEYS = {"event", "epoch", "step", "progress", "loss", "lr", "images_per_second", "data_wait"}
 VALIDATE_KEYS = {"event", "epoch", "step", "top1", "top5", "loss", "num_images", "correct", "images_per_second"}
 
 
@@ -66,7 +68,9 @@ def tiny(folder, **changes):
 def log_of(folder):
     """A run's log records, without the speed, which no two runs share."""
     lines = (Path(folder) / "log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in ("images_per_second", "data_wait")} for line in lines
+    ]
 
 
 def names(folder):
@@ -275,7 +279,7 @@ class TestResuming:
         finally:
             process.kill()
         assert process.returncode == 130, err
-        assert "stopping after this step" in err
+        assert "stopping soon" in err
         position = read_weights(folder / "repvgg_last.ckpt").description["position"]
         assert position["step_in_epoch"] > 0, "the signal was to arrive in the middle of an epoch"
         command = re.search(r"To continue: (python train\.py --resume .+)", out).group(1)
@@ -321,8 +325,8 @@ class TestResuming:
     def test_the_optimizer_is_filled(self, copied):
         trainer = Trainer(tiny(copied), resume=copied / "repvgg_last.ckpt")
         state = read_weights(copied / "repvgg_last.ckpt").arrays
-        assert int(trainer.optimizer.global_step.asnumpy().item()) == STEPS
-        for moment in trainer.optimizer.moments:
+        assert int(trainer.step.optimizer.global_step.asnumpy().item()) == STEPS
+        for moment in trainer.step.optimizer.moments:
             np.testing.assert_array_equal(moment.asnumpy(), state[f"training_state.{moment.name}"])
             assert moment.asnumpy().any()
 
@@ -358,9 +362,20 @@ class TestTheFolder:
     def test_overwriting_leaves_nothing_of_the_old_run(self, copied):
         (copied / "repvgg_deploy.ckpt").touch()
         (copied / "repvgg-notes.ckpt").touch()
-        Trainer(tiny(copied, epoch_size=1), overwrite=True)
-        assert names(copied) == ["curves.png", "log.jsonl", "recipe.yaml", "repvgg-notes.ckpt", "repvgg_deploy.ckpt"]
-        assert log_of(copied) == []
+        before = names(copied)
+        trainer = Trainer(tiny(copied, epoch_size=1, val_while_train=False, keep_checkpoint_max=0), overwrite=True)
+        assert names(copied) == before, "before it runs, nothing is lost"
+        trainer.run()
+        files = [
+            "curves.png",
+            "log.jsonl",
+            "recipe.yaml",
+            "repvgg-notes.ckpt",
+            "repvgg_deploy.ckpt",
+            "repvgg_last.ckpt",
+        ]
+        assert names(copied) == files
+        assert {record["epoch"] for record in log_of(copied)} == {1}
         assert load_recipe(copied / "recipe.yaml").epoch_size == 1
 
     def test_nothing_is_removed_before_everything_fits(self, copied):
@@ -477,8 +492,10 @@ def test_the_loss(label_smoothing, heads):
     expected = losses[0] + 0.25 * losses[1:].sum()
 
     tensors = tuple(Tensor(x, ms.float32) for x in logits)
-    cell = NetworkWithLoss(Fixed(tensors if heads else tensors[0]), label_smoothing, aux_weight=0.25)
-    assert float(cell(None, Tensor(labels, ms.int32)).asnumpy()) == pytest.approx(expected, rel=1e-5)
+    cell = NetworkWithLoss(Fixed(tensors if heads else tensors[0]), build_loss("CE", label_smoothing), aux_weight=0.25)
+    for scale in (1.0, 8.0):
+        found = cell(None, Tensor(labels, ms.int32), Tensor(scale, ms.float32))
+        assert float(found.asnumpy()) == pytest.approx(scale * expected, rel=1e-5)
 
 
 SETUP_AFTER_WORK = """

@@ -2,65 +2,142 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+from mindspore import Tensor
 
 from ..checkpoint import TRAIN, load_arrays, load_checkpoint_and_state
 from ..errors import TrainingError
+from ..model import RepVGG
+from ..ranks import Ranks
 from ..recipe import KEYS, Recipe, recipe_from_dict
 from ..weights import read_weights
+from .step import TrainStep, bn_statistics, is_bn_statistic
+
+log = logging.getLogger(__name__)
 
 # What may differ between the sessions of one run: where things lie and how they are shown, not what is computed.
 _FREE_KEYS = {
-    "data_dir",
-    "ckpt_save_dir",
-    "keep_checkpoint_max",
-    "num_parallel_workers",
-    "device_target",
-    "jit_level",
+    *("data_dir", "ckpt_save_dir", "keep_checkpoint_max", "ckpt_save_policy", "ckpt_save_interval", "tensorboard"),
+    *("num_parallel_workers", "device_target", "jit_level", "dataset_sink_mode", "compile_cache", "distribute"),
 }
+# ... and, on another number of devices, what makes up the global batch.
+_FREE_KEYS_ELSEWHERE = {*_FREE_KEYS, "batch_size", "gradient_accumulation_steps"}
+
+_STATISTICS = "statistics_of_ranks"
 
 
 @dataclass
 class Position:
-    """How far a run has come; `interval_losses` are those of the steps since the last log record."""
+    """How far a run has come; `interval_losses` are those of the steps since the last log record.
 
+    ranks, images_per_step: what the run is counted in. skipped: steps whose update was left out after an overflow.
+    """
+
+    ranks: int = 1
+    images_per_step: int = 0
     epoch: int = 0  # epochs completed
     step_in_epoch: int = 0  # steps completed in the epoch under way
+    skipped: int = 0
     best_top1: float = -math.inf
     best_epoch: int = 0
+    best_ema_top1: float = -math.inf
+    kept: list = field(default_factory=list)  # (epoch, top-1 or null) of each epoch checkpoint that is kept
     interval_losses: list = field(default_factory=list)
 
     def to_dict(self) -> dict:
         """Plain types for the checkpoint; no accuracy yet is null there, JSON knows no infinity."""
-        return {**asdict(self), "best_top1": None if math.isinf(self.best_top1) else self.best_top1}
+        values = asdict(self)
+        return {key: None if value == -math.inf else value for key, value in values.items()}
 
     @classmethod
     def from_dict(cls, values):
         """The position that `to_dict` wrote."""
-        best = values["best_top1"]
-        return cls(**{**values, "best_top1": -math.inf if best is None else best})
+        return cls(**{k: -math.inf if v is None else v for k, v in values.items()})
 
 
-def optimizer_state(optimizer, net) -> dict:
-    """The optimizer's own parameters by name: its moments and step count, not the network's weights."""
-    weights = {parameter.name for parameter in net.get_parameters()}
-    return {p.name: p.asnumpy() for p in optimizer.get_parameters() if p.name not in weights}
+@dataclass(frozen=True)
+class RunState:
+    """Everything of a run that a checkpoint must hold, as named parameters: what is read from them and put back.
+
+    net: the network; step: its `TrainStep`, with the optimizer; ranks: the processes it is trained by.
+    """
+
+    net: RepVGG
+    step: TrainStep
+    ranks: Ranks
+
+    @property
+    def _own(self):
+        weights = {parameter.name for parameter in self.net.get_parameters()}
+        own = {p.name: p for p in self.step.optimizer.get_parameters() if p.name not in weights}
+        return {**own, **self.step.state}
+
+    @property
+    def _statistics(self):
+        """BN's moving statistics, and their averages: the only parameters that differ between ranks."""
+        return bn_statistics(self.net) + [p for p in self.step.state.values() if is_bn_statistic(p)]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The state besides the network; on several ranks after `gather_statistics` only, the same on all of them."""
+        return {name: parameter.asnumpy() for name, parameter in self._own.items()}
+
+    def average_statistics(self):
+        """Make BN's statistics the same on all ranks: their mean."""
+        self.ranks.average(self._statistics)
+        self.step.accept_statistics()
+
+    def gather_statistics(self) -> dict[str, np.ndarray]:
+        """Every rank's own BN statistics for a checkpoint between two averagings; nothing on a single rank."""
+        if self.ranks.size == 1:
+            return {}
+        own = np.concatenate([parameter.asnumpy() for parameter in self._statistics])
+        return {_STATISTICS: self.ranks.gather(own)}
+
+    def fill(self, state, source):
+        """Put back what `arrays` and `gather_statistics` gave."""
+        state = dict(state)
+        of_ranks = state.pop(_STATISTICS, None)
+        load_arrays(_Parameters(self._own.values()), state, f"the optimizer's state in {source}")
+        if of_ranks is not None and len(of_ranks) == self.ranks.size:
+            own = np.split(of_ranks[self.ranks.rank], np.cumsum([p.size for p in self._statistics])[:-1])
+            for parameter, values in zip(self._statistics, own, strict=True):
+                parameter.set_data(Tensor(values))
+        self.step.accept_statistics()
 
 
-def restore(path, net, optimizer, recipe) -> Position:
-    """Fill network and optimizer from a run's checkpoint and return where it stopped.
+def restore(path, state: RunState, recipe, now: Position, steps_per_epoch) -> Position:
+    """Fill a run's state from its checkpoint and return where it stopped.
 
+    now: the run's position before its first step. On the same number of ranks the run goes on exactly. On another one
+    it goes on, which is said in the log, from the same epoch; with another global batch from that epoch's start.
     Raises TrainingError when the checkpoint belongs to a finished network only, or to a run of another recipe.
     """
-    net, state = load_checkpoint_and_state(path, net=net, form=TRAIN)
-    _check_resumable(path, net.metadata)
-    _check_same_recipe(path, recipe_from_dict(net.metadata["recipe"], str(path)), recipe)
-    own = optimizer_state(optimizer, net)
-    holder = _Parameters([p for p in optimizer.get_parameters() if p.name in own])
-    load_arrays(holder, state, f"the optimizer's state in {path}")
-    return Position.from_dict(net.metadata["position"])
+    _, arrays = load_checkpoint_and_state(path, net=state.net, form=TRAIN)
+    _check_resumable(path, state.net.metadata)
+    before = Position.from_dict(state.net.metadata["position"])
+    free = _FREE_KEYS if before.ranks == now.ranks else _FREE_KEYS_ELSEWHERE
+    _check_same_recipe(path, recipe_from_dict(state.net.metadata["recipe"], str(path)), recipe, free)
+    state.fill(arrays, path)
+    state.step.set_train()  # loading a network sets it to inference
+    if before.ranks == now.ranks:
+        return before
+    log.warning(
+        "%s was saved on %d devices (%d images a step), this run is on %d (%d): it goes on, but not bit for bit",
+        *(path, before.ranks, before.images_per_step, now.ranks, now.images_per_step),
+    )
+    position = replace(before, ranks=now.ranks, images_per_step=now.images_per_step)
+    if before.images_per_step != now.images_per_step:
+        if before.step_in_epoch:
+            log.warning("epoch %d is started again: its steps are others now", before.epoch + 1)
+        position = replace(position, step_in_epoch=0, interval_losses=[])
+        done = position.epoch * steps_per_epoch
+        counter = state.step.optimizer.global_step
+        counter.set_data(Tensor([done], counter.dtype))
+    return position
 
 
 def recipe_of_run(path) -> Recipe:
@@ -87,23 +164,15 @@ def _check_resumable(path, description):
         )
 
 
-def _check_same_recipe(path, before: Recipe, now: Recipe):
+def _check_same_recipe(path, before: Recipe, now: Recipe, free):
     """Refuse to go on with a recipe that would compute something else."""
     changed = [
         f"{key} was {getattr(before, key)!r} and is now {getattr(now, key)!r}"
         for key in KEYS
-        if key not in _FREE_KEYS and getattr(before, key) != getattr(now, key)
+        if key not in free and getattr(before, key) != getattr(now, key)
     ]
     if changed:
         raise TrainingError(
             f"the run in {path} cannot be continued exactly: {'; '.join(changed)}. Resume with the run's own recipe "
             f"(leave out -c and these options), or start a new run in another --ckpt_save_dir"
         )
-
-
-def find_last(folder, model) -> Path:
-    """The checkpoint `--resume` takes up in a run's folder. Raises TrainingError when there is none."""
-    path = Path(folder) / f"{model}_last.ckpt"
-    if not path.exists():
-        raise TrainingError(f"{path} does not exist: there is no run to resume; start one without --resume")
-    return path

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import shlex
 import time
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
-from mindspore import Tensor
 
-from .. import runtime
+from .. import compile_cache, ranks, runtime
 from ..checkpoint import save_checkpoint
-from ..data import TrainLoader, open_source
-from ..errors import DataError, TrainingError
+from ..errors import DataError, RecipeError, TrainingError
 from ..evaluate import Evaluation, eval_loader, evaluate
 from ..files import atomic_write
-from ..optim import build_optimizer
-from ..pretrained import create_model
-from ..schedule import learning_rates
-from .monitor import Progress, RunLog, StopRequest, draw_curves
-from .resume import Position, optimizer_state, restore
-from .step import NetworkWithLoss, TrainStep
+from ..precision import check_precision, float32_precision, set_precision
+from ..recipe import mindcv_notice
+from .build import build_learning_rates, build_network, build_step, build_train_loader, count_steps
+from .folder import RunFolder
+from .monitor import EventFiles, Meter, Profile, Progress, RunLog, StopRequest, draw_curves
+from .precise_bn import precise_bn
+from .resume import Position, RunState, restore
+from .sink import DeviceQueue, host_batches
+
+_DRY_STEPS = 5
+
+# Skipped updates in a row after which a run is given up: no scale is left to halve by then.
+_MOST_SKIPPED = 30
+
+# The share of the time spent waiting for data from which on it is said.
+_MUCH_WAITING = 0.25
 
 
 @dataclass(frozen=True)
@@ -37,158 +46,332 @@ class RunResult:
     best: Path
     curves: Path
 
+    def format(self) -> str:
+        """What came out, and the commands that go on from here."""
+        if not self.finished:
+            return f"stopped; the state is saved. To continue: python train.py --resume {_quoted(self.last)}"
+        checkpoint = self.best if self.best.exists() else self.last
+        deployed = checkpoint.with_name(f"{self.last.name.removesuffix('_last.ckpt')}_deploy.ckpt")
+        return (
+            f"done: {checkpoint}; curves in {self.curves}\n"
+            f"validate it: python validate.py --ckpt_path {_quoted(checkpoint)}\n"
+            f"fuse it:     python convert.py {_quoted(checkpoint)} {_quoted(deployed)}"
+        )
+
+
+def _quoted(path):
+    """The path as a shell takes it."""
+    return shlex.quote(str(path))
+
 
 class Trainer:
     """A run of a recipe in its folder (`ckpt_save_dir`); everything is built and checked before the first step.
 
     resume: the checkpoint of an interrupted run to go on with, exactly; its log is taken up as well.
     overwrite: start anew in a folder that holds a run. Without it, and without resume, such a folder is refused.
+    Under a launcher (msrun) every process makes one, and they train together; the first alone writes and prints.
     Raises UserError when recipe, data, checkpoint and folder do not fit together.
     """
 
     def __init__(self, recipe, resume=None, overwrite=False):
         self.recipe = recipe
-        self.folder = Path(recipe.ckpt_save_dir)
-        self.last = self.folder / f"{recipe.model}_last.ckpt"
-        self.best = self.folder / f"{recipe.model}_best.ckpt"
-        self.curves = self.folder / "curves.png"
-        held = sorted(self.folder.glob("*_last.ckpt"))
-        _check_folder(self.folder, held, resume, overwrite)
-        runtime.setup(recipe.device_target, recipe.mode, recipe.jit_level, recipe.seed)
-        self.train_loader = _train_loader(recipe)
-        self.eval_loader = eval_loader(recipe) if recipe.val_while_train else None
+        self.folder = RunFolder(recipe.ckpt_save_dir, recipe.model)
+        self.folder.check(resume, overwrite)
+        self._replaces = overwrite
+        self.device = runtime.setup(recipe.device_target, recipe.mode, recipe.jit_level, recipe.seed)
+        check_precision(recipe.amp_level, recipe.amp_dtype, self.device)
+        self.ranks = ranks.start(recipe.distribute, self.device)
+        self.train_loader = build_train_loader(recipe, self.ranks)
+        self.eval_loader = eval_loader(recipe, self.ranks) if recipe.val_while_train else None
         if self.eval_loader and self.eval_loader.source.class_names != self.train_loader.source.class_names:
             raise DataError("the training and validation splits have different classes; give both the same folders")
-        self.lr = learning_rates(
-            scheduler=recipe.scheduler,
-            lr=recipe.lr,
-            steps_per_epoch=self.train_loader.steps_per_epoch,
-            epoch_size=recipe.epoch_size,
-            min_lr=recipe.min_lr,
-            warmup_epochs=recipe.warmup_epochs,
-            warmup_factor=recipe.warmup_factor,
-            decay_epochs=recipe.decay_epochs,
-        )
+        self.steps_per_epoch = count_steps(recipe, self.train_loader)
+        self.images_per_step = recipe.batch_size * self.ranks.size * recipe.gradient_accumulation_steps
+        self.lr = build_learning_rates(recipe, self.steps_per_epoch, self.images_per_step)
         weights = recipe.pretrained if recipe.pretrained and resume is None else None
-        self.net = create_model(
-            recipe.model, recipe.num_classes, recipe.in_channels, weights=weights, **recipe.model_args
-        )
-        self.optimizer = build_optimizer(
-            self.net, self.lr, recipe.momentum, recipe.use_nesterov, recipe.weight_decay, recipe.weight_decay_filter
-        )
-        self.position = Position() if resume is None else restore(resume, self.net, self.optimizer, recipe)
-        self.step = TrainStep(NetworkWithLoss(self.net, recipe.label_smoothing, recipe.aux_weight), self.optimizer)
-        if overwrite:
-            _remove_runs(held)
-        self.log = RunLog(self.folder / "log.jsonl", keep_until=None if resume is None else self.steps_done)
-        with atomic_write(self.folder / "recipe.yaml", "w") as stream:
-            yaml.safe_dump(recipe.to_dict(), stream, sort_keys=False)
+        self.net = build_network(recipe, self.ranks, weights)
+        self.step = build_step(recipe, self.net, self.lr, self.ranks)
+        self.loss_scale = self.step.loss_scale
+        self.state = RunState(self.net, self.step, self.ranks)
+        self.position = Position(self.ranks.size, self.images_per_step)
+        self._resumed_at = None
+        if resume is not None:
+            self.position = restore(resume, self.state, recipe, self.position, self.steps_per_epoch)
+            self._resumed_at = self.net.metadata["step"]
+        if recipe.compile_cache:
+            facts = [recipe.to_dict(), self.steps_per_epoch, self.ranks.size, self.device]
+            compile_cache.enable(self.folder.compile_cache, facts)
         self.evaluation = None
+        self._compiled = False
+        self._stopping = False
+        self._skipped_in_row = 0
+        self._said_waiting = False
 
     @property
     def steps_done(self) -> int:
         """Steps of the whole run that are behind us."""
-        return self.position.epoch * self.train_loader.steps_per_epoch + self.position.step_in_epoch
+        return self.position.epoch * self.steps_per_epoch + self.position.step_in_epoch
 
-    def run(self) -> RunResult:
-        """Train to the end, or to Ctrl-C or SIGTERM, which saves the state after the step under way."""
+    def describe(self) -> str:
+        """The run in a few lines: network, device, precision, compile level, steps and learning rate."""
+        recipe = self.recipe
+        level = runtime.choose_jit_level(recipe.jit_level, self.device, recipe.mode)
+        precision = "float32" if recipe.amp_level == "O0" else f"{recipe.amp_dtype} ({recipe.amp_level})"
+        factors = [f"{recipe.batch_size}"]
+        factors += [f"{self.ranks.size} devices"] * (self.ranks.size > 1)
+        factors += [f"{recipe.gradient_accumulation_steps} batches"] * (recipe.gradient_accumulation_steps > 1)
+        batch = f"{self.images_per_step} images" + (f" ({' x '.join(factors)})" if len(factors) > 1 else "")
+        scaled = f" ({recipe.lr:g} for {recipe.lr_per_batch})" if recipe.lr_per_batch else ""
+        parameters, mode = sum(p.size for p in self.net.trainable_params()), ("graph", "PyNative")[recipe.mode]
+        steps, lr = f"{self.steps_per_epoch} steps of {batch}", f"lr up to {self.lr.max():.4g}{scaled}"
+        notice = mindcv_notice(recipe)
+        return (
+            f"{notice + chr(10) if notice else ''}"
+            f"{recipe.model}: {parameters:,} parameters to train, {precision}\n"
+            f"{self.device}, {mode} mode, jit level: {level.reason}\n"
+            f"{recipe.epoch_size} epochs of {steps}, {lr}"
+        )
+
+    def run(self, dry_run=False, profile=False) -> RunResult | None:
+        """Train to the end, or to Ctrl-C or SIGTERM, which saves the state after the step under way.
+
+        dry_run: compile and run a few steps, say what they cost, write nothing and return None.
+        profile: record the first steps after compilation with MindSpore's profiler.
+        """
+        if dry_run:
+            self._dry_run()
+            self.ranks.leave()
+            return None
         recipe, position = self.recipe, self.position
-        with closing(Progress(len(self.lr), self.steps_done)) as progress, StopRequest() as stop:
-            self._meter = _Meter()
-            while position.epoch < recipe.epoch_size and not stop.asked:
-                if self._train_epoch(progress, stop):
+        with contextlib.ExitStack() as stack:
+            self._open_folder(stack, profile)
+            self._progress = Progress(len(self.lr), self.steps_done, silent=not self.ranks.is_first)
+            stack.callback(self._progress.close)
+            self._stop = stack.enter_context(StopRequest())
+            self._meter = Meter()
+            self._progress.say(self.describe())
+            self._queue = self._device_queue()
+            while position.epoch < recipe.epoch_size and not self._stopping:
+                if self._train_epoch():
                     position.epoch, position.step_in_epoch = position.epoch + 1, 0
-                    self._end_epoch(progress)
+                    self._end_epoch()
                 else:
-                    self._check_finite()
-                    self._save(self.last, with_state=True)
+                    self._save_state(self.state.gather_statistics())
+            if position.epoch == recipe.epoch_size and recipe.precise_bn_steps:
+                self._take_precise_bn()
         self._draw()
-        return RunResult(
+        set_precision(self.net, "O0")
+        self.ranks.leave()
+        result = RunResult(
             finished=position.epoch == recipe.epoch_size,
             evaluation=self.evaluation,
             best_top1=position.best_top1,
-            last=self.last,
-            best=self.best,
-            curves=self.curves,
+            last=self.folder.last,
+            best=self.folder.best,
+            curves=self.folder.curves,
         )
+        self._progress.say(result.format())
+        return result
 
-    def _train_epoch(self, progress, stop) -> bool:
+    def _open_folder(self, stack, profile):
+        """Open what the run writes to; on the first rank only."""
+        recipe, folder = self.recipe, self.folder
+        self._profile = None
+        if not self.ranks.is_first:
+            self.log = RunLog(None)
+            return
+        if self._replaces:
+            folder.start_anew()
+        events = None
+        if recipe.tensorboard:
+            events = EventFiles(folder.tensorboard, self._resumed_at or 0)
+            stack.callback(events.close)
+        self.log = RunLog(folder.log, self._resumed_at, events)
+        with atomic_write(folder.recipe, "w") as stream:
+            yaml.safe_dump(recipe.to_dict(), stream, sort_keys=False)
+        if profile:
+            self._profile = Profile(folder.profile)
+            stack.callback(self._profile.close)
+
+    def _device_queue(self):
+        """The queue the device fetches its batches from, None where they are handed over one by one."""
+        recipe, position = self.recipe, self.position
+        if not recipe.dataset_sink_mode or self.device != "Ascend":
+            return None
+        if not recipe.drop_remainder:
+            raise RecipeError("dataset_sink_mode (=True) needs drop_remainder: the device takes batches of one size")
+        batches = self.steps_per_epoch * recipe.gradient_accumulation_steps
+        start = position.step_in_epoch * recipe.gradient_accumulation_steps
+        return DeviceQueue(self.train_loader, position.epoch, start, recipe.epoch_size, batches)
+
+    def _train_epoch(self) -> bool:
         """Run the rest of the epoch under way; False when a signal cut it short."""
-        recipe, position, loader = self.recipe, self.position, self.train_loader
-        losses = []
-        with closing(loader.epoch(position.epoch, position.step_in_epoch)) as batches:
-            for images, labels in batches:
-                losses.append(self.step(Tensor(images), Tensor(labels)))
+        recipe, position = self.recipe, self.position
+        start = position.step_in_epoch * recipe.gradient_accumulation_steps
+        batches = self._queue.batches(start) if self._queue else host_batches(self.train_loader, position.epoch, start)
+        outcomes = []
+        with contextlib.closing(batches):
+            while position.step_in_epoch < self.steps_per_epoch:
+                outcomes.append(self._take_step(batches))
                 position.step_in_epoch += 1
-                if self._meter.first_step:
-                    losses[-1].asnumpy()
-                    progress.say(f"first step, with graph compilation: {self._meter.start():.1f} s")
-                else:
-                    self._meter.count(len(labels))
-                progress.step(position.epoch + 1, recipe.epoch_size)
-                end_of_epoch = position.step_in_epoch == loader.steps_per_epoch
-                if end_of_epoch or self.steps_done % recipe.log_interval == 0:
-                    self._log_losses(losses, progress)
-                    losses = []
-                if stop.asked and not end_of_epoch:
-                    position.interval_losses = self._interval_losses(losses)
+                self._progress.step(position.epoch + 1, recipe.epoch_size)
+                end_of_epoch = position.step_in_epoch == self.steps_per_epoch
+                end_of_interval = end_of_epoch or self.steps_done % recipe.log_interval == 0
+                if end_of_interval:
+                    self._read_losses(outcomes)
+                    self._log_interval()
+                    outcomes = []
+                self._agree_to_stop(end_of_interval)
+                if self._stopping and not end_of_epoch:
+                    self._read_losses(outcomes)
                     return False
         return True
 
-    def _interval_losses(self, losses) -> list:
-        """The loss of each step since the last log record; stops the run when one is no longer a number."""
-        values = self.position.interval_losses + _floats(losses)
-        for step, value in enumerate(values, self.steps_done - len(values) + 1):
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss became {value} at step {step} (epoch {self.position.epoch + 1}, learning rate "
-                    f"{self.lr[step - 1]:.3g}); the last good state is {self._last_good()}. "
-                    f"Lower lr, lengthen warmup_epochs, or check the data"
-                )
-        return values
+    def _take_step(self, batches):
+        """One update, from as many batches as are accumulated; (loss, whether it was made) of it, on the device."""
+        last = self.recipe.gradient_accumulation_steps - 1
+        start = time.perf_counter()
+        for number in range(last + 1):
+            with self._meter.waiting():
+                images, targets = next(batches)
+            outcome = self.step(images, targets) if number == last else self.step.accumulate(images, targets)
+            self._meter.count(len(targets) * self.ranks.size)
+        if not self._compiled:
+            outcome[0].asnumpy()
+            self._compiled = True
+            self._progress.say(f"first step, with graph compilation: {time.perf_counter() - start:.1f} s")
+            self._meter.restart()
+            if self._profile:
+                self._profile.start()
+        elif self._profile:
+            self._profile.step()
+        return outcome
 
-    def _log_losses(self, losses, progress):
-        """Write the mean loss since the last record."""
+    def _agree_to_stop(self, end_of_interval):
+        """Take up a signal: alone after every step, among others where all of them ask each other."""
+        if self.ranks.size == 1:
+            self._stopping = self._stop.asked
+        elif end_of_interval:
+            self._stopping = self.ranks.any(self._stop.asked)
+
+    def _read_losses(self, outcomes):
+        """Fetch the latest steps' losses, None for a skipped one; stops the run when one is no longer a number."""
         position = self.position
-        loss = float(np.mean(self._interval_losses(losses)))
+        for step, (loss, done) in enumerate(outcomes, self.steps_done - len(outcomes) + 1):
+            if not bool(done.asnumpy()):
+                position.skipped += 1
+                self._skipped_in_row += 1
+                position.interval_losses.append(None)
+                if self._skipped_in_row >= _MOST_SKIPPED:
+                    raise self._diverged(f"{_MOST_SKIPPED} updates in a row overflowed, the last", step)
+                continue
+            self._skipped_in_row = 0
+            value = float(loss.asnumpy())
+            if not math.isfinite(value):
+                raise self._diverged(f"the loss became {value}", step)
+            position.interval_losses.append(value)
+
+    def _diverged(self, what, step):
+        """The error that ends a run which has lost its way."""
+        scale = f", loss scale {self.loss_scale.value:g}" if self.loss_scale else ""
+        return TrainingError(
+            f"{what} at step {step} (epoch {self.position.epoch + 1}, learning rate {self._lr_of(step):.3g}{scale}); "
+            f"the last good state is {self._last_good()}. Lower lr, lengthen warmup_epochs, or check the data"
+        )
+
+    def _lr_of(self, step) -> float:
+        """The learning rate of a step, counted from 1; a skipped update uses none up."""
+        return float(self.lr[max(step - self.position.skipped, 1) - 1])
+
+    def _log_interval(self):
+        """Write what happened since the last record."""
+        position = self.position
+        losses = [loss for loss in position.interval_losses if loss is not None]
         position.interval_losses = []
-        lr = float(self.lr[self.steps_done - 1])
-        speed = self._meter.images_per_second()
-        steps_per_epoch = self.train_loader.steps_per_epoch
+        loss = float(np.mean(losses)) if losses else None
+        lr, (speed, waiting) = self._lr_of(self.steps_done), self._meter.read()
+        scaling = {"loss_scale": self.loss_scale.value, "skipped": position.skipped} if self.loss_scale else {}
         self.log.write(
             "train",
             position.epoch + 1,
             self.steps_done,
-            progress=self.steps_done / steps_per_epoch,
+            progress=self.steps_done / self.steps_per_epoch,
             loss=loss,
             lr=lr,
+            **scaling,
             images_per_second=speed,
+            data_wait=waiting,
         )
-        progress.show(loss, lr, speed)
+        self._progress.show(math.nan if loss is None else loss, lr, speed)
+        if waiting > _MUCH_WAITING and not self._said_waiting:
+            self._said_waiting = True
+            self._progress.say(
+                f"warning: {waiting:.0%} of the time goes into waiting for data, {speed:.0f} images/s come through; "
+                f"raise num_parallel_workers (={self.train_loader.num_workers} in use), or store smaller images"
+            )
 
-    def _end_epoch(self, progress):
+    def _end_epoch(self):
         """Validate, save, and tell."""
         recipe, position = self.recipe, self.position
-        is_last = position.epoch == recipe.epoch_size
+        self.state.average_statistics()
         self._check_finite()
-        line = f"epoch {position.epoch}/{recipe.epoch_size}: loss {self.log.records[-1]['loss']:.4f}"
-        improved = False
-        if self.eval_loader and (is_last or position.epoch % recipe.val_interval == 0):
-            self.evaluation = evaluate(self.net, self.eval_loader)
-            self.log.write("validate", position.epoch, self.steps_done, **asdict(self.evaluation))
-            line += f", top-1 {self.evaluation.top1:.2f}%, top-5 {self.evaluation.top5:.2f}%"
-            improved = self.evaluation.top1 > position.best_top1
-            if improved:
-                position.best_top1, position.best_epoch = self.evaluation.top1, position.epoch
+        losses = [r["loss"] for r in self.log.records if r["event"] == "train" and r["epoch"] == position.epoch]
+        losses = [loss for loss in losses if loss is not None]
+        line = f"epoch {position.epoch}/{recipe.epoch_size}: loss {np.mean(losses) if losses else math.nan:.4f}"
+        top1 = None
+        if self.eval_loader and (position.epoch == recipe.epoch_size or position.epoch % recipe.val_interval == 0):
+            self.evaluation = self._evaluate("validate")
+            top1 = self.evaluation.top1
+            line += f", top-1 {top1:.2f}%, top-5 {self.evaluation.top5:.2f}%"
+            if top1 > position.best_top1:
+                position.best_top1, position.best_epoch = top1, position.epoch
                 line += " (best)"
-        if improved:
-            self._save(self.best)
-        self._save_epoch()
+                self._save(self.folder.best)
+            if recipe.ema:
+                line += self._end_epoch_of_average()
+        if recipe.keep_checkpoint_max and position.epoch % recipe.ckpt_save_interval == 0:
+            self._save(self.folder.epoch(position.epoch))
+            kept = [*position.kept, [position.epoch, top1]]
+            position.kept = self.folder.keep(kept, recipe.keep_checkpoint_max, recipe.ckpt_save_policy)
         # After the others: when the process dies in between, the epoch is run again and they are saved again.
-        self._save(self.last, with_state=True)
+        self._save_state()
         self._draw()
         self._meter.restart()
-        progress.say(line)
+        self._progress.say(line)
+
+    def _end_epoch_of_average(self) -> str:
+        """Validate the moving average of the weights, save it as a network of its own when it is the best so far."""
+        position = self.position
+        with self.step.averaged_weights():
+            found = self._evaluate("validate_ema")
+            if found.top1 > position.best_ema_top1:
+                position.best_ema_top1 = found.top1
+                self._save(self.folder.best_ema, metrics=asdict(found), weights="ema")
+        return f", EMA top-1 {found.top1:.2f}%"
+
+    def _evaluate(self, event) -> Evaluation:
+        """Validate the network as it is now, in float32, as validate.py will see it."""
+        with float32_precision(self.net, self.recipe.amp_level, self.recipe.amp_dtype):
+            found = evaluate(self.net, self.eval_loader, ranks=self.ranks)
+        self.log.write(event, self.position.epoch, self.steps_done, **asdict(found))
+        return found
+
+    def _take_precise_bn(self):
+        """Take BN's statistics anew, validate and save the network that results."""
+        if any(record["event"] == "precise_bn" for record in self.log.records):
+            return  # a finished run was resumed
+        epoch, most = self.position.epoch, self.recipe.precise_bn_steps
+        with contextlib.closing(host_batches(self.train_loader, epoch, 0)) as batches:
+            images = (images for _, (images, _) in zip(range(most), batches, strict=False))
+            precise_bn(self.net, images, self.ranks)
+        line = f"precise BN over {min(most, self.train_loader.steps_per_epoch)} batches"
+        if self.eval_loader:
+            self.evaluation = self._evaluate("precise_bn")
+            line += f": top-1 {self.evaluation.top1:.2f}%, top-5 {self.evaluation.top5:.2f}%"
+        else:
+            self.log.write("precise_bn", epoch, self.steps_done)
+        self._save(self.folder.precise_bn)
+        self._progress.say(f"{line}; {self.folder.precise_bn}")
 
     def _check_finite(self):
         """Refuse to save a network that holds a NaN or infinity: a ReLU can hide them from the loss."""
@@ -201,21 +384,20 @@ class Trainer:
 
     def _last_good(self):
         """The checkpoint to fall back on, in words."""
-        return self.last if self.last.exists() else "none yet"
+        return self.folder.last if self.folder.last.exists() else "none yet"
 
-    def _save_epoch(self):
-        """Keep the newest `keep_checkpoint_max` epochs' networks."""
-        keep = self.recipe.keep_checkpoint_max
-        if keep:
-            self._save(self._epoch_path(self.position.epoch))
-            self._epoch_path(self.position.epoch - keep).unlink(missing_ok=True)
+    def _save_state(self, statistics_of_ranks=None):
+        """Save everything that `--resume` needs; statistics_of_ranks: what is not the same on all of them."""
+        if statistics_of_ranks is not None:
+            self.state.average_statistics()
+            self._check_finite()
+        state = {**self.state.arrays(), **(statistics_of_ranks or {})}
+        self._save(self.folder.last, state, position=self.position.to_dict())
 
-    def _epoch_path(self, epoch):
-        return self.folder / f"{self.recipe.model}-{epoch}.ckpt"
-
-    def _save(self, path, with_state=False):
+    def _save(self, path, training_state=None, **more):
+        if not self.ranks.is_first:
+            return
         recipe = self.recipe
-        source = self.train_loader.source
         facts = {
             "image_size": list(recipe.image_size),
             "preprocessing": {
@@ -225,7 +407,7 @@ class Trainer:
                 "interpolation": recipe.interpolation,
             },
             "dataset": recipe.dataset,
-            "class_names": list(source.class_names),
+            "class_names": list(self.train_loader.source.class_names),
             "recipe": recipe.to_dict(),
             "epoch": self.position.epoch,
             "step": self.steps_done,
@@ -233,88 +415,29 @@ class Trainer:
         }
         # `position` comes from a resumed checkpoint's metadata too, and must not outlive the state it belongs to.
         self.net.metadata.pop("position", None)
-        if with_state:
-            facts["position"] = self.position.to_dict()
-        state = optimizer_state(self.optimizer, self.net) if with_state else None
-        save_checkpoint(self.net, path, training_state=state, **facts)
+        save_checkpoint(self.net, path, training_state=training_state, **{**facts, **more})
 
     def _draw(self):
-        if self.log.records:
-            draw_curves(self.log.records, self.curves, f"{self.recipe.model} on {self.recipe.dataset}")
+        if self.log.records and self.ranks.is_first:
+            draw_curves(self.log.records, self.folder.curves, f"{self.recipe.model} on {self.recipe.dataset}")
 
-
-class _Meter:
-    """Images a second of the steps alone, without graph compilation, validation and saving."""
-
-    def __init__(self):
-        self.first_step = True
-        self._images = 0
-        self._since = time.perf_counter()
-
-    def start(self) -> float:
-        """The first step is done; returns the seconds it took."""
-        seconds = time.perf_counter() - self._since
-        self.first_step = False
-        self.restart()
-        return seconds
-
-    def restart(self):
-        """Leave out what happened since the last reading."""
-        self._images, self._since = 0, time.perf_counter()
-
-    def count(self, images):
-        self._images += images
-
-    def images_per_second(self) -> float:
-        """The rate since the last reading."""
-        speed = self._images / max(time.perf_counter() - self._since, 1e-9)
-        self.restart()
-        return speed
-
-
-def _check_folder(folder, held, resume, overwrite):
-    """Refuse to write over a run (`held`: the *_last.ckpt in the folder) that is not the one to go on with."""
-    if not held:
-        return
-    if resume is None and not overwrite:
-        raise TrainingError(
-            f"{folder} holds a run already ({held[0].name}); add --resume to continue it, --overwrite to start anew, "
-            f"or give another --ckpt_save_dir"
-        )
-    if resume is not None and Path(resume).exists() and not any(path.samefile(resume) for path in held):
-        raise TrainingError(f"{folder} holds another run ({held[0].name}) than {resume}; give another --ckpt_save_dir")
-
-
-def _remove_runs(held):
-    """Remove the checkpoints of the runs that saved `held`, so that none of them is taken for the new run's."""
-    for last in held:
-        model = last.name.removesuffix("_last.ckpt")
-        last.with_name(f"{model}_best.ckpt").unlink(missing_ok=True)
-        for path in last.parent.glob(f"{model}-*.ckpt"):
-            if path.stem.removeprefix(f"{model}-").isdecimal():
-                path.unlink()
-        last.unlink()
-
-
-def _floats(losses):
-    """Losses as numbers; waits for the device."""
-    return [float(loss.asnumpy()) for loss in losses]
-
-
-def _train_loader(recipe) -> TrainLoader:
-    source = open_source(recipe.dataset, recipe.data_dir, "train", recipe.num_classes)
-    return TrainLoader(
-        source,
-        batch_size=recipe.batch_size,
-        image_size=recipe.image_size,
-        mean=recipe.mean,
-        std=recipe.std,
-        in_channels=recipe.in_channels,
-        scale=recipe.scale,
-        ratio=recipe.ratio,
-        hflip=recipe.hflip,
-        interpolation=recipe.interpolation,
-        seed=recipe.seed,
-        num_parallel_workers=recipe.num_parallel_workers,
-        drop_remainder=recipe.drop_remainder,
-    )
+    def _dry_run(self):
+        """Compile and run a few steps, and say what they cost."""
+        self._progress, self._meter, self._profile = Progress(_DRY_STEPS, 0, not self.ranks.is_first), Meter(), None
+        batches = host_batches(self.train_loader, 0, 0)
+        with contextlib.closing(self._progress), contextlib.closing(batches):
+            self._progress.say(self.describe())
+            times = []
+            for _ in range(min(1 + _DRY_STEPS, self.steps_per_epoch)):
+                start = time.perf_counter()
+                loss, _ = self._take_step(batches)
+                loss.asnumpy()
+                times.append(time.perf_counter() - start)
+                self._progress.step(1, 1)
+            _, waiting = self._meter.read()
+            seconds = float(np.median(times[1:] or times))
+            self._progress.say(
+                f"{1000 * seconds:.1f} ms a step (median of {len(times[1:])}), {self.images_per_step / seconds:.0f} "
+                f"images/s, {waiting:.0%} of it waiting for data; peak memory {runtime.peak_memory()}"
+            )
+            self._progress.say("dry run: nothing was written")

@@ -1,0 +1,155 @@
+"""The processes of a data-parallel run: who they are, what they tell each other, and what happens when one dies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.communication import get_group_size, get_rank, init
+
+from .environment import launched_processes
+from .errors import UserError
+
+# Shorter than msrun's own second, after which it kills what is left, so that the message comes first.
+_WATCH_SECONDS = 0.25
+
+
+class Ranks:
+    """A process's `rank` among the `size` of a run; one that was started alone is rank 0 of 1.
+
+    Every process must call the same methods in the same order.
+    """
+
+    def __init__(self, rank=0, size=1):
+        self.rank = rank
+        self.size = size
+        self.watch = None
+
+    def leave(self):
+        """Wait until every rank is here; from then on each may end when it likes."""
+        self.any(False)
+        if self.watch:
+            self.watch.stop()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def gather(self, array) -> np.ndarray:
+        """Every rank's array (all of one shape and type, of 4 or 8 bytes an item), stacked by rank, bit for bit."""
+        array = np.ascontiguousarray(array)
+        if self.size == 1:
+            return array[None]
+        # As 32-bit integers: a device may flush or canonicalise floats, and MindSpore 2.10's AllGather on CPU keeps the
+        # lower half only of an int64.
+        bits = array.reshape(1, -1).view(np.int32)
+        gathered = ops.AllGather()(Tensor(bits)).asnumpy()
+        return gathered.view(array.dtype).reshape(self.size, *array.shape)
+
+    def any(self, flag) -> bool:
+        """Whether the flag is set on any rank; the answer is the same on all."""
+        return bool(self.gather(np.int32(flag)).any())
+
+    def broadcast(self, parameters):
+        """Give every rank the first one's values of the parameters."""
+        if self.size > 1:
+            broadcast = ops.Broadcast(0)
+            for parameter in parameters:
+                # One by one: of several at once, MindSpore 2.10 returns garbage after the first outside of a graph.
+                # A copy: the value lies in a buffer of the collective.
+                parameter.set_data(Tensor(broadcast((parameter,))[0].asnumpy()))
+
+    def average(self, parameters):
+        """Replace the parameters' values, on every rank, by their mean over the ranks."""
+        parameters = list(parameters)
+        if self.size > 1 and parameters:
+            for parameter, total in zip(parameters, _Sum()(*parameters), strict=True):
+                parameter.set_data(Tensor(total.asnumpy() / np.float32(self.size)))
+
+
+class _Sum(nn.Cell):
+    """Sums of tensors over the ranks."""
+
+    def __init__(self):
+        super().__init__()
+        self.all_reduce = ops.AllReduce()
+
+    def construct(self, *tensors):
+        sums = ()
+        for tensor in tensors:
+            sums += (self.all_reduce(tensor),)
+        return sums
+
+
+def start(distribute="auto", device="CPU") -> Ranks:
+    """Join the other processes of a data-parallel run, if there are any; call it before the first network is built.
+
+    distribute: 'auto': if a launcher (msrun, mpirun) started this process, True: it must have; False: stay alone.
+    Raises UserError when there is no launcher although one is needed, or the processes do not find each other.
+    """
+    processes = launched_processes()
+    if distribute is False or (distribute == "auto" and processes is None):
+        return Ranks()
+    if processes is None:
+        raise UserError(
+            "distribute (=True) needs a launcher: msrun --worker_num 8 --local_worker_num 8 python train.py ...; "
+            "leave distribute at auto to train on one device when there is none"
+        )
+    try:
+        init()
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the {processes} processes of this run did not find each other: {reason}") from None
+    ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
+    if device == "Ascend":
+        # Gradients are sent in few large pieces, the first while the backward pass is still at work on the others.
+        ms.set_auto_parallel_context(comm_fusion={"allreduce": {"mode": "auto", "config": None}})
+    ranks = Ranks(get_rank(), get_group_size())
+    if ranks.size > 1:
+        ranks.watch = _Watch(ranks)
+    return ranks
+
+
+class _Watch:
+    """Ends this process soon after another rank on this machine died: a collective would wait for it for minutes."""
+
+    def __init__(self, ranks):
+        self.rank = ranks.rank
+        host = np.frombuffer(hashlib.sha256(socket.gethostname().encode()).digest()[:8], np.int64)[0]
+        table = ranks.gather(np.array([host, os.getpid()], np.int64))
+        self.peers = {int(pid): rank for rank, (place, pid) in enumerate(table) if place == host and rank != ranks.rank}
+        self._done = threading.Event()
+        threading.Thread(target=self._run, name="mindrepvgg-peers", daemon=True).start()
+
+    def stop(self):
+        """From now on, others may end."""
+        self._done.set()
+
+    def _run(self):
+        while not self._done.wait(_WATCH_SECONDS):
+            dead = [pid for pid in self.peers if not _is_alive(pid)]
+            if dead and not self._done.is_set():
+                names = ", ".join(f"rank {self.peers[pid]} (process {pid})" for pid in dead)
+                print(
+                    f"error: {names} died, so rank {self.rank} ends too; its own output tells why. Every checkpoint is "
+                    f"whole: start again with --resume",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(1)  # the main thread may be inside a collective that never returns
+
+
+def _is_alive(pid):
+    """Whether a process runs; one that has ended and was not waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
