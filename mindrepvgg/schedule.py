@@ -2,12 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
-# Each maps progress p through the decay, float64 in [0, 1], to the weight of `lr` against `min_lr`.
+# one_cycle: the share of the run that rises, and what part of lr it rises from. Source: PyTorch's OneCycleLR.
+_RISE = 0.3
+_START = 1 / 25
+
+
+class _Decay(NamedTuple):
+    """What a curve is drawn from: steps (n,) int and epochs (n,) float64 since the warm-up, the decay's length..."""
+
+    step: np.ndarray
+    epoch: np.ndarray
+    length: int
+    lr: float
+    min_lr: float
+    rate: float
+    milestones: Sequence[float]
+    num_cycles: int
+    cycle_decay: float
+
+    def falling(self, factor):
+        """The factor times lr, but not below min_lr."""
+        return np.maximum(self.lr * factor, self.min_lr)
+
+
+def _between(first, last, weight):
+    """`first` at weight 1, `last` at weight 0."""
+    # Exact at both ends; last + (first - last) * weight rounds at weight 1.
+    return first * weight + last * (1 - weight)
+
+
+def _half_cosine(progress):
+    """1 at progress 0, 0 at progress 1."""
+    return 0.5 * (1 + np.cos(np.pi * progress))
+
+
+def _cosine(decay):
+    cycle, step = np.divmod(decay.step, decay.length)
+    peak = decay.falling(decay.cycle_decay**cycle)
+    rates = _between(peak, decay.min_lr, _half_cosine(step / max(decay.length - 1, 1)))
+    return np.where(cycle < decay.num_cycles, rates, decay.min_lr)
+
+
+def _step(decay):
+    return decay.falling(decay.rate ** (decay.step // decay.length))
+
+
+def _multi_step(decay):
+    passed = np.searchsorted(np.sort(decay.milestones), decay.epoch, side="right")
+    return decay.falling(decay.rate**passed)
+
+
+def _exponential(decay):
+    return decay.falling(decay.rate**decay.epoch)
+
+
+def _polynomial(decay):
+    progress = np.minimum(decay.step / max(decay.length - 1, 1), 1.0)
+    return _between(decay.lr, decay.min_lr, (1 - progress) ** decay.rate)
+
+
+def _one_cycle(decay):
+    total = len(decay.step)
+    peak = _RISE * total - 1
+    rising = _between(_START * decay.lr, decay.lr, _half_cosine(decay.step / peak))
+    falling = _between(decay.lr, decay.min_lr, _half_cosine((decay.step - peak) / (total - 1 - peak)))
+    return np.where(decay.step <= peak, rising, falling)
+
+
+def _constant(decay):
+    return np.full(len(decay.step), decay.lr)
+
+
+# Each maps a _Decay to the rates of its steps, (n,) float64.
 _CURVES = {
-    "cosine_decay": lambda p: 0.5 * (1 + np.cos(np.pi * p)),
-    "constant": np.ones_like,
+    "cosine_decay": _cosine,
+    "step_decay": _step,
+    "multi_step_decay": _multi_step,
+    "exponential_decay": _exponential,
+    "polynomial_decay": _polynomial,
+    "one_cycle": _one_cycle,
+    "constant": _constant,
 }
 SCHEDULERS = tuple(_CURVES)
 
@@ -22,18 +101,33 @@ def learning_rates(
     warmup_epochs: int = 0,
     warmup_factor: float = 0.0,
     decay_epochs: int | None = None,
+    decay_rate: float = 0.1,
+    multi_step_decay_milestones: Sequence[float] = (30, 60, 90),
+    num_cycles: int = 1,
+    cycle_decay: float = 1.0,
+    lr_epoch_stair: bool = False,
 ) -> np.ndarray:
-    """Learning rate of each step: a line up to `lr`, the scheduler's curve c from `lr` to `min_lr`, then level.
+    """Learning rate of each step: a line up to `lr`, then the scheduler's curve.
 
-    With W = warmup_epochs * steps_per_epoch and D = decay_epochs * steps_per_epoch (None: all steps after W),
-        t < W:   lr * (f + (1 - f) * t / W), f being warmup_factor
-        t >= W:  lr * c(p) + min_lr * (1 - c(p)), p = min((t - W) / (D - 1), 1)
-        cosine_decay: c(p) = (1 + cos(pi * p)) / 2;  constant: c(p) = 1, so min_lr and decay_epochs do not matter.
-    Step 0 has exactly warmup_factor * lr (when W > 0), step W exactly lr, the decay's last step W + D - 1 exactly
-    min_lr, as have all after it. A decay of a single step has lr.
+    With W = warmup_epochs * steps_per_epoch and f = warmup_factor, step t < W has lr * (f + (1 - f) * t / W). After it,
+    with s = t - W, e = s / steps_per_epoch and D = decay_epochs * steps_per_epoch (None: all steps after W):
+        cosine_decay: c * peak + (1 - c) * min_lr, c = (1 + cos(pi * p)) / 2, p = (s mod D) / (D - 1), in cycle
+            k = floor(s / D) of num_cycles from peak = max(lr * cycle_decay ** k, min_lr); min_lr after the last cycle
+        step_decay: lr * decay_rate ** floor(s / D)
+        multi_step_decay: lr * decay_rate ** (how many multi_step_decay_milestones are at most e)
+        exponential_decay: lr * decay_rate ** e
+        polynomial_decay: c * lr + (1 - c) * min_lr, c = (1 - p) ** decay_rate, p = min(s / (D - 1), 1)
+        one_cycle: half a cosine from lr / 25 to lr over 30 % of the run, another half to min_lr over the rest
+        constant: lr
+    The powers of decay_rate stop at min_lr where they would fall below it. With lr_epoch_stair every step of an epoch
+    has the rate of its first.
+    Without it, step 0 has exactly warmup_factor * lr (when W > 0) and step W, unless with one_cycle, exactly lr; the
+    last step of a cosine's cycle, of the polynomial (W + D - 1) and of one_cycle has exactly min_lr. A cosine or
+    polynomial of a single step has lr.
 
     Returns (epoch_size * steps_per_epoch,) float32, computed in float64.
-    Raises ValueError for a scheduler not in `SCHEDULERS`, less than one step, or warm-up and decay beyond the run.
+    Raises ValueError for a scheduler not in `SCHEDULERS`, less than one step, warm-up and decay beyond the run, warm-up
+    with one_cycle, or step_decay without decay_epochs.
     """
     total = epoch_size * steps_per_epoch
     warmup = warmup_epochs * steps_per_epoch
@@ -42,12 +136,37 @@ def learning_rates(
         raise ValueError(f"scheduler (={scheduler!r}) must be one of {', '.join(SCHEDULERS)}")
     if total < 1:
         raise ValueError(f"epoch_size (={epoch_size}) * steps_per_epoch (={steps_per_epoch}) must be at least 1 step")
-    if min(warmup, decay) < 0 or warmup + decay > total:
+    if scheduler == "step_decay" and decay_epochs is None:
+        raise ValueError("step_decay needs decay_epochs, the epochs between two steps")
+    if scheduler == "one_cycle" and warmup_epochs:
+        raise ValueError(f"warmup_epochs (={warmup_epochs}) must be 0 with one_cycle, which has a rise of its own")
+    # Of step_decay, the decay is the length of a step, which may be longer than what is left.
+    needed = warmup if scheduler == "step_decay" else warmup + decay
+    if min(warmup, decay) < 0 or needed > total:
         raise ValueError(f"warm-up ({warmup} steps) and decay ({decay} steps) must fit into the run ({total} steps)")
 
     rising = warmup_factor + (1 - warmup_factor) * np.arange(warmup) / max(warmup, 1)
-    progress = np.minimum(np.arange(total - warmup) / max(decay - 1, 1), 1.0)
-    weight = _CURVES[scheduler](progress)
-    # lr * w + min_lr * (1 - w) is exact at both ends; min_lr + (lr - min_lr) * w rounds at w = 1.
-    falling = lr * weight + min_lr * (1 - weight)
-    return np.concatenate([lr * rising, falling]).astype(np.float32)
+    step = np.arange(total - warmup)
+    after_warmup = _CURVES[scheduler](
+        _Decay(
+            step=step,
+            epoch=step / steps_per_epoch,
+            length=max(decay, 1),
+            lr=lr,
+            min_lr=min_lr,
+            rate=decay_rate,
+            milestones=multi_step_decay_milestones,
+            num_cycles=num_cycles,
+            cycle_decay=cycle_decay,
+        )
+    )
+    rates = np.concatenate([lr * rising, after_warmup]).astype(np.float32)
+    return rates[::steps_per_epoch].repeat(steps_per_epoch) if lr_epoch_stair else rates
+
+
+def scaled_lr(lr: float, lr_per_batch: int | None, global_batch: int) -> float:
+    """`lr`, meant for a global batch of `lr_per_batch` images, scaled linearly to one of `global_batch`; None: `lr`.
+
+    Source: Goyal et al., arXiv:1706.02677, section 2.1.
+    """
+    return lr if lr_per_batch is None else lr * global_batch / lr_per_batch
