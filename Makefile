@@ -43,6 +43,7 @@ lint: $(VENV)/.ready-dev
 
 bench: $(VENV)/.ready
 	$(RUN) python benchmarks/compare_mindcv.py
+	$(RUN) python benchmarks/train_step.py
 	$(RUN) python benchmarks/convert_cost.py
 
 clean:

@@ -1,4 +1,4 @@
-"""repvgg_a0 here and in MindCV, on the same device in one run: graph compilation, train step, inference in both forms.
+"""repvgg_a0 here and in MindCV, on the same device in one run: inference in both forms, with graph compilation.
 
     python benchmarks/compare_mindcv.py [--model repvgg_a0] [--batch_size 16] [--image_size 224] [--rounds 15]
 
@@ -40,16 +40,13 @@ def measure(model="repvgg_a0", batch_size=16, image_size=224, rounds=15) -> str:
 
     device = runtime.setup("auto")
     images = np.random.default_rng(0).normal(size=(batch_size, 3, image_size, image_size))
-    labels = np.random.default_rng(1).integers(0, 1000, batch_size)
-    batch = ms.Tensor(images, ms.float32), ms.Tensor(labels, ms.int32)
+    batch = ms.Tensor(images, ms.float32)
 
     ours = mindrepvgg.create_model(model)
     contestants = {
         "inference, MindCV": _inference(mindcv.create_model(model), batch),
         "inference, train form": _inference(ours, batch),
         "inference, deploy form": _inference(mindrepvgg.to_deploy(ours), batch),
-        "train step, MindCV's network": _train_step(mindcv.create_model(model), batch),
-        "train step": _train_step(mindrepvgg.create_model(model), batch),
     }
     compiled = {name: _seconds(call) for name, call in contestants.items()}
     times = {name: [] for name in contestants}
@@ -70,7 +67,6 @@ def measure(model="repvgg_a0", batch_size=16, image_size=224, rounds=15) -> str:
     lines.append("")
     for faster, slower in (
         ("inference, train form", "inference, MindCV"),
-        ("train step", "train step, MindCV's network"),
         ("inference, deploy form", "inference, train form"),
     ):
         ratio = statistics.median(b / a for a, b in zip(times[faster], times[slower], strict=True))
@@ -81,20 +77,7 @@ def measure(model="repvgg_a0", batch_size=16, image_size=224, rounds=15) -> str:
 def _inference(net, batch):
     """A call that runs `net` on the batch and waits for the result."""
     net.set_train(False)
-    return lambda: net(batch[0]).asnumpy()
-
-
-def _train_step(net, batch):
-    """A call that trains `net` for one step: the same loss, optimizer and step for both contestants."""
-    import numpy as np
-
-    from mindrepvgg.optim import build_optimizer
-    from mindrepvgg.train.step import NetworkWithLoss, TrainStep
-
-    # A rate this small keeps the numbers of a random network on random images in range over many steps.
-    optimizer = build_optimizer(net, np.full(1000, 1e-4), weight_decay=1e-4)
-    step = TrainStep(NetworkWithLoss(net), optimizer)
-    return lambda: step(*batch).asnumpy()
+    return lambda: net(batch).asnumpy()
 
 
 def _seconds(call):

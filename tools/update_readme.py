@@ -8,6 +8,7 @@ sys.path[:0] = [str(_ROOT), str(_ROOT / "benchmarks")]  # run from a checkout, i
 
 import compare_mindcv
 import demo
+import train_step
 
 from mindrepvgg import cli
 from mindrepvgg.errors import UserError
@@ -27,7 +28,7 @@ def main(argv=None):
     checkpoints = [_ROOT / path for path in demo.CHECKPOINTS]
     if not all(path.exists() for path in checkpoints):
         raise UserError(f"{checkpoints[0].parent} has no finished demo; run make demo first")
-    results = f"{demo.report(*checkpoints)}\n\n{compare_mindcv.measure()}"
+    results = f"{demo.report(*checkpoints)}\n\n{compare_mindcv.measure()}\n\n{train_step.measure()}"
     before, rest = text.split(_BEGIN)
     with atomic_write(readme, "w") as stream:
         stream.write(f"{before}{_BEGIN}\n{results}\n{_END}{rest.split(_END)[1]}")
