@@ -289,6 +289,17 @@ class TestResuming:
         assert resumed.returncode == 0, resumed.stderr
         assert_same_run(folder, run.last.parent)
 
+    def test_a_stop_file_is_a_signal(self, run, tmp_path):
+        """It is taken up where the log is written, and gone afterwards."""
+        trainer = Trainer(tiny(tmp_path))
+        result = each_step(trainer, lambda now, _: (tmp_path / "stop").touch() if now == 2 else None).run()
+        assert not result.finished
+        assert trainer.steps_done == TINY["log_interval"]
+        assert "stop" not in names(tmp_path)
+        (tmp_path / "stop").touch()  # too late for that session, and not meant for the next
+        assert Trainer(tiny(tmp_path), resume=result.last).run().finished
+        assert_same_run(tmp_path, run.last.parent)
+
     def test_a_finished_run_has_nothing_to_do(self, copied):
         recipe = dataclasses.replace(recipe_of_run(copied / "repvgg_last.ckpt"), ckpt_save_dir=str(copied))
         before = (copied / "repvgg_last.ckpt").read_bytes()

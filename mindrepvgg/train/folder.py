@@ -8,7 +8,10 @@ from ..errors import TrainingError
 
 
 class RunFolder:
-    """Paths in the folder of a run of `model`; nothing is written or removed but by `start_anew` and `keep`."""
+    """Paths in the folder of a run of `model`; nothing is written or removed but by the methods that say so.
+
+    stop: a file that somebody puts there to end the run as Ctrl-C does, on any number of machines.
+    """
 
     def __init__(self, path, model):
         self.path = Path(path)
@@ -23,6 +26,7 @@ class RunFolder:
         self.profile = self.path / "profile"
         self.tensorboard = self.path / "tensorboard"
         self.compile_cache = self.path / "compile_cache"
+        self.stop = self.path / "stop"
 
     def epoch(self, epoch) -> Path:
         """The network as it was after an epoch."""
@@ -53,6 +57,12 @@ class RunFolder:
                 if path.stem.removeprefix(f"{run.model}-").isdecimal():
                     path.unlink()
             last.unlink()
+
+    def take_stop(self) -> bool:
+        """Whether a stop was asked for by a file; removes it."""
+        asked = self.stop.exists()
+        self.stop.unlink(missing_ok=True)
+        return asked
 
     def keep(self, kept, most, policy):
         """Choose of the epoch checkpoints, (epoch, top-1 or None) each, those to keep; remove the others' files.

@@ -133,7 +133,7 @@ class Trainer:
         )
 
     def run(self, dry_run=False, profile=False) -> RunResult | None:
-        """Train to the end, or to Ctrl-C or SIGTERM, which saves the state after the step under way.
+        """Train to the end, or to Ctrl-C, SIGTERM or a file `stop` in the folder: the state is saved then.
 
         dry_run: compile and run a few steps, say what they cost, write nothing and return None.
         profile: record the first steps after compilation with MindSpore's profiler.
@@ -182,6 +182,7 @@ class Trainer:
             return
         if self._replaces:
             folder.start_anew()
+        folder.take_stop()  # one that came too late for the session before
         events = None
         if recipe.tensorboard:
             events = EventFiles(folder.tensorboard, self._resumed_at or 0)
@@ -248,11 +249,12 @@ class Trainer:
         return outcome
 
     def _agree_to_stop(self, end_of_interval):
-        """Take up a signal: alone after every step, among others where all of them ask each other."""
+        """Take up a signal, alone after every step, or the folder's stop file; ranks ask each other after intervals."""
+        asked = self._stop.asked or (end_of_interval and self.ranks.is_first and self.folder.take_stop())
         if self.ranks.size == 1:
-            self._stopping = self._stop.asked
+            self._stopping = asked
         elif end_of_interval:
-            self._stopping = self.ranks.any(self._stop.asked)
+            self._stopping = self.ranks.any(asked)
 
     def _read_losses(self, outcomes):
         """Fetch the latest steps' losses, None for a skipped one; stops the run when one is no longer a number."""
