@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,17 +15,28 @@ from .version import __version__
 _SWITCH, _PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 
 
-def enable(folder, facts) -> Path:
-    """Keep the graphs of this process in a folder inside `folder`, and take those that are there; returns it.
+@contextlib.contextmanager
+def kept_graphs(folder, facts):
+    """Keep what the body compiles in a folder inside `folder`, or take it from there; gives that folder.
 
-    MindSpore compares the source files of a graph with those of before, not the numbers that were compiled into it. So
-    each set of facts, and each version, has a folder of its own. facts: JSON-able, all that the graphs depend on. What
-    the user has set in the environment stays. Every rank gets a folder of its own inside, from MindSpore.
+    MindSpore looks for graphs by the order in which they are compiled: the body must be the first of the program to
+    compile anything, always the same. It compares source files, not the numbers compiled into a graph: each set of facts
+    (JSON-able, all that the graphs depend on) and each version has a folder of its own, in which MindSpore keeps the
+    ranks apart. Where the user has switched the cache on or off, that is in force.
+    A graph from the disk computes the same, but not always to the last bit.
     """
-    source = {path.name: path.read_text() for path in sorted(Path(__file__).parent.rglob("*.py"))}
+    package = Path(__file__).parent
+    source = {str(path.relative_to(package)): path.read_text() for path in sorted(package.rglob("*.py"))}
     content = json.dumps([facts, __version__, ms.__version__, source], sort_keys=True)
     path = Path(folder) / hashlib.sha256(content.encode()).hexdigest()[:16]
-    if _SWITCH not in os.environ:
-        os.environ[_SWITCH] = "1"
-        os.environ[_PATH] = str(path.resolve())
-    return path
+    if _SWITCH in os.environ:
+        yield path
+        return
+    before = os.environ.get(_PATH)
+    os.environ.update({_SWITCH: "1", _PATH: str(path.resolve())})
+    try:
+        yield path
+    finally:
+        del os.environ[_SWITCH], os.environ[_PATH]
+        if before is not None:
+            os.environ[_PATH] = before

@@ -68,10 +68,18 @@ class RepVGG(nn.Cell):
         return self.forward_head(self.forward_features(x))
 
     def recompute_blocks(self):
-        """Let the backward pass recompute what is inside each block instead of keeping it: less memory, more time."""
-        for _, cell in self.cells_and_names():
-            if isinstance(cell, RepVGGBlock):
-                cell.recompute()
+        """Let the backward pass recompute what is inside each block, but for BN: less memory, more time.
+
+        For graph mode. In PyNative mode, where no part of a block can be left out, BN's moving statistics would take
+        every batch in twice.
+        """
+        for _, block in self.cells_and_names():
+            if isinstance(block, RepVGGBlock):
+                block.recompute()
+                for _, cell in block.cells_and_names():
+                    if hasattr(cell, "bn_train"):
+                        # A BN that ran twice a step would move its statistics twice.
+                        cell.bn_train.recompute(False)
 
     def switch_to_deploy(self):
         """Switch every block to its deploy form, in place; see `RepVGGBlock.switch_to_deploy`."""

@@ -414,6 +414,10 @@ def _check_together(recipe: Recipe):
             f"{shown['precise_bn_steps']} must be 0 with {shown['freeze_bn']}, which leaves BN as it is",
         ),
         (
+            not recipe.recompute or recipe.mode == 0,
+            f"{shown['recompute']} needs mode 0: in PyNative mode BN's statistics would take every batch in twice",
+        ),
+        (
             recipe.ckpt_save_policy == "latest_k" or recipe.val_while_train,
             f"{shown['ckpt_save_policy']} needs {shown['val_while_train']} to be true: it keeps the most accurate",
         ),

@@ -148,11 +148,11 @@ class TrainStep(nn.Cell):
         trained = [parameter.asnumpy().copy() for parameter in self.averaged]
         try:
             for parameter, average in zip(self.averaged, self.ema, strict=True):
-                parameter.set_data(Tensor(average.asnumpy()))
+                ops.assign(parameter, average)
             yield
         finally:
             for parameter, values in zip(self.averaged, trained, strict=True):
-                parameter.set_data(Tensor(values))
+                ops.assign(parameter, Tensor(values))
 
     def construct(self, images, targets):
         loss, gradients = self.backward(images, targets)
@@ -205,7 +205,8 @@ class TrainStep(nn.Cell):
     def accept_statistics(self):
         """Take the BN statistics as they are now for good ones; after they were changed from outside."""
         for good, parameter in zip(self.good_statistics, self.statistics, strict=True):
-            good.set_data(Tensor(parameter.asnumpy()))
+            # Not set_data: what a graph uses in a branch only, it would go on writing to the memory of before.
+            ops.assign(good, parameter)
 
 
 class _Backward(nn.Cell):

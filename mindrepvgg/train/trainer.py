@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from .. import compile_cache, ranks, runtime
+from .. import ranks, runtime
 from ..checkpoint import save_checkpoint
+from ..compile_cache import kept_graphs
 from ..errors import DataError, RecipeError, TrainingError
 from ..evaluate import Evaluation, eval_loader, evaluate
 from ..files import atomic_write
@@ -98,9 +99,6 @@ class Trainer:
         if resume is not None:
             self.position = restore(resume, self.state, recipe, self.position, self.steps_per_epoch)
             self._resumed_at = self.net.metadata["step"]
-        if recipe.compile_cache:
-            facts = [recipe.to_dict(), self.steps_per_epoch, self.ranks.size, self.device]
-            compile_cache.enable(self.folder.compile_cache, facts)
         self.evaluation = None
         self._compiled = False
         self._stopping = False
@@ -232,11 +230,12 @@ class Trainer:
         """One update, from as many batches as are accumulated; (loss, whether it was made) of it, on the device."""
         last = self.recipe.gradient_accumulation_steps - 1
         start = time.perf_counter()
-        for number in range(last + 1):
-            with self._meter.waiting():
-                images, targets = next(batches)
-            outcome = self.step(images, targets) if number == last else self.step.accumulate(images, targets)
-            self._meter.count(len(targets) * self.ranks.size)
+        with self._kept_graphs():
+            for number in range(last + 1):
+                with self._meter.waiting():
+                    images, targets = next(batches)
+                outcome = self.step(images, targets) if number == last else self.step.accumulate(images, targets)
+                self._meter.count(len(targets) * self.ranks.size)
         if not self._compiled:
             outcome[0].asnumpy()
             self._compiled = True
@@ -247,6 +246,14 @@ class Trainer:
         elif self._profile:
             self._profile.step()
         return outcome
+
+    def _kept_graphs(self):
+        """The compile cache, of the step's graphs alone: validation and the rest come in no fixed order."""
+        recipe = self.recipe
+        if self._compiled or not recipe.compile_cache:
+            return contextlib.nullcontext()
+        facts = [recipe.to_dict(), self.steps_per_epoch, self.ranks.size, self.device]
+        return kept_graphs(self.folder.compile_cache, facts)
 
     def _agree_to_stop(self, end_of_interval):
         """Take up a signal, alone after every step, or the folder's stop file; ranks ask each other after intervals."""
