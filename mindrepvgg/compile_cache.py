@@ -20,9 +20,9 @@ def kept_graphs(folder, facts):
     """Keep what the body compiles in a folder inside `folder`, or take it from there; gives that folder.
 
     MindSpore looks for graphs by the order in which they are compiled: the body must be the first of the program to
-    compile anything, always the same. It compares source files, not the numbers compiled into a graph: each set of facts
-    (JSON-able, all that the graphs depend on) and each version has a folder of its own, in which MindSpore keeps the
-    ranks apart. Where the user has switched the cache on or off, that is in force.
+    compile anything, always the same. It compares source files, not the numbers compiled into a graph: each set of
+    facts (JSON-able, all that the graphs depend on) and each version has a folder of its own, in which MindSpore keeps
+    the ranks apart. Where the user has switched the cache on or off, that is in force.
     A graph from the disk computes the same, but not always to the last bit.
     """
     package = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""Pipelines: threads that read, crop, resize and normalise the pictures of a `Source` into float32 batches.
+"""Pipelines: threads that read, crop, resize, augment and normalise the pictures of a `Source` into float32 batches.
 
 Threads suffice because OpenCV, Pillow and NumPy release the interpreter lock where the time goes. Random numbers come
 from a counter-based generator addressed by (seed, epoch, picture), so a batch does not depend on the number of workers
@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from mindrepvgg.data.augment import build_policy, color_jitter, random_erasing
+from mindrepvgg.data.mix import draw_mix, mix_pair, soft_targets
 from mindrepvgg.errors import DataError, RecipeError
 
 # Training takes OpenCV's kernels for speed; evaluation takes Pillow's, which published accuracies were measured with.
@@ -28,7 +30,7 @@ _ALIASING_REDUCTION = 2
 
 _CROP_ATTEMPTS = 10
 
-_ORDER, _AUGMENTATION = 0, 1  # independent random streams
+_ORDER, _AUGMENTATION, _MIXING = 0, 1, 2  # independent random streams
 
 # Pictures per task: enough to make the cost of a task vanish, few enough to share a batch out evenly.
 _PICTURES_PER_TASK = 4
@@ -89,37 +91,30 @@ class _Loader:
         self._gain = (1 / (255 * std)).astype(np.float32)
         self._bias = (-mean / std).astype(np.float32)
 
-    def _batches(self, index_batches, view, rows=None):
-        """Yield (indices, images) for each array of source indices, in order, while workers prepare the next ones.
+    def _finished(self, batches):
+        """Yield what each of `batches` holds, in order, while workers fill the next ones.
 
-        view(index) returns a uint8 picture. images: (rows or len(indices), C, H, W) float32, zero past the indices.
+        A batch is (what to yield, number of pictures, fill); fill(rows) writes some of its rows.
         """
         tasks_per_batch = math.ceil(self.batch_size / _PICTURES_PER_TASK)
         batches_ahead = 1 + math.ceil(self.num_workers / tasks_per_batch)
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="mindrepvgg-data")
         pending = collections.deque()
         try:
-            for indices in index_batches:
-                images = np.zeros((rows or len(indices), self.in_channels, *self.image_size), np.float32)
-                tasks = [
-                    pool.submit(self._fill, images[start:], indices[start : start + _PICTURES_PER_TASK], view)
-                    for start in range(0, len(indices), _PICTURES_PER_TASK)
-                ]
-                pending.append((indices, images, tasks))
+            for arrays, count, fill in batches:
+                pending.append((arrays, [pool.submit(fill, rows) for rows in _shares(count)]))
                 if len(pending) > batches_ahead:
-                    yield _finished(*pending.popleft())
+                    yield _result(*pending.popleft())
             while pending:
-                yield _finished(*pending.popleft())
+                yield _result(*pending.popleft())
         finally:  # also when the iterator is dropped half way, or on Ctrl-C
             pool.shutdown(cancel_futures=True)
 
-    def _fill(self, images, indices, view):
-        """Write the normalised views of `indices` into the first rows of images (n, C, H, W)."""
-        for image, index in zip(images, indices, strict=False):
-            picture = view(int(index))
-            # A gray (H, W) picture broadcasts over the channels.
-            np.multiply(picture.transpose(2, 0, 1) if picture.ndim == 3 else picture, self._gain, out=image)
-            image += self._bias
+    def _normalise(self, picture, image):
+        """Write a uint8 picture into image (C, H, W) float32, normalised."""
+        # A gray (H, W) picture broadcasts over the channels.
+        np.multiply(picture.transpose(2, 0, 1) if picture.ndim == 3 else picture, self._gain, out=image)
+        image += self._bias
 
     def _picture(self, index):
         """Return picture `index` as uint8: (H, W) when gray, (H, W, 3) RGB otherwise."""
@@ -134,11 +129,16 @@ class _Loader:
 class TrainLoader(_Loader):
     """Shuffled, augmented training batches; a pure function of (seed, epoch, rank) and the arguments.
 
-    Augmentation: a random resized crop, resized to image_size, and a horizontal flip with probability hflip.
-    image_size: (height, width); mean, std: one value per channel, of pixels scaled to 0 ... 1; scale, ratio: see
-    `random_resized_crop`; interpolation: one of `INTERPOLATIONS`; num_parallel_workers: threads, at most one per core.
-    Every epoch is a permutation of the source. Each step takes the next batch_size * rank_size pictures of it and
-    rank r the r-th part of these, so the pictures of a step are the same however they are spread over ranks.
+    Augmentation (`Augmentation`): a random resized crop, resized to image_size, flips, then a policy or colour jitter,
+    normalisation, random erasing; at last the batch is mixed.
+    image_size: (height, width); mean, std: one value per channel, of pixels scaled to 0 ... 1; interpolation: one of
+    `INTERPOLATIONS`; num_parallel_workers: threads, at most one per core; num_classes: of soft targets, the source's
+    when None.
+    Every epoch is a permutation of the source, or without shuffle its own order. Each step takes the next
+    batch_size * rank_size pictures of it and rank r the r-th part of these, so the pictures of a step are the same
+    however they are spread over ranks. With aug_repeats R a step of as many pictures takes the next R-th part only, all
+    of them R times, one round after the other (cut off where R does not divide), and an epoch of as many steps does not
+    reach the others. How a batch is mixed is drawn for each rank.
     drop_remainder: leave out the pictures that do not fill a step; otherwise the last step is smaller, and filled up
     from the start of the permutation to a multiple of rank_size.
     Setting one up makes OpenCV itself single-threaded in this process: its own threads would compete with the workers.
@@ -155,24 +155,28 @@ class TrainLoader(_Loader):
         mean,
         std,
         in_channels,
-        scale,
-        ratio,
-        hflip,
+        augmentation,
         interpolation,
         seed,
         num_parallel_workers,
+        shuffle=True,
         drop_remainder=True,
+        num_classes=None,
         rank=0,
         rank_size=1,
     ):
         super().__init__(
             source, batch_size, image_size, mean, std, in_channels, interpolation, num_parallel_workers, rank, rank_size
         )
-        _check_augmentation(scale, ratio, hflip)
-        self.scale = scale
-        self.ratio = ratio
-        self.hflip = hflip
+        self.augmentation = augmentation
+        self.shuffle = shuffle
         self.seed = seed
+        self.num_classes = source.num_classes if num_classes is None else num_classes
+        if self.num_classes < source.num_classes:
+            raise RecipeError(f"num_classes (={num_classes}) must be at least the data's {source.num_classes} classes")
+        self._policy = augmentation.auto_augment and build_policy(
+            augmentation.auto_augment, [round(255 * value) for value in mean], _OPENCV_KERNELS[interpolation]
+        )
         self._pictures_per_step = batch_size * rank_size
         count = len(source)
         if drop_remainder and count < self._pictures_per_step:
@@ -194,41 +198,90 @@ class TrainLoader(_Loader):
 
     def order(self, epoch):
         """Return the source indices of an epoch in the order of use, all ranks together."""
-        permutation = self._random(_ORDER, epoch, 0).permutation(len(self.source))
-        return np.resize(permutation, self._pictures_per_epoch)  # cut off, or filled up from its start
+        permutation = self._permutation(epoch)
+        return np.concatenate([self._views(permutation, step)[0] for step in range(self.steps_per_epoch)])
 
     def epoch(self, epoch, start_step=0):
         """Return an iterator over steps start_step, start_step + 1, ... of an epoch (counted from 0).
 
-        Yields images (N, C, H, W) float32 and labels (N,) int32. Raises DataError when a picture cannot be read.
+        Yields images (N, C, H, W) float32 and labels (N,) int32; with mixup or cutmix soft targets (N, num_classes)
+        float32 instead, for every batch, mixed or not, and without label smoothing, which is the loss's.
+        Raises DataError when a picture cannot be read.
         """
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step (={start_step}) must be in 0 ... steps_per_epoch (={self.steps_per_epoch})")
         return self._steps(epoch, start_step)
 
     def _steps(self, epoch, start_step):
-        order = self.order(epoch)
-        index_batches = (
-            np.array_split(order[start : start + self._pictures_per_step], self.rank_size)[self.rank]
-            for start in range(start_step * self._pictures_per_step, len(order), self._pictures_per_step)
+        permutation = self._permutation(epoch)
+        batches = (
+            self._batch(epoch, step, *self._views(permutation, step))
+            for step in range(start_step, self.steps_per_epoch)
         )
-        with contextlib.closing(self._batches(index_batches, lambda index: self._augmented(epoch, index))) as batches:
-            for indices, images in batches:
-                yield images, self.source.labels[indices]
+        with contextlib.closing(self._finished(batches)) as finished:
+            yield from finished
 
-    def _augmented(self, epoch, index):
-        """Return picture `index` as training sees it in an epoch, uint8 of image_size."""
+    def _permutation(self, epoch):
+        count = len(self.source)
+        return self._random(_ORDER, epoch, 0).permutation(count) if self.shuffle else np.arange(count)
+
+    def _views(self, permutation, step):
+        """Return the source index of each picture of a step, all ranks together, and how often it was there before."""
+        start = step * self._pictures_per_step
+        views = np.arange(min(self._pictures_per_step, self._pictures_per_epoch - start))
+        repeats = max(self.augmentation.aug_repeats, 1)
+        pictures = math.ceil(len(views) / repeats)
+        positions = step * math.ceil(self._pictures_per_step / repeats) + views % pictures
+        return permutation[positions % len(permutation)], views // pictures
+
+    def _batch(self, epoch, step, indices, repeats):
+        """Return the rank's batch of a step as `_finished` wants it; indices, repeats: of all ranks."""
+        indices, repeats = (np.array_split(array, self.rank_size)[self.rank] for array in (indices, repeats))
+        images = np.empty((len(indices), self.in_channels, *self.image_size), np.float32)
+        labels, mix = self.source.labels[indices], None
+        if self.augmentation.mixes:
+            mix = draw_mix(
+                self.augmentation.mixup,
+                self.augmentation.cutmix,
+                self.augmentation.cutmix_prob,
+                self.image_size,
+                self._random(_MIXING, epoch, step, self.rank),
+            )
+            labels = soft_targets(labels, self.num_classes, mix)
+
+        def fill(rows):
+            for row in rows:
+                self._write(images[row], epoch, int(indices[row]), int(repeats[row]))
+            if mix:
+                for row in rows:
+                    if row < len(images) // 2:
+                        mix_pair(images[row], images[-1 - row], mix)
+
+        return (images, labels), len(indices), fill
+
+    def _write(self, image, epoch, index, repeat):
+        """Write picture `index` as training sees it in an epoch, for the `repeat`-th time in a step, into image."""
+        augmentation = self.augmentation
         picture = self._picture(index)
-        rng = self._random(_AUGMENTATION, epoch, index)
-        top, left, height, width = random_resized_crop(*picture.shape[:2], self.scale, self.ratio, rng)
-        crop = picture[top : top + height, left : left + width]
-        picture = _resize_fast(crop, self.image_size, self.interpolation)
-        return cv2.flip(picture, 1) if rng.random() < self.hflip else picture
+        rng = self._random(_AUGMENTATION, epoch, index, repeat)
+        top, left, height, width = random_resized_crop(*picture.shape[:2], augmentation.scale, augmentation.ratio, rng)
+        picture = _resize_fast(picture[top : top + height, left : left + width], self.image_size, self.interpolation)
+        if rng.random() < augmentation.hflip:
+            picture = cv2.flip(picture, 1)
+        if rng.random() < augmentation.vflip:
+            picture = cv2.flip(picture, 0)
+        if self._policy:
+            picture = self._policy(picture, rng)
+        elif augmentation.color_jitter:
+            picture = color_jitter(picture, augmentation.color_jitter, rng)
+        self._normalise(picture, image)
+        if rng.random() < augmentation.re_prob:
+            random_erasing(image, augmentation.re_scale, augmentation.re_ratio, augmentation.re_value, rng)
 
-    def _random(self, stream, epoch, index):
-        """Return the generator that belongs to (seed, stream, epoch, index) and to nothing else."""
-        # The lowest counter word is the one that the generator itself counts up.
-        return np.random.Generator(np.random.Philox(key=self.seed, counter=(0, stream, epoch, index)))
+    def _random(self, stream, epoch, index, part=0):
+        """Return the generator that belongs to (seed, stream, epoch, index, part) and to nothing else."""
+        # The generator itself counts up the lowest word, never as far as the next part.
+        return np.random.Generator(np.random.Philox(key=self.seed, counter=(part << 32, stream, epoch, index)))
 
 
 class EvalLoader(_Loader):
@@ -268,14 +321,24 @@ class EvalLoader(_Loader):
         self.steps = math.ceil(math.ceil(len(source) / rank_size) / batch_size)
 
     def __iter__(self):
-        index_batches = (
-            self._indices[step * self.batch_size : (step + 1) * self.batch_size] for step in range(self.steps)
+        batches = (
+            self._batch(self._indices[step * self.batch_size : (step + 1) * self.batch_size])
+            for step in range(self.steps)
         )
-        with contextlib.closing(self._batches(index_batches, self._centred, self.batch_size)) as batches:
-            for indices, images in batches:
-                labels = np.zeros(self.batch_size, np.int32)
-                labels[: len(indices)] = self.source.labels[indices]
-                yield images, labels, np.arange(self.batch_size) < len(indices)
+        with contextlib.closing(self._finished(batches)) as finished:
+            yield from finished
+
+    def _batch(self, indices):
+        """Return a batch as `_finished` wants it."""
+        images = np.zeros((self.batch_size, self.in_channels, *self.image_size), np.float32)
+        labels = np.zeros(self.batch_size, np.int32)
+        labels[: len(indices)] = self.source.labels[indices]
+
+        def fill(rows):
+            for row in rows:
+                self._normalise(self._centred(int(indices[row])), images[row])
+
+        return (images, labels, np.arange(self.batch_size) < len(indices)), len(indices), fill
 
     def _centred(self, index):
         """Return picture `index` resized and cut to image_size, uint8."""
@@ -306,21 +369,19 @@ def _check_recipe(batch_size, in_channels, mean, std, interpolation, num_paralle
         raise RecipeError(f"num_parallel_workers (={num_parallel_workers}) must be at least 1")
 
 
-def _check_augmentation(scale, ratio, hflip):
-    """Raise RecipeError for the first augmentation value that cannot be used."""
-    if not 0 < scale[0] <= scale[1] <= 1:
-        raise RecipeError(f"scale (={list(scale)}) must be two rising shares of the area above 0 and at most 1")
-    if not 0 < ratio[0] <= ratio[1]:
-        raise RecipeError(f"ratio (={list(ratio)}) must be two rising width / height ratios above 0")
-    if not 0 <= hflip <= 1:
-        raise RecipeError(f"hflip (={hflip}) must be a probability from 0 to 1")
+def _shares(count):
+    """Share rows 0 ... count - 1 out to tasks; rows i and count - 1 - i, which are mixed, go to the same one."""
+    half = math.ceil(count / 2)
+    for start in range(0, half, _PICTURES_PER_TASK // 2):
+        front = range(start, min(start + _PICTURES_PER_TASK // 2, half))
+        yield sorted({*front, *(count - 1 - row for row in front)})
 
 
-def _finished(indices, images, tasks):
-    """Return (indices, images) when every task has written its part; raise what a task raised."""
+def _result(arrays, tasks):
+    """Return the arrays when every task has written its part; raise what a task raised."""
     for task in tasks:
         task.result()
-    return indices, images
+    return arrays
 
 
 def _decode(path, in_channels):
