@@ -1,0 +1,77 @@
+"""Check a device against what a CPU computed, network by network, and write one report; docs/ascend.md explains it.
+
+    python tools/ascend_check.py                                  # on Ascend every network, on CPU the smallest
+    python tools/ascend_check.py --models repvgg_a0 repvgg_b1g2   # these
+    msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python tools/ascend_check.py
+
+Exit status 1 if a check failed, on any of the processes.
+"""
+
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
+
+from mindrepvgg import cli
+from mindrepvgg.files import atomic_write, write_json
+
+REFERENCE = Path(__file__).with_name("ascend_reference.json")
+
+
+def main(argv=None):
+    """Run the checks one after the other; the report is written anew after each, so that none is lost."""
+    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="networks (default: all on Ascend, nano on CPU)")
+    parser.add_argument("--precision", nargs="+", default=["float32", "float16"], choices=("float32", "float16"))
+    parser.add_argument("--device_target", default="auto", choices=("auto", "CPU", "Ascend"))
+    parser.add_argument("--jit_level", default="auto", choices=("auto", "O0", "O1", "O2"))
+    parser.add_argument("--default_precision", action="store_true", help="let the device compute float32 as it likes")
+    parser.add_argument("--report", type=Path, default=Path("ascend_report.md"), metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="all figures too, as JSON beside the report")
+    parser.add_argument("--reference", type=Path, default=REFERENCE, metavar="FILE", help="what the CPU computed")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="compute a reference on this CPU and write it")
+    arguments = parser.parse_args(argv)
+
+    from tqdm import tqdm
+
+    from mindrepvgg import runtime, selfcheck, variants
+
+    models = [variants.find(name).name for name in arguments.models or ()]
+    if arguments.record:
+        runtime.setup("CPU")
+        names = models or (*selfcheck.SMALLEST, *selfcheck.NETWORKS)
+        write_json(arguments.record, selfcheck.record(tqdm(names, disable=not sys.stderr.isatty())))
+        return 0
+    reference = selfcheck.read_reference(arguments.reference)
+    device = runtime.setup(arguments.device_target, jit_level=arguments.jit_level)
+    meeting, group = selfcheck.join(device)
+    path = arguments.report if group.is_first else arguments.report.with_suffix(f".rank{group.rank}.md")
+    facts = selfcheck.environment(device, runtime.choose_jit_level(arguments.jit_level, device).reason)
+    smi, results = selfcheck.npu_smi(), [meeting]
+
+    def save(under_way=""):
+        with atomic_write(path, "w") as stream:
+            stream.write(selfcheck.report(facts, results, smi, under_way))
+        if arguments.json:
+            write_json(path.with_suffix(".json"), selfcheck.report_json(facts, results, smi, under_way))
+
+    models = models or (selfcheck.NETWORKS if device == "Ascend" else selfcheck.SMALLEST)
+    todo = list(selfcheck.checks(device, group, models, arguments.precision, reference, arguments.default_precision))
+    print(meeting.format(), flush=True)
+    for name, check in (bar := tqdm(todo, unit="check", disable=not sys.stderr.isatty())):
+        bar.set_description(name)
+        save(under_way=name)
+        results.append(selfcheck.run_check(name, check))
+        if group.is_first or results[-1].status == selfcheck.FAIL:  # once is enough of what all eight pass
+            bar.write(results[-1].format())
+            sys.stdout.flush()
+    save()
+    print(f"report: {path}")
+    failed = group.any(any(result.status == selfcheck.FAIL for result in results))
+    group.leave()
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
