@@ -17,8 +17,8 @@ from mindspore.communication import get_group_size, get_rank, init
 from .environment import launched_processes
 from .errors import UserError
 
-# Shorter than msrun's own second, after which it kills what is left, so that the message comes first.
-_WATCH_SECONDS = 0.25
+# msrun looks once a second and kills what is left: the shorter this is, the likelier the message comes first.
+_WATCH_SECONDS = 0.1
 
 
 class Ranks:
@@ -45,7 +45,7 @@ class Ranks:
 
     def gather(self, array) -> np.ndarray:
         """Every rank's array (all of one shape and type, of 4 or 8 bytes an item), stacked by rank, bit for bit."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")  # ascontiguousarray makes a row of a scalar
         if self.size == 1:
             return array[None]
         # As 32-bit integers: a device may flush or canonicalise floats, and MindSpore 2.10's AllGather on CPU keeps the
@@ -72,7 +72,8 @@ class Ranks:
         parameters = list(parameters)
         if self.size > 1 and parameters:
             for parameter, total in zip(parameters, _Sum()(*parameters), strict=True):
-                parameter.set_data(Tensor(total.asnumpy() / np.float32(self.size)))
+                # Not set_data: a compiled step would go on writing a moving average to the memory of before.
+                ops.assign(parameter, Tensor(total.asnumpy() / np.float32(self.size)))
 
 
 class _Sum(nn.Cell):
@@ -92,11 +93,17 @@ class _Sum(nn.Cell):
 def start(distribute="auto", device="CPU") -> Ranks:
     """Join the other processes of a data-parallel run, if there are any; call it before the first network is built.
 
-    distribute: 'auto': if a launcher (msrun, mpirun) started this process, True: it must have; False: stay alone.
-    Raises UserError when there is no launcher although one is needed, or the processes do not find each other.
+    distribute: 'auto': if a launcher (msrun, mpirun) started this process, True: it must have; False: it must not.
+    Raises UserError when a launcher is missing or there against the request, or the processes do not find each other.
     """
     processes = launched_processes()
-    if distribute is False or (distribute == "auto" and processes is None):
+    if distribute is False and processes is not None:
+        # Each would write its own run into the same folder, and msrun's scheduler would train as well.
+        raise UserError(
+            f"distribute (=False) trains in one process, but a launcher started {processes}: start train.py without "
+            f"msrun, mpirun or RANK_TABLE_FILE, or leave distribute at auto"
+        )
+    if distribute is not True and processes is None:
         return Ranks()
     if processes is None:
         raise UserError(
@@ -110,8 +117,9 @@ def start(distribute="auto", device="CPU") -> Ranks:
         raise UserError(f"the {processes} processes of this run did not find each other: {reason}") from None
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
     if device == "Ascend":
-        # Gradients are sent in few large pieces, the first while the backward pass is still at work on the others.
-        ms.set_auto_parallel_context(comm_fusion={"allreduce": {"mode": "auto", "config": None}})
+        # Gradients are sent in pieces of 16 MB, the first while the backward pass is still at work on the others. The
+        # default of 'auto' is 64 MB: more than all gradients of a small network, whose one piece would come last.
+        ms.set_auto_parallel_context(comm_fusion={"allreduce": {"mode": "size", "config": 16}})
     ranks = Ranks(get_rank(), get_group_size())
     if ranks.size > 1:
         ranks.watch = _Watch(ranks)
