@@ -93,17 +93,18 @@ class _Sum(nn.Cell):
 def start(distribute="auto", device="CPU") -> Ranks:
     """Join the other processes of a data-parallel run, if there are any; call it before the first network is built.
 
-    distribute: 'auto': if a launcher (msrun, mpirun) started this process, True: it must have; False: it must not.
+    distribute: 'auto': if a launcher started this process, True: it must have; False: stay alone, whatever
+    RANK_TABLE_FILE says, which one may have exported for other programs; msrun and mpirun must not have started it.
     Raises UserError when a launcher is missing or there against the request, or the processes do not find each other.
     """
     processes = launched_processes()
-    if distribute is False and processes is not None:
+    if distribute is False and processes is not None and not os.environ.get("RANK_TABLE_FILE"):
         # Each would write its own run into the same folder, and msrun's scheduler would train as well.
         raise UserError(
             f"distribute (=False) trains in one process, but a launcher started {processes}: start train.py without "
-            f"msrun, mpirun or RANK_TABLE_FILE, or leave distribute at auto"
+            f"msrun or mpirun, or leave distribute at auto"
         )
-    if distribute is not True and processes is None:
+    if distribute is False or (distribute == "auto" and processes is None):
         return Ranks()
     if processes is None:
         raise UserError(
@@ -114,6 +115,8 @@ def start(distribute="auto", device="CPU") -> Ranks:
         init()
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
+        if os.environ.get("MS_ROLE") == "MS_SCHED":
+            raise UserError(f"the scheduler of this run's {processes} processes lost one of them: {reason}") from None
         raise UserError(f"the {processes} processes of this run did not find each other: {reason}") from None
     ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
     if device == "Ascend":

@@ -15,6 +15,7 @@ import uuid
 from pathlib import Path
 
 import yaml
+from support import TINY_DIGITS
 
 from mindrepvgg.weights import read_weights
 
@@ -28,15 +29,8 @@ _VARIES = ("images_per_second", "data_wait")
 
 # 4000 real digits in 10 steps an epoch; the parts of training that carry something from one step to the next.
 TINY = {
-    "model": "repvgg",
+    **TINY_DIGITS,
     "model_args": {"num_blocks": [1, 1, 1, 1], "widths": [4, 4, 8, 8, 16]},
-    "num_classes": 10,
-    "in_channels": 1,
-    "dataset": "mnist5k",
-    "image_resize": 16,
-    "crop_pct": 1.0,
-    "mean": [0.1307],
-    "std": [0.3081],
     "scale": [0.7, 1.0],
     "hflip": 0.0,
     "mixup": 0.2,

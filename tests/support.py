@@ -23,6 +23,20 @@ SMALL = {
 }
 
 
+# A recipe for real digits on a network of a few thousand parameters, to which a test adds what it is about.
+TINY_DIGITS = {
+    "model": "repvgg",
+    "model_args": {"num_blocks": [1, 1, 2, 1], "widths": [4, 4, 8, 8, 16]},
+    "num_classes": 10,
+    "in_channels": 1,
+    "dataset": "mnist5k",
+    "image_resize": 16,
+    "crop_pct": 1.0,
+    "mean": [0.1307],
+    "std": [0.3081],
+}
+
+
 @contextlib.contextmanager
 def context_mode(mode):
     """Run the body in 'graph' or 'pynative' mode, then return to the mode of before."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from mindspore import Tensor
-from support import context_mode, randomise_bn
+from support import TINY_DIGITS, context_mode, randomise_bn
 
 import mindrepvgg
 from mindrepvgg import cli, create_model, load_checkpoint, save_checkpoint, to_deploy
@@ -23,19 +23,7 @@ from mindrepvgg.weights import read_weights
 
 ROOT = Path(__file__).parents[1]
 
-RECIPE = {
-    "model": "repvgg",
-    "model_args": {"num_blocks": [1, 1, 2, 1], "widths": [4, 4, 8, 8, 16]},
-    "num_classes": 10,
-    "in_channels": 1,
-    "dataset": "mnist5k",
-    "image_resize": 16,
-    "crop_pct": 1.0,
-    "mean": [0.1307],
-    "std": [0.3081],
-    "batch_size": 250,
-    "num_parallel_workers": 2,
-}
+RECIPE = {**TINY_DIGITS, "batch_size": 250, "num_parallel_workers": 2}
 
 
 def script(name):

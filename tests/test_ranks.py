@@ -86,9 +86,14 @@ class TestStart:
         with pytest.raises(UserError) as caught:
             start(False)
         assert str(caught.value) == (
-            "distribute (=False) trains in one process, but a launcher started 8: start train.py without msrun, "
-            "mpirun or RANK_TABLE_FILE, or leave distribute at auto"
+            "distribute (=False) trains in one process, but a launcher started 8: start train.py without msrun "
+            "or mpirun, or leave distribute at auto"
         )
+
+    def test_a_rank_table_that_was_exported_for_others(self, monkeypatch):
+        monkeypatch.setenv("RANK_TABLE_FILE", "/etc/table.json")
+        monkeypatch.setenv("RANK_SIZE", "8")
+        assert start(False).size == 1
 
     @pytest.mark.parametrize("distribute", ["auto", True])
     @pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError])

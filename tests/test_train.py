@@ -19,7 +19,7 @@ import pytest
 import yaml
 from mindspore import Tensor, nn
 from PIL import Image
-from support import context_mode
+from support import TINY_DIGITS, context_mode
 
 from mindrepvgg import load_checkpoint
 from mindrepvgg.data import sources
@@ -36,15 +36,7 @@ ROOT = Path(__file__).parents[1]
 
 # 4000 real digits in 10 steps an epoch, on a network of a few thousand parameters.
 TINY = {
-    "model": "repvgg",
-    "model_args": {"num_blocks": [1, 1, 2, 1], "widths": [4, 4, 8, 8, 16]},
-    "num_classes": 10,
-    "in_channels": 1,
-    "dataset": "mnist5k",
-    "image_resize": 16,
-    "crop_pct": 1.0,
-    "mean": [0.1307],
-    "std": [0.3081],
+    **TINY_DIGITS,
     "scale": [0.7, 1.0],
     "hflip": 0.0,
     "batch_size": 400,

@@ -155,9 +155,9 @@ class Trainer:
                     self._end_epoch()
                 else:
                     self._save_state(self.state.gather_statistics())
+                    self._draw()
             if position.epoch == recipe.epoch_size and recipe.precise_bn_steps:
                 self._take_precise_bn()
-        self._draw()
         set_precision(self.net, "O0")
         self.ranks.leave()
         result = RunResult(
