@@ -6,7 +6,7 @@ import sys
 from mindrepvgg import cli
 
 _OVERRIDES = (
-    *("dataset", "data_dir", "batch_size", "num_parallel_workers"),
+    *("dataset", "data_dir", "val_share", "batch_size", "num_parallel_workers"),
     *("image_resize", "crop_pct", "interpolation", "mean", "std"),
 )
 

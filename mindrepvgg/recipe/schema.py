@@ -75,10 +75,22 @@ class Recipe:
     dataset: str = _key(
         "data",
         "imagenet",
-        kinds.choice("imagenet", "mnist5k"),
-        "imagenet: a folder with train/ and val/, one folder a class in each; mnist5k: built in",
+        kinds.choice("imagenet", "mnist5k", "mnist", "fashion_mnist", "cifar10", "cifar100"),
+        "imagenet: a folder with train/ and val/, one folder a class in each; mnist5k: built in; the others: the files "
+        "as published",
     )
-    data_dir: str = _key("data", "", kinds.text(allow_empty=True), "folder of the data set; required for imagenet")
+    data_dir: str = _key(
+        "data",
+        "",
+        kinds.text(allow_empty=True),
+        "folder of the data set; not needed for mnist5k, nor for fashion_mnist as Debian's package",
+    )
+    val_share: float = _key(
+        "data",
+        0.0,
+        kinds.number(least=0, below=1),
+        "share of each class kept for validation where a folder of imagenet's kind has neither train/ nor val/",
+    )
     batch_size: int = _key("data", 128, kinds.whole(least=1), "images a step, per device")
     shuffle: bool = _key("data", True, kinds.flag(), "draw a new order every epoch; false: the files' own order")
     drop_remainder: bool = _key("data", True, kinds.flag(), "leave out the epoch's last, smaller batch (training only)")
@@ -427,13 +439,22 @@ def _check_together(recipe: Recipe):
             raise RecipeError(message)
 
 
+# The data sets that lie nowhere but in data_dir, and what it holds then.
+_FOLDERS = {
+    "imagenet": "train/ and val/",
+    "mnist": "train-images-idx3-ubyte and the other three files",
+    "cifar10": "the archive's data_batch_1 to 5 and test_batch",
+    "cifar100": "the archive's train and test",
+}
+
+
 def check_data_dir(recipe: Recipe):
     """Refuse a recipe whose data set is a folder that was not named; apart, as only what reads data needs it."""
-    if recipe.dataset == "imagenet" and not recipe.data_dir:
+    if recipe.dataset in _FOLDERS and not recipe.data_dir:
         dataset = describe("dataset", recipe.dataset, recipe.sources["dataset"])
         raise RecipeError(
-            f"data_dir is not given and {dataset} reads a folder with train/ and val/; add --data_dir FOLDER, or "
-            "--dataset mnist5k for the built-in data"
+            f"data_dir is not given and {dataset} reads a folder with {_FOLDERS[recipe.dataset]}; "
+            "add --data_dir FOLDER, or --dataset mnist5k for the built-in data"
         )
 
 

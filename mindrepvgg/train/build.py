@@ -18,7 +18,7 @@ from .step import LossScale, NetworkWithLoss, TrainStep
 def build_train_loader(recipe, ranks) -> TrainLoader:
     """The training split, of which every rank reads its own part."""
     return TrainLoader(
-        open_source(recipe.dataset, recipe.data_dir, "train", recipe.num_classes),
+        open_source(recipe.dataset, recipe.data_dir, "train", recipe.num_classes, recipe.val_share),
         batch_size=recipe.batch_size,
         image_size=recipe.image_size,
         mean=recipe.mean,
