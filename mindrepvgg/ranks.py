@@ -34,9 +34,11 @@ class Ranks:
 
     def leave(self):
         """Wait until every rank is here; from then on each may end when it likes."""
-        self.any(False)
+        self.any(False)  # all have done their work ...
         if self.watch:
             self.watch.stop()
+            self.watch = None
+        self.any(False)  # ... and none takes the end of another for a death any more
 
     @property
     def is_first(self) -> bool:
@@ -111,6 +113,20 @@ def start(distribute="auto", device="CPU") -> Ranks:
             "distribute (=True) needs a launcher: msrun --worker_num 8 --local_worker_num 8 python train.py ...; "
             "leave distribute at auto to train on one device when there is none"
         )
+    global _joined
+    if _joined is None:
+        _joined = _join(processes, device)
+    if _joined.size > 1 and _joined.watch is None:
+        _joined.watch = _Watch(_joined)
+    return _joined
+
+
+# A process joins once; whoever starts again gets the same.
+_joined = None
+
+
+def _join(processes, device) -> Ranks:
+    """Find the other processes, and say how gradients are to be averaged."""
     try:
         init()
     except (RuntimeError, ValueError, TypeError) as error:
@@ -123,10 +139,7 @@ def start(distribute="auto", device="CPU") -> Ranks:
         # Gradients are sent in pieces of 16 MB, the first while the backward pass is still at work on the others. The
         # default of 'auto' is 64 MB: more than all gradients of a small network, whose one piece would come last.
         ms.set_auto_parallel_context(comm_fusion={"allreduce": {"mode": "size", "config": 16}})
-    ranks = Ranks(get_rank(), get_group_size())
-    if ranks.size > 1:
-        ranks.watch = _Watch(ranks)
-    return ranks
+    return Ranks(get_rank(), get_group_size())
 
 
 class _Watch:

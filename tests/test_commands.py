@@ -17,7 +17,7 @@ from support import TINY_DIGITS, context_mode, randomise_bn
 
 import mindrepvgg
 from mindrepvgg import cli, create_model, load_checkpoint, save_checkpoint, to_deploy
-from mindrepvgg.recipe import load_recipe
+from mindrepvgg.recipe import load_recipe, mindcv_notice
 from mindrepvgg.train import RunResult
 from mindrepvgg.weights import read_weights
 
@@ -247,9 +247,9 @@ class TestTrain:
     def test_a_recipe_of_mindcvs_is_announced(self, files, call, asked):
         values = {"model": "repvgg_a0", "opt": "momentum", "decay_epochs": 80, "dataset": "mnist5k", "ckpt_path": ""}
         (files / "mindcv.yaml").write_text(yaml.safe_dump(values))
-        status, out, _ = call("train", "-c", files / "mindcv.yaml", "--dry_run")
+        status, _, _ = call("train", "-c", files / "mindcv.yaml", "--dry_run")
         assert (status, asked["recipe"].color_jitter) == (0, 0.4)
-        assert out.startswith(f"{files}/mindcv.yaml is read as a recipe of MindCV's: ")
+        assert mindcv_notice(asked["recipe"]).startswith(f"{files}/mindcv.yaml is read as a recipe of MindCV's: ")
 
 
 class TestValidate:

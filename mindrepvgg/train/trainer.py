@@ -178,6 +178,7 @@ class Trainer:
         if not self.ranks.is_first:
             self.log = RunLog(None)
             return
+        folder.path.mkdir(parents=True, exist_ok=True)
         if self._replaces:
             folder.start_anew()
         folder.take_stop()  # one that came too late for the session before
