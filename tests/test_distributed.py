@@ -273,6 +273,7 @@ class TestAWorkerThatDies:
         assert net.metadata["position"]["epoch"] >= 1
         assert all(np.isfinite(parameter.asnumpy()).all() for parameter in net.get_parameters())
 
+    @pytest.mark.slow  # the default suite has one process killed five times
     def test_two_go_on_exactly(self, whole, bereft, tmp_path):
         shutil.copytree(bereft[0], tmp_path / "run")
         run_two(command(whole.parent / "tiny.yaml", tmp_path / "run", "--resume"), tmp_path)
