@@ -22,6 +22,9 @@ from mindspore.nn.utils import no_init_parameters
 
 from . import fusion
 
+# The classes a network may have BN of; all of them have BatchNorm2d's parameters.
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
 
 def kernel_init() -> HeUniform:
     """U(-b, b) with b = 1 / sqrt(fan_in), for convolution and linear weights.

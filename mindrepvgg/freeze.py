@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from mindspore import nn
-
+from .block import NORMS
 from .errors import RecipeError
-
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def freeze(net, stages=0, bn=False):
@@ -19,7 +16,7 @@ def freeze(net, stages=0, bn=False):
     """
     frozen = tuple(f"stage{number}" for number in range(stages))
     for name, cell in net.cells_and_names():
-        is_norm = isinstance(cell, _NORMS)
+        is_norm = isinstance(cell, NORMS)
         if name.startswith(frozen) or (bn and is_norm):
             for parameter in cell.get_parameters(expand=False):
                 parameter.requires_grad = False

@@ -11,13 +11,13 @@ import contextlib
 import mindspore as ms
 from mindspore import nn
 
+from .block import NORMS
 from .errors import UserError
 
 DTYPES = {"float16": ms.float16, "bfloat16": ms.bfloat16}
 
 # Everything between two BNs. A convolution takes what the ReLU before it gives, and gives what the BN after it takes.
 _HALF_CELLS = (nn.Conv2d, nn.Dense, nn.ReLU, nn.Sigmoid)
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def set_precision(net, level="O0", dtype="float16"):
@@ -39,7 +39,7 @@ def set_precision(net, level="O0", dtype="float16"):
     for _, cell in net.cells_and_names():
         if isinstance(cell, _HALF_CELLS):
             cell.to_float(half)
-        elif isinstance(cell, _NORMS) and level == "O2":
+        elif isinstance(cell, NORMS) and level == "O2":
             # Left alone, BN follows its input and keeps float32 weights beside it; to_float would cast those as well.
             cell.to_float(ms.float32)
     return net

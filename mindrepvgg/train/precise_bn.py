@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+from ..block import NORMS
 
 
 def precise_bn(net, batches, ranks):
@@ -16,9 +16,7 @@ def precise_bn(net, batches, ranks):
     below normalise by the batch, as in training. batches: an iterable of images (N, C, H, W), one share for each of
     the `ranks`. Frozen BN stays as it is. Source: arXiv:2105.07576, section 3.
     """
-    norms = [
-        cell for _, cell in net.cells_and_names() if isinstance(cell, _NORMS) and cell.use_batch_statistics is None
-    ]
+    norms = [cell for _, cell in net.cells_and_names() if isinstance(cell, NORMS) and cell.use_batch_statistics is None]
     sums = [np.zeros((2, cell.moving_mean.size)) for cell in norms]
     count = 0
     was_training = net.training
