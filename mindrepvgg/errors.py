@@ -13,6 +13,10 @@ class DataError(UserError):
     """A data set is missing, empty, unreadable, or does not fit the recipe or the checkpoint."""
 
 
+class UnreadableImageError(DataError):
+    """One picture of a data set cannot be read; what then happens is the recipe's `on_bad_image`."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or of another network, form or class count than asked for."""
 

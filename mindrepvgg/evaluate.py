@@ -20,7 +20,10 @@ from .runtime import inference_mode
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracies in percent, mean cross-entropy, the number of images, and images a second without the first batch."""
+    """Accuracies in percent, mean cross-entropy, the number of images, and images a second without the first batch.
+
+    unreadable: images that could not be read; none of the other figures counts them.
+    """
 
     top1: float
     top5: float
@@ -28,12 +31,19 @@ class Evaluation:
     num_images: int
     correct: int
     images_per_second: float
+    unreadable: int = 0
+
+    @property
+    def not_counted(self) -> str:
+        """What to add to a line about the accuracies; empty when every image was read."""
+        return f" ({self.unreadable} unreadable images not counted)" if self.unreadable else ""
 
 
 def evaluate(net, loader, show_progress=False, ranks=None) -> Evaluation:
     """Validate `net` on an `EvalLoader`: every image counts once. The network is run in inference and left as it was.
 
     ranks: the `Ranks` that validate together, each with its part of the images; all get the same counts and accuracies.
+    Raises DataError when no image, or too few, can be read.
     The first batch is left out of the speed where there are others, as the graph is compiled in it.
     """
     total = MetricSum()
@@ -45,9 +55,11 @@ def evaluate(net, loader, show_progress=False, ranks=None) -> Evaluation:
             bar.update()
             if not uncounted and loader.steps > 1:
                 start, uncounted = time.perf_counter(), total.num_images
-    seconds = time.perf_counter() - start
+    seconds, unreadable = time.perf_counter() - start, loader.unreadable
     if ranks is not None:
-        total, uncounted, seconds = _over_ranks(ranks, total, uncounted, seconds)
+        total, uncounted, seconds, unreadable = _over_ranks(ranks, total, uncounted, seconds, unreadable)
+    if not total.num_images:
+        raise DataError(f"none of the {unreadable} images could be read; tools/check_data.py says why")
     return Evaluation(
         top1=100 * total.top1,
         top5=100 * total.top5,
@@ -55,16 +67,17 @@ def evaluate(net, loader, show_progress=False, ranks=None) -> Evaluation:
         num_images=total.num_images,
         correct=total.top1_correct,
         images_per_second=(total.num_images - uncounted) / seconds,
+        unreadable=unreadable,
     )
 
 
-def _over_ranks(ranks, total, uncounted, seconds):
+def _over_ranks(ranks, total, uncounted, seconds, unreadable):
     """The sums over all ranks, added in float64 in the ranks' order, and the slowest one's time."""
-    own = [total.loss_sum, total.top1_correct, total.top5_correct, total.num_images, uncounted, seconds]
+    own = [total.loss_sum, total.top1_correct, total.top5_correct, total.num_images, uncounted, unreadable, seconds]
     rows = ranks.gather(np.array(own, np.float64))
-    loss, *counts = rows[:, :5].sum(axis=0)
-    top1, top5, images, uncounted = (int(count) for count in counts)
-    return MetricSum(float(loss), top1, top5, images), uncounted, float(rows[:, 5].max())
+    loss, *counts = rows[:, :-1].sum(axis=0)
+    top1, top5, images, uncounted, unreadable = (int(count) for count in counts)
+    return MetricSum(float(loss), top1, top5, images), uncounted, float(rows[:, -1].max()), unreadable
 
 
 def _shown(show_progress):
@@ -89,6 +102,9 @@ def loader_of(recipe, source, ranks=None) -> EvalLoader:
         in_channels=recipe.in_channels,
         interpolation=recipe.interpolation,
         num_parallel_workers=recipe.num_parallel_workers,
+        resize_backend=recipe.resize_backend,
+        on_bad_image=recipe.on_bad_image,
+        bad_image_limit=recipe.bad_image_limit,
         rank=ranks.rank if ranks else 0,
         rank_size=ranks.size if ranks else 1,
     )

@@ -56,6 +56,14 @@ class Ranks:
         gathered = ops.AllGather()(Tensor(bits)).asnumpy()
         return gathered.view(array.dtype).reshape(self.size, *array.shape)
 
+    def union(self, numbers) -> list[int]:
+        """The whole numbers of all ranks, each once, sorted."""
+        own = np.array(sorted(numbers), np.int64)
+        counts = self.gather(np.int64(len(own)))
+        padded = np.zeros(max(int(counts.max()), 1), np.int64)
+        padded[: len(own)] = own
+        return sorted({int(n) for row, count in zip(self.gather(padded), counts, strict=True) for n in row[:count]})
+
     def any(self, flag) -> bool:
         """Whether the flag is set on any rank; the answer is the same on all."""
         return bool(self.gather(np.int32(flag)).any())

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from mindrepvgg.data import Augmentation, augment, check_policy, labelled_photos
-from mindrepvgg.data.augment import build_policy, color_jitter, random_erasing
+from mindrepvgg.data import Augmentation, check_policy, labelled_photos, operations, policies
+from mindrepvgg.data.operations import color_jitter, random_erasing
+from mindrepvgg.data.policies import build_policy
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.recipe.schema import KEYS, Recipe
 
 FILL = (124, 116, 104)
-CANVAS = augment._Canvas(FILL, cv2.INTER_LINEAR)
+CANVAS = operations.Canvas(FILL, cv2.INTER_LINEAR)
 LEAST = {"scale": (0.08, 1), "ratio": (3 / 4, 4 / 3), "hflip": 0.5}
 
 # MindCV's help texts, recipes and docstrings, and the plain names.
@@ -34,7 +35,7 @@ def pictures():
     photos = labelled_photos()
     if photos is None:
         pytest.skip("needs real photographs: pip install --no-deps foolbox==3.3.4")
-    arrays = [np.asarray(Image.open(path).convert("RGB").resize((128, 96))) for path in photos.paths[:8]]
+    arrays = [np.asarray(Image.open(path).convert("RGB").resize((128, 96))) for path in photos.files.paths[:8]]
     flat = np.full((96, 128, 3), (9, 200, 30), np.uint8)
     few = np.where(np.random.default_rng(0).random((96, 128, 3)) < 0.001, 250, flat).astype(np.uint8)
     stack = np.stack([*arrays, flat, few])
@@ -75,7 +76,7 @@ def test_an_operation_is_pillows(pictures, name, tolerance, gray):
     pillows, amounts = (EXACT | BLENDED)[name]
     for picture, amount in itertools.product(pictures, amounts):
         original = Image.fromarray(picture).convert("L" if gray else "RGB")
-        got = augment._operate(np.asarray(original), name, amount, CANVAS)
+        got = operations.operate(np.asarray(original), name, amount, CANVAS)
         assert got.dtype == np.uint8
         assert largest_difference(got, pillows(original, amount)) <= tolerance, amount
 
@@ -85,19 +86,19 @@ def test_the_comparison_sees_a_slightly_different_amount(pictures):
                                 ("Color", 1.4, 1.45), ("Contrast", 0.6, 0.63), ("Sharpness", 1.9, 1.8)):  # fmt: skip
         pillows = (EXACT | BLENDED)[name][0]
         difference = largest_difference(
-            augment._operate(pictures[0], name, amount, CANVAS), pillows(Image.fromarray(pictures[0]), other)
+            operations.operate(pictures[0], name, amount, CANVAS), pillows(Image.fromarray(pictures[0]), other)
         )
         assert difference > (name in BLENDED), name
 
 
 def test_posterizing_to_no_bit_is_black(pictures):
-    assert not augment._operate(pictures[0], "Posterize", 0, CANVAS).any()
+    assert not operations.operate(pictures[0], "Posterize", 0, CANVAS).any()
 
 
 def test_blurring_is_pillows_gaussian(pictures):
     for radius in (0.1, 0.5, 1, 2):
         expected = Image.fromarray(pictures[0]).filter(ImageFilter.GaussianBlur(radius))
-        got = augment._operate(pictures[0], "GaussianBlur", radius, CANVAS)
+        got = operations.operate(pictures[0], "GaussianBlur", radius, CANVAS)
         assert np.abs(got.astype(int) - np.asarray(expected)).mean() < 0.8  # Pillow's is an approximation
         assert radius < 0.5 or np.abs(got.astype(int) - pictures[0]).mean() > 2
 
@@ -124,11 +125,11 @@ MOVES = [("Rotate", 24.0), ("Rotate", -135.0), ("ShearX", 0.3), ("ShearX", -0.9)
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("name", "amount"), MOVES)
 def test_a_moved_picture_lies_where_pillow_puts_it(pictures, name, amount, kernel):
-    canvas = augment._Canvas(FILL, kernel)
+    canvas = operations.Canvas(FILL, kernel)
     # On a ramp every kernel gives the position itself; 4x is well inside both pictures and away from their seams.
     rows, columns = np.mgrid[:96, :128]
     ramp = np.dstack([2 * rows, columns, rows + columns]).astype(np.uint8)
-    got = augment._operate(ramp, name, amount, canvas).astype(int)
+    got = operations.operate(ramp, name, amount, canvas).astype(int)
     expected = np.asarray(pillow_moved(ramp, name, amount, KERNELS[kernel])).astype(int)
     filled = (expected == FILL).all(axis=2).astype(np.uint8)
     inside = cv2.dilate(filled, np.ones((7, 7))) == 0
@@ -140,7 +141,7 @@ def test_a_moved_picture_lies_where_pillow_puts_it(pictures, name, amount, kerne
     assert (got[outside] == FILL).all()
     for picture in pictures[:3]:
         for view in (picture, picture[..., 1]):
-            got = augment._operate(view, name, amount, canvas).astype(int)
+            got = operations.operate(view, name, amount, canvas).astype(int)
             expected = np.asarray(pillow_moved(view, name, amount, KERNELS[kernel]))
             mirrored = np.asarray(pillow_moved(view, name, -amount, KERNELS[kernel]))
             assert np.abs(got - expected).mean() < 3
@@ -247,7 +248,7 @@ def test_a_box_that_does_not_fit_is_drawn_ten_times():
 def record(monkeypatch):
     """Leave the picture alone and note each operation with its amount."""
     done = []
-    monkeypatch.setattr(augment, "_operate", lambda picture, name, amount, _: done.append((name, amount)) or picture)
+    monkeypatch.setattr(policies, "operate", lambda picture, name, amount, _: done.append((name, amount)) or picture)
     return done
 
 
@@ -297,7 +298,7 @@ def mindcv_policy(name):
 @pytest.mark.parametrize("name", ["autoaug", "autoaugr", "3a"])
 def test_sub_policies_are_mindcvs_and_drawn_evenly(record, name):
     table = mindcv_policy(name)
-    ours = augment._THREE_AUGMENT if name == "3a" else augment._AUTOAUGMENT
+    ours = policies._THREE_AUGMENT if name == "3a" else policies._AUTOAUGMENT
     assert [list(row) for row in ours] == [[(plain, *numbers) for plain, _, *numbers in row] for row in table]
     expected = collections.Counter()
     for row in table:
@@ -371,7 +372,7 @@ def test_randaugment_applies_each_of_n_even_choices_half_the_time(record):
     names = [name for name, _ in itertools.chain.from_iterable(results)]
     assert_close_frequencies(
         {name: count / len(names) for name, count in collections.Counter(names).items()},
-        dict.fromkeys(augment._RANDAUGMENT, 1 / 14),
+        dict.fromkeys(policies._RANDAUGMENT, 1 / 14),
         len(names),
     )
     assert any(len(operations) == 2 and operations[0][0] == operations[1][0] for operations in results)
@@ -382,8 +383,8 @@ def test_randaugment_weights_are_mindcvs_and_allow_no_operation_twice(record):
     first = [operations[0][0] for operations in drawn(record, "randaug-n1-w0", 20000) if operations]
     got = {name: count / len(first) for name, count in collections.Counter(first).items()}
     assert_close_frequencies(got, {name: weight / sum(theirs.values()) for name, weight in theirs.items()}, len(first))
-    for operations in drawn(record, "randaug-n13-w0", 200):
-        assert len({name for name, _ in operations}) == len(operations)
+    for chain in drawn(record, "randaug-n13-w0", 200):
+        assert len({name for name, _ in chain}) == len(chain)
 
 
 def test_trivialaugment_draws_one_of_31_strengths_of_the_wide_space(record):
@@ -428,7 +429,7 @@ def test_augmix_blends_the_picture_with_its_chains(pictures):
     for _ in range(200):
         monochrome = np.full((8, 8, 3), 100, np.uint8)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(augment, "_operate", lambda picture, *_: np.full_like(picture, 200))
+            patch.setattr(policies, "operate", lambda picture, *_: np.full_like(picture, 200))
             result = policy(monochrome, rng)
         assert (result == result[0, 0, 0]).all()
         shares.append((int(result[0, 0, 0]) - 100) / 100)

@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindrepvgg.data import Augmentation, EvalLoader, Source, TrainLoader, pipeline, random_resized_crop
+from mindrepvgg.data import (
+    Augmentation,
+    EvalLoader,
+    ImageFiles,
+    Source,
+    TrainLoader,
+    pipeline,
+    random_resized_crop,
+)
 from mindrepvgg.errors import DataError, RecipeError
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +43,7 @@ def memory_source(count, size=(8, 8), channels=1, seed=0):
 
 
 def file_source(*paths):
-    return Source("test", ("a",), np.zeros(len(paths), np.int32), paths=tuple(map(str, paths)))
+    return Source("test", ("a",), np.zeros(len(paths), np.int32), files=ImageFiles(paths))
 
 
 def train_loader(source, batch_size, size=(8, 8), **changes):

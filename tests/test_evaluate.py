@@ -165,7 +165,7 @@ class TestRecipeOf:
         own = recipe_of(net, folder)
         train, val = build_train_loader(own.replace(batch_size=1), Ranks()).source, eval_loader(own).source
         assert (len(train), len(val)) == (30, 10)
-        assert not set(train.paths) & set(val.paths)
+        assert not set(train.files.paths) & set(val.files.paths)
         assert eval_loader(recipe_of(net, {**folder, "val_share": "0"})).num_images == 40
 
     def test_a_key_of_a_later_version(self, known):

@@ -1,19 +1,29 @@
 """Data: `open_source` says what a split holds, `TrainLoader` and `EvalLoader` turn it into float32 batches."""
 
-from mindrepvgg.data.augment import Augmentation, check_policy
-from mindrepvgg.data.pipeline import INTERPOLATIONS, EvalLoader, TrainLoader, random_resized_crop
-from mindrepvgg.data.sources import DATASETS, SPLITS, Source, labelled_photos, open_source
+from mindrepvgg.data.augment import Augmentation
+from mindrepvgg.data.decode import decode, read_file
+from mindrepvgg.data.faults import ON_BAD_IMAGE
+from mindrepvgg.data.pipeline import EvalLoader, TrainLoader
+from mindrepvgg.data.policies import check_policy
+from mindrepvgg.data.sources import DATASETS, SPLITS, ImageFiles, Source, labelled_photos, open_source
+from mindrepvgg.data.transform import INTERPOLATIONS, RESIZE_BACKENDS, CentreCrop, random_resized_crop
 
 __all__ = [
     "DATASETS",
     "INTERPOLATIONS",
+    "ON_BAD_IMAGE",
+    "RESIZE_BACKENDS",
     "SPLITS",
     "Augmentation",
+    "CentreCrop",
     "EvalLoader",
+    "ImageFiles",
     "Source",
     "TrainLoader",
     "check_policy",
+    "decode",
     "labelled_photos",
     "open_source",
     "random_resized_crop",
+    "read_file",
 ]

@@ -7,56 +7,36 @@ or on the batches before it, and training resumes inside an epoch at no cost.
 
 import collections
 import contextlib
+import itertools
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from mindrepvgg.data.augment import build_policy, color_jitter, random_erasing
+from mindrepvgg.data.decode import decode
+from mindrepvgg.data.faults import BadImages
 from mindrepvgg.data.mix import draw_mix, mix_pair, soft_targets
-from mindrepvgg.errors import DataError, RecipeError
-
-# Training takes OpenCV's kernels for speed; evaluation takes Pillow's, which published accuracies were measured with.
-INTERPOLATIONS = ("bilinear", "bicubic")
-_OPENCV_KERNELS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-_PILLOW_KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
-# OpenCV's bilinear and bicubic kernels skip source pixels beyond this reduction; its area kernel uses them all, but
-# takes about eight times as long, and photos of ImageNet's usual 500x375 never come here when cropped for 224x224.
-_ALIASING_REDUCTION = 2
-
-_CROP_ATTEMPTS = 10
+from mindrepvgg.data.operations import color_jitter, random_erasing
+from mindrepvgg.data.policies import build_policy
+from mindrepvgg.data.transform import (
+    INTERPOLATIONS,
+    OPENCV_KERNELS,
+    CentreCrop,
+    check_choice,
+    random_resized_crop,
+    resize_fast,
+)
+from mindrepvgg.errors import DataError, RecipeError, UnreadableImageError
 
 _ORDER, _AUGMENTATION, _MIXING = 0, 1, 2  # independent random streams
 
+# Added to a picture's repeat where it stands in for another, so that it is not there twice with the same augmentation.
+_STAND_IN = 1 << 20
+
 # Pictures per task: enough to make the cost of a task vanish, few enough to share a batch out evenly.
 _PICTURES_PER_TASK = 4
-
-
-def random_resized_crop(height, width, scale, ratio, rng):
-    """Draw a crop box (top, left, crop height, crop width) of random area and aspect ratio inside a picture.
-
-    scale: (lowest, highest) share of the area, uniform; ratio: (lowest, highest) width / height, log-uniform.
-    When ten draws do not fit, the largest centred box of an allowed ratio. rng: numpy.random.Generator.
-    Source: arXiv:1409.4842, section 6, as torchvision's RandomResizedCrop has it.
-    """
-    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(_CROP_ATTEMPTS):
-        area = height * width * (scale[0] + (scale[1] - scale[0]) * rng.random())
-        aspect = math.exp(log_low + (log_high - log_low) * rng.random())
-        crop_width = round(math.sqrt(area * aspect))
-        crop_height = round(math.sqrt(area / aspect))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(rng.integers(height - crop_height + 1))
-            left = int(rng.integers(width - crop_width + 1))
-            return top, left, crop_height, crop_width
-    aspect = min(max(width / height, ratio[0]), ratio[1])
-    crop_width = max(1, min(width, round(height * aspect)))
-    crop_height = max(1, min(height, round(width / aspect)))
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
 class _Loader:
@@ -72,6 +52,8 @@ class _Loader:
         in_channels,
         interpolation,
         num_parallel_workers,
+        on_bad_image,
+        bad_image_limit,
         rank,
         rank_size,
     ):
@@ -85,30 +67,40 @@ class _Loader:
         self.interpolation = interpolation
         self.rank = rank
         self.rank_size = rank_size
+        self.bad_images = BadImages(source, on_bad_image, bad_image_limit)
         self.num_workers = min(num_parallel_workers, os.cpu_count() or 1)
         # (pixel / 255 - mean) / std = pixel * gain + bias
         mean, std = (np.asarray(values, np.float64).reshape(-1, 1, 1) for values in (mean, std))
         self._gain = (1 / (255 * std)).astype(np.float32)
         self._bias = (-mean / std).astype(np.float32)
 
-    def _finished(self, batches):
-        """Yield what each of `batches` holds, in order, while workers fill the next ones.
+    def _finished(self, number, batches):
+        """Yield the arrays of the `batches` of a pass, in order, while workers fill the next ones.
 
-        A batch is (what to yield, number of pictures, fill); fill(rows) writes some of its rows.
+        A batch is (number of pictures, fill, finish): fill(rows) makes some of its rows, finish() gives its arrays when
+        all are made.
         """
         tasks_per_batch = math.ceil(self.batch_size / _PICTURES_PER_TASK)
         batches_ahead = 1 + math.ceil(self.num_workers / tasks_per_batch)
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="mindrepvgg-data")
         pending = collections.deque()
+        self.bad_images.start(number)
         try:
-            for arrays, count, fill in batches:
-                pending.append((arrays, [pool.submit(fill, rows) for rows in _shares(count)]))
+            for count, fill, finish in batches:
+                pending.append(([pool.submit(fill, rows) for rows in _shares(count)], finish))
                 if len(pending) > batches_ahead:
-                    yield _result(*pending.popleft())
+                    yield self._result(number, *pending.popleft())
             while pending:
-                yield _result(*pending.popleft())
+                yield self._result(number, *pending.popleft())
         finally:  # also when the iterator is dropped half way, or on Ctrl-C
             pool.shutdown(cancel_futures=True)
+
+    def _result(self, number, tasks, finish):
+        """Return a batch's arrays when every task has done its part; raise what a task raised."""
+        for task in tasks:
+            task.result()
+        self.bad_images.check(number)
+        return finish()
 
     def _normalise(self, picture, image):
         """Write a uint8 picture into image (C, H, W) float32, normalised."""
@@ -119,7 +111,7 @@ class _Loader:
     def _picture(self, index):
         """Return picture `index` as uint8: (H, W) when gray, (H, W, 3) RGB otherwise."""
         if self.source.images is None:
-            return _decode(self.source.paths[index], self.in_channels)
+            return decode(self.source.files.read(index), self.source.name(index), self.in_channels)
         picture = self.source.images[index]
         if picture.shape[2] == 1:
             return picture[..., 0]
@@ -141,6 +133,7 @@ class TrainLoader(_Loader):
     reach the others. How a batch is mixed is drawn for each rank.
     drop_remainder: leave out the pictures that do not fill a step; otherwise the last step is smaller, and filled up
     from the start of the permutation to a multiple of rank_size.
+    on_bad_image, bad_image_limit: see `BadImages`; with "error" a picture that cannot be read raises.
     Setting one up makes OpenCV itself single-threaded in this process: its own threads would compete with the workers.
     The same numbers come out again with the same NumPy and OpenCV versions.
     Raises DataError when no step can be filled, RecipeError for values that cannot be used.
@@ -162,11 +155,14 @@ class TrainLoader(_Loader):
         shuffle=True,
         drop_remainder=True,
         num_classes=None,
+        on_bad_image="error",
+        bad_image_limit=0.001,
         rank=0,
         rank_size=1,
     ):
         super().__init__(
-            source, batch_size, image_size, mean, std, in_channels, interpolation, num_parallel_workers, rank, rank_size
+            *(source, batch_size, image_size, mean, std, in_channels, interpolation, num_parallel_workers),
+            *(on_bad_image, bad_image_limit, rank, rank_size),
         )
         self.augmentation = augmentation
         self.shuffle = shuffle
@@ -175,7 +171,7 @@ class TrainLoader(_Loader):
         if self.num_classes < source.num_classes:
             raise RecipeError(f"num_classes (={num_classes}) must be at least the data's {source.num_classes} classes")
         self._policy = augmentation.auto_augment and build_policy(
-            augmentation.auto_augment, [round(255 * value) for value in mean], _OPENCV_KERNELS[interpolation]
+            augmentation.auto_augment, [round(255 * value) for value in mean], OPENCV_KERNELS[interpolation]
         )
         self._pictures_per_step = batch_size * rank_size
         count = len(source)
@@ -206,7 +202,7 @@ class TrainLoader(_Loader):
 
         Yields images (N, C, H, W) float32 and labels (N,) int32; with mixup or cutmix soft targets (N, num_classes)
         float32 instead, for every batch, mixed or not, and without label smoothing, which is the loss's.
-        Raises DataError when a picture cannot be read.
+        Raises DataError when a picture cannot be read, or under another `on_bad_image` too many.
         """
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step (={start_step}) must be in 0 ... steps_per_epoch (={self.steps_per_epoch})")
@@ -218,7 +214,7 @@ class TrainLoader(_Loader):
             self._batch(epoch, step, *self._views(permutation, step))
             for step in range(start_step, self.steps_per_epoch)
         )
-        with contextlib.closing(self._finished(batches)) as finished:
+        with contextlib.closing(self._finished(epoch, batches)) as finished:
             yield from finished
 
     def _permutation(self, epoch):
@@ -247,17 +243,48 @@ class TrainLoader(_Loader):
                 self.image_size,
                 self._random(_MIXING, epoch, step, self.rank),
             )
-            labels = soft_targets(labels, self.num_classes, mix)
 
         def fill(rows):
             for row in rows:
-                self._write(images[row], epoch, int(indices[row]), int(repeats[row]))
+                index = int(indices[row])
+                try:
+                    self._write(images[row], epoch, index, int(repeats[row]))
+                except UnreadableImageError as error:
+                    self.bad_images.add(epoch, index, error)
+                    labels[row] = self._write_stand_in(images[row], epoch, row, indices, int(repeats[row]))
             if mix:
                 for row in rows:
                     if row < len(images) // 2:
                         mix_pair(images[row], images[-1 - row], mix)
 
-        return (images, labels), len(indices), fill
+        def finish():
+            return images, soft_targets(labels, self.num_classes, mix) if self.augmentation.mixes else labels
+
+        return len(indices), fill, finish
+
+    def _write_stand_in(self, image, epoch, row, indices, repeat):
+        """Write another picture in place of row `row`'s, which cannot be read, into image; return its label.
+
+        Which one follows from the batch's `indices` alone, whatever the workers have done by now.
+        """
+        label = self.source.labels[indices[row]]
+        if self.bad_images.policy == "skip":
+            candidates, what = indices, f"the {len(indices)} pictures of a batch"
+        else:
+            candidates = np.flatnonzero(self.source.labels == label)
+            what = f"class {self.source.class_names[label]!r}"
+        start = int(np.flatnonzero(candidates == indices[row])[0])
+        for index in map(int, dict.fromkeys(itertools.chain(candidates[start + 1 :], candidates[:start]))):
+            try:
+                self._write(image, epoch, index, repeat + _STAND_IN)
+            except UnreadableImageError as error:
+                self.bad_images.add(epoch, index, error)
+            else:
+                return self.source.labels[index]
+        raise DataError(
+            f"no picture of {what} can be read, {self.source.name(indices[row])} the first; tools/check_data.py finds "
+            "all that are damaged"
+        )
 
     def _write(self, image, epoch, index, repeat):
         """Write picture `index` as training sees it in an epoch, for the `repeat`-th time in a step, into image."""
@@ -265,7 +292,7 @@ class TrainLoader(_Loader):
         picture = self._picture(index)
         rng = self._random(_AUGMENTATION, epoch, index, repeat)
         top, left, height, width = random_resized_crop(*picture.shape[:2], augmentation.scale, augmentation.ratio, rng)
-        picture = _resize_fast(picture[top : top + height, left : left + width], self.image_size, self.interpolation)
+        picture = resize_fast(picture[top : top + height, left : left + width], self.image_size, self.interpolation)
         if rng.random() < augmentation.hflip:
             picture = cv2.flip(picture, 1)
         if rng.random() < augmentation.vflip:
@@ -287,12 +314,12 @@ class TrainLoader(_Loader):
 class EvalLoader(_Loader):
     """Batches of every picture once, in source order, for evaluation; iterate over it as often as needed.
 
-    The short side is resized to floor(image size / crop_pct) as Pillow and torchvision do it, then the centre is cut
-    out; with crop_pct 1 a picture of image_size's shape is only resized. For the arguments see `TrainLoader`.
+    crop_pct, interpolation, resize_backend: see `CentreCrop`; for the other arguments `TrainLoader`.
     Rank r takes pictures r, r + rank_size, ... num_images: how many these are; steps: batches, the same on every rank.
     Yields images (batch_size, C, H, W) float32, labels (batch_size,) int32 and valid (batch_size,) bool. Batches are
-    filled up with zero images of label 0 that are not valid, so that a graph is compiled for one shape only.
-    Raises DataError when a picture cannot be read, RecipeError for values that cannot be used.
+    filled up with zero images of label 0 that are not valid, so that a graph is compiled for one shape only; nor is a
+    picture valid that cannot be read, where on_bad_image is not "error".
+    Raises DataError when a picture cannot be read, or too many, RecipeError for values that cannot be used.
     """
 
     def __init__(
@@ -307,15 +334,18 @@ class EvalLoader(_Loader):
         in_channels,
         interpolation,
         num_parallel_workers,
+        resize_backend="pillow",
+        on_bad_image="error",
+        bad_image_limit=0.001,
         rank=0,
         rank_size=1,
     ):
         super().__init__(
-            source, batch_size, image_size, mean, std, in_channels, interpolation, num_parallel_workers, rank, rank_size
+            *(source, batch_size, image_size, mean, std, in_channels, interpolation, num_parallel_workers),
+            *(on_bad_image, bad_image_limit, rank, rank_size),
         )
-        if not 0 < crop_pct <= 1:
-            raise RecipeError(f"crop_pct (={crop_pct}) must be above 0 and at most 1")
         self.crop_pct = crop_pct
+        self._centred = CentreCrop(image_size, crop_pct, interpolation, resize_backend)
         self._indices = np.arange(rank, len(source), rank_size)
         self.num_images = len(self._indices)
         self.steps = math.ceil(math.ceil(len(source) / rank_size) / batch_size)
@@ -325,29 +355,31 @@ class EvalLoader(_Loader):
             self._batch(self._indices[step * self.batch_size : (step + 1) * self.batch_size])
             for step in range(self.steps)
         )
-        with contextlib.closing(self._finished(batches)) as finished:
+        with contextlib.closing(self._finished(0, batches)) as finished:
             yield from finished
+
+    @property
+    def unreadable(self):
+        """The number of this rank's pictures that could not be read in the last pass."""
+        return len(self.bad_images.of(0))
 
     def _batch(self, indices):
         """Return a batch as `_finished` wants it."""
         images = np.zeros((self.batch_size, self.in_channels, *self.image_size), np.float32)
         labels = np.zeros(self.batch_size, np.int32)
         labels[: len(indices)] = self.source.labels[indices]
+        valid = np.arange(self.batch_size) < len(indices)
 
         def fill(rows):
             for row in rows:
-                self._normalise(self._centred(int(indices[row])), images[row])
+                index = int(indices[row])
+                try:
+                    self._normalise(self._centred(self._picture(index)), images[row])
+                except UnreadableImageError as error:
+                    self.bad_images.add(0, index, error)
+                    valid[row] = False
 
-        return (images, labels, np.arange(self.batch_size) < len(indices)), len(indices), fill
-
-    def _centred(self, index):
-        """Return picture `index` resized and cut to image_size, uint8."""
-        picture = self._picture(index)
-        target = [math.floor(side / self.crop_pct) for side in self.image_size]
-        height, width = _covering_size(picture.shape[:2], target)
-        resized = Image.fromarray(picture).resize((width, height), _PILLOW_KERNELS[self.interpolation])
-        top, left = (round((have - want) / 2) for have, want in zip((height, width), self.image_size, strict=True))
-        return np.asarray(resized)[top : top + self.image_size[0], left : left + self.image_size[1]]
+        return len(indices), fill, lambda: (images, labels, valid)
 
 
 def _check_recipe(batch_size, in_channels, mean, std, interpolation, num_parallel_workers):
@@ -363,8 +395,7 @@ def _check_recipe(batch_size, in_channels, mean, std, interpolation, num_paralle
             raise RecipeError(f"{name} (={list(values)}) must be of pixels scaled to 0 ... 1; divide it by 255")
     if not all(std):
         raise RecipeError(f"std (={list(std)}) must not be 0")
-    if interpolation not in INTERPOLATIONS:
-        raise RecipeError(f"interpolation (={interpolation!r}) must be one of: {', '.join(INTERPOLATIONS)}")
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
     if num_parallel_workers < 1:
         raise RecipeError(f"num_parallel_workers (={num_parallel_workers}) must be at least 1")
 
@@ -375,43 +406,3 @@ def _shares(count):
     for start in range(0, half, _PICTURES_PER_TASK // 2):
         front = range(start, min(start + _PICTURES_PER_TASK // 2, half))
         yield sorted({*front, *(count - 1 - row for row in front)})
-
-
-def _result(arrays, tasks):
-    """Return the arrays when every task has written its part; raise what a task raised."""
-    for task in tasks:
-        task.result()
-    return arrays
-
-
-def _decode(path, in_channels):
-    """Read a picture file as uint8: (H, W) for one channel, (H, W, 3) RGB for three.
-
-    Colour is what Pillow's convert("RGB") gives: alpha dropped, the orientation tag not applied. Gray is the JPEG's
-    own luma. OpenCV refuses truncated files, where MindSpore's decoder can crash or hang.
-    """
-    kind = cv2.IMREAD_GRAYSCALE if in_channels == 1 else cv2.IMREAD_COLOR
-    try:
-        picture = cv2.imdecode(np.fromfile(path, np.uint8), kind | cv2.IMREAD_IGNORE_ORIENTATION)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except cv2.error:  # an empty file, or more pixels than OpenCV's limit
-        picture = None
-    if picture is None:
-        raise DataError(f"{path} is not a readable picture (damaged, cut short or too large); replace or remove it")
-    return picture if in_channels == 1 else cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-
-
-def _resize_fast(picture, size, interpolation):
-    """Resize a uint8 picture to size (height, width) with OpenCV; averages areas for reductions above two."""
-    reduction = min(have / want for have, want in zip(picture.shape, size, strict=False))
-    kernel = cv2.INTER_AREA if reduction > _ALIASING_REDUCTION else _OPENCV_KERNELS[interpolation]
-    return cv2.resize(picture, size[::-1], interpolation=kernel)
-
-
-def _covering_size(shape, target):
-    """Return the smallest (height, width) of shape's proportions that covers target; fractions are dropped."""
-    height, width = shape
-    if target[0] * width >= target[1] * height:
-        return target[0], target[0] * width // height
-    return target[1] * height // width, target[1]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindrepvgg.data.decode import read_file
 from mindrepvgg.data.formats import read_cifar, read_mnist
 from mindrepvgg.errors import DataError, RecipeError
 
@@ -30,12 +31,35 @@ _FASHION_CLASSES = (
 _FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
 
 
+class ImageFiles:
+    """Encoded pictures, one file each.
+
+    A source's files have a length, a name(index) for messages, and a read(index) that returns the encoded picture as a
+    uint8 array or raises UnreadableImageError, in any order and from any thread.
+    """
+
+    def __init__(self, paths):
+        self.paths = tuple(map(os.fspath, paths))
+
+    def __len__(self):
+        return len(self.paths)
+
+    def name(self, index):
+        """Return the file's path."""
+        return self.paths[index]
+
+    def read(self, index):
+        """Return the file's bytes."""
+        return read_file(self.paths[index])
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """One split: pictures in memory or on disk, each with a class.
 
     kind: the data set's name in `DATASETS`; class_names: index in the tuple = class index.
-    labels: (N,) int32. Exactly one of images, (N, H, W, C) uint8 with C = 1 or 3 (RGB), and paths, N file names.
+    labels: (N,) int32. Exactly one of images, (N, H, W, C) uint8 with C = 1 or 3 (RGB), and files, N encoded ones:
+    `ImageFiles` or something like it.
     The arrays are made read-only. Raises ValueError when the parts do not fit together.
     """
 
@@ -43,12 +67,12 @@ class Source:
     class_names: tuple[str, ...]
     labels: np.ndarray
     images: np.ndarray | None = None
-    paths: tuple[str, ...] | None = None
+    files: ImageFiles | None = None
 
     def __post_init__(self):
-        if (self.images is None) == (self.paths is None):
-            raise ValueError("a Source needs either images or paths, not both")
-        pictures = self.paths if self.images is None else self.images
+        if (self.images is None) == (self.files is None):
+            raise ValueError("a Source needs either images or files, not both")
+        pictures = self.files if self.images is None else self.images
         if len(pictures) != len(self.labels):
             raise ValueError(f"a Source needs one label per picture: {len(self.labels)} != {len(pictures)}")
         for array in (self.labels, self.images):
@@ -57,6 +81,10 @@ class Source:
 
     def __len__(self):
         return len(self.labels)
+
+    def name(self, index):
+        """What a message calls picture `index`."""
+        return f"picture {index} of {self.kind}" if self.files is None else self.files.name(index)
 
     @property
     def num_classes(self):
@@ -156,7 +184,7 @@ def labelled_photos():
     if not paths:
         return None
     labels = np.array([int(path.stem.rpartition("_")[2]) for path in paths], np.int32)
-    return Source("photos", tuple(str(index) for index in range(1000)), labels, paths=tuple(map(str, paths)))
+    return Source("photos", tuple(str(index) for index in range(1000)), labels, files=ImageFiles(paths))
 
 
 def _open_image_folder(data_dir, split, val_share=0.0):
@@ -176,7 +204,8 @@ def _open_image_folder(data_dir, split, val_share=0.0):
     if folder == root and val_share:
         files = _divided(files, split, val_share, folder)
     labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(files[name]) for name in class_names])
-    return Source("imagenet", class_names, labels, paths=tuple(path for name in class_names for path in files[name]))
+    paths = [path for name in class_names for path in files[name]]
+    return Source("imagenet", class_names, labels, files=ImageFiles(paths))
 
 
 DATASETS = {

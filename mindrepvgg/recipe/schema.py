@@ -100,6 +100,21 @@ class Recipe:
     image_resize: int | tuple[int, int] = _key("data", 224, kinds.image_size(), "pixels the network sees: side, or H,W")
     crop_pct: float = _key("data", 0.875, kinds.number(above=0, most=1), "share of each side the validation crop keeps")
     interpolation: str = _key("data", "bilinear", kinds.choice("bilinear", "bicubic"), "how images are resized")
+    resize_backend: str = _key(
+        "data",
+        "pillow",
+        kinds.choice("pillow", "opencv", "mindspore"),
+        "what resizes images in validation: pillow as published accuracies were measured; the others are faster",
+    )
+    on_bad_image: str = _key(
+        "data",
+        "replace",
+        kinds.choice("error", "skip", "replace"),
+        "an unreadable image: end the run, or train on another of its batch or of its class; not counted in validation",
+    )
+    bad_image_limit: float = _key(
+        "data", 0.001, kinds.number(least=0, most=1), "share of a split's images that may be unreadable"
+    )
     mean: tuple[float, ...] = _key(
         "data", (0.485, 0.456, 0.406), kinds.numbers(least=0, most=1), "mean of each channel, white being 1"
     )

@@ -31,6 +31,8 @@ def build_train_loader(recipe, ranks) -> TrainLoader:
         drop_remainder=recipe.drop_remainder,
         shuffle=recipe.shuffle,
         num_classes=recipe.num_classes,
+        on_bad_image=recipe.on_bad_image,
+        bad_image_limit=recipe.bad_image_limit,
         rank=ranks.rank,
         rank_size=ranks.size,
     )

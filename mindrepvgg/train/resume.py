@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # What may differ between the sessions of one run: where things lie and how they are shown, not what is computed.
 _FREE_KEYS = {
     *("data_dir", "ckpt_save_dir", "keep_checkpoint_max", "ckpt_save_policy", "ckpt_save_interval", "tensorboard"),
+    *("on_bad_image", "bad_image_limit"),  # or a run that ends at a damaged file could not go on
     *("num_parallel_workers", "device_target", "jit_level", "dataset_sink_mode", "compile_cache", "distribute"),
 }
 # ... and, on another number of devices, what makes up the global batch.
@@ -47,6 +48,7 @@ class Position:
     best_ema_top1: float = -math.inf
     kept: list = field(default_factory=list)  # (epoch, top-1 or null) of each epoch checkpoint that is kept
     interval_losses: list = field(default_factory=list)
+    bad_images: list = field(default_factory=list)  # indices found unreadable in the epoch under way, by any rank
 
     def to_dict(self) -> dict:
         """Plain types for the checkpoint; no accuracy yet is null there, JSON knows no infinity."""

@@ -224,8 +224,9 @@ class Trainer:
                 self._agree_to_stop(end_of_interval)
                 if self._stopping and not end_of_epoch:
                     self._read_losses(outcomes)
-                    return False
-        return True
+                    break
+        position.bad_images = self.ranks.union({*position.bad_images, *self.train_loader.bad_images.of(position.epoch)})
+        return position.step_in_epoch == self.steps_per_epoch
 
     def _take_step(self, batches):
         """One update, from as many batches as are accumulated; (loss, whether it was made) of it, on the device."""
@@ -325,14 +326,16 @@ class Trainer:
         recipe, position = self.recipe, self.position
         self.state.average_statistics()
         self._check_finite()
+        bad = self._take_bad_images()
         losses = [r["loss"] for r in self.log.records if r["event"] == "train" and r["epoch"] == position.epoch]
         losses = [loss for loss in losses if loss is not None]
         line = f"epoch {position.epoch}/{recipe.epoch_size}: loss {np.mean(losses) if losses else math.nan:.4f}"
+        line += f", {bad} images unreadable" if bad else ""
         top1 = None
         if self.eval_loader and (position.epoch == recipe.epoch_size or position.epoch % recipe.val_interval == 0):
             self.evaluation = self._evaluate("validate")
             top1 = self.evaluation.top1
-            line += f", top-1 {top1:.2f}%, top-5 {self.evaluation.top5:.2f}%"
+            line += f", top-1 {top1:.2f}%, top-5 {self.evaluation.top5:.2f}%{self.evaluation.not_counted}"
             if top1 > position.best_top1:
                 position.best_top1, position.best_epoch = top1, position.epoch
                 line += " (best)"
@@ -348,6 +351,16 @@ class Trainer:
         self._draw()
         self._meter.restart()
         self._progress.say(line)
+
+    def _take_bad_images(self) -> int:
+        """Log the images that could not be read in the epoch behind us; how many they are."""
+        position, loader = self.position, self.train_loader
+        bad, position.bad_images = position.bad_images, []
+        if bad:
+            files = [loader.source.name(index) for index in bad]
+            self.log.write("bad_images", position.epoch, self.steps_done, count=len(bad), files=files)
+            loader.bad_images.check(position.epoch - 1, bad)
+        return len(bad)
 
     def _end_epoch_of_average(self) -> str:
         """Validate the moving average of the weights, save it as a network of its own when it is the best so far."""

@@ -1,0 +1,108 @@
+"""Geometry: the random crop of training and the resized centre of evaluation, on uint8 pictures (H, W) or (H, W, 3)."""
+
+import functools
+import math
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from mindrepvgg.errors import RecipeError
+
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+# What resizes pictures in evaluation. Published accuracies were measured with Pillow's, which averages over all pixels
+# that a smaller picture leaves out; the others are faster and change logits, docs/performance.md says by how much.
+RESIZE_BACKENDS = ("pillow", "opencv", "mindspore")
+
+OPENCV_KERNELS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+_PILLOW_KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+# OpenCV's bilinear and bicubic kernels skip source pixels beyond this reduction; its area kernel uses them all, but
+# takes about eight times as long, and photos of ImageNet's usual 500x375 never come here when cropped for 224x224.
+_ALIASING_REDUCTION = 2
+
+_CROP_ATTEMPTS = 10
+
+
+def random_resized_crop(height, width, scale, ratio, rng):
+    """Draw a crop box (top, left, crop height, crop width) of random area and aspect ratio inside a picture.
+
+    scale: (lowest, highest) share of the area, uniform; ratio: (lowest, highest) width / height, log-uniform.
+    When ten draws do not fit, the largest centred box of an allowed ratio. rng: numpy.random.Generator.
+    Source: arXiv:1409.4842, section 6, as torchvision's RandomResizedCrop has it.
+    """
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_CROP_ATTEMPTS):
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * rng.random())
+        aspect = math.exp(log_low + (log_high - log_low) * rng.random())
+        crop_width = round(math.sqrt(area * aspect))
+        crop_height = round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+            return top, left, crop_height, crop_width
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    crop_width = max(1, min(width, round(height * aspect)))
+    crop_height = max(1, min(height, round(width / aspect)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def resize_fast(picture, size, interpolation):
+    """Resize a picture to size (height, width) with OpenCV; averages areas for reductions above two."""
+    reduction = min(have / want for have, want in zip(picture.shape, size, strict=False))
+    kernel = cv2.INTER_AREA if reduction > _ALIASING_REDUCTION else OPENCV_KERNELS[interpolation]
+    return cv2.resize(picture, size[::-1], interpolation=kernel)
+
+
+class CentreCrop:
+    """Evaluation's view of a picture, uint8: its short side resized to floor(image size / crop_pct), the centre cut.
+
+    As Pillow and torchvision do it; with crop_pct 1 a picture of image_size's shape is only resized.
+    image_size: (height, width); interpolation: one of `INTERPOLATIONS`; resize_backend: one of `RESIZE_BACKENDS`.
+    Raises RecipeError for values that cannot be used.
+    """
+
+    def __init__(self, image_size, crop_pct, interpolation, resize_backend="pillow"):
+        if not 0 < crop_pct <= 1:
+            raise RecipeError(f"crop_pct (={crop_pct}) must be above 0 and at most 1")
+        check_choice("interpolation", interpolation, INTERPOLATIONS)
+        check_choice("resize_backend", resize_backend, RESIZE_BACKENDS)
+        self.image_size = tuple(image_size)
+        self._target = [math.floor(side / crop_pct) for side in self.image_size]
+        self._resize = functools.partial(_RESIZERS[resize_backend], interpolation=interpolation)
+
+    def __call__(self, picture):
+        """Return the view (height, width[, 3])."""
+        size = _covering_size(picture.shape[:2], self._target)
+        resized = self._resize(picture, size)
+        top, left = (round((have - want) / 2) for have, want in zip(size, self.image_size, strict=True))
+        return resized[top : top + self.image_size[0], left : left + self.image_size[1]]
+
+
+def check_choice(name, value, choices):
+    """Raise RecipeError unless value is one of the choices."""
+    if value not in choices:
+        raise RecipeError(f"{name} (={value!r}) must be one of: {', '.join(choices)}")
+
+
+def _resize_pillow(picture, size, interpolation):
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], _PILLOW_KERNELS[interpolation]))
+
+
+def _resize_mindspore(picture, size, interpolation):
+    from mindspore.dataset import vision  # for those who ask for it: the import takes a while
+
+    kernel = vision.Inter.BILINEAR if interpolation == "bilinear" else vision.Inter.BICUBIC
+    return vision.Resize(size, kernel)(picture)
+
+
+_RESIZERS = {"pillow": _resize_pillow, "opencv": resize_fast, "mindspore": _resize_mindspore}
+
+
+def _covering_size(shape, target):
+    """Return the smallest (height, width) of shape's proportions that covers target; fractions are dropped."""
+    height, width = shape
+    if target[0] * width >= target[1] * height:
+        return target[0], target[0] * width // height
+    return target[1] * height // width, target[1]
