@@ -20,7 +20,7 @@ FLOORS = {
     **dict.fromkeys(("bfloat16", "cli", "dialects", "environment", "errors", "files", "fusion"), 0),
     **dict.fromkeys(("inert_pickle", "layout", "recipe", "schedule", "torchfile"), 0),
     **dict.fromkeys(("summary", "variants", "version"), 0),
-    **dict.fromkeys(("block", "compile_cache", "data", "freeze", "metrics", "model"), 1),
+    **dict.fromkeys(("block", "compile_cache", "data", "freeze", "metrics", "model", "normalize"), 1),
     **dict.fromkeys(("precision", "ranks", "runtime"), 1),
     **dict.fromkeys(("checkpoint", "convert", "crosscheck", "deploy", "evaluate", "export", "optim"), 2),
     **dict.fromkeys(("pretrained", "selfcheck", "torch_reference", "weights"), 2),

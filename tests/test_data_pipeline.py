@@ -526,41 +526,6 @@ def test_ranks_evaluate_every_picture_once_in_equal_numbers_of_steps(count):
 # Files
 
 
-def saved(path, photo, mode, **options):
-    picture = Image.open(photo).convert("RGB").resize((60, 40)).convert(mode)
-    if mode == "RGBA":
-        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
-    picture.save(path, **options)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "mode", "tolerance"),
-    [("a.jpg", "RGB", 0), ("a.jpg", "L", 0), ("a.jpg", "CMYK", 1), ("a.png", "RGB", 0), ("a.png", "RGBA", 0),
-     ("a.png", "P", 0), ("a.png", "LA", 0), ("a.bmp", "RGB", 0), ("a.webp", "RGB", 0), ("a.tif", "RGB", 0),
-     ("a.ppm", "RGB", 0), ("a.pgm", "L", 0)],
-)  # fmt: skip
-def test_files_are_decoded_as_pillow_converts_them(tmp_path, photos, name, mode, tolerance):
-    path = saved(tmp_path / name, photos[0], mode)
-    ((images, *_),) = eval_loader(file_source(path), 1, (40, 60), **RGB)
-    expected = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    assert np.abs(pixels(images, RGB)[0] - expected).max() <= tolerance
-
-
-def test_the_orientation_tag_is_not_applied(tmp_path, photos):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    path = saved(tmp_path / "a.jpg", photos[0], "RGB", exif=exif)
-    ((images, *_),) = eval_loader(file_source(path), 1, (40, 60), **RGB)
-    np.testing.assert_array_equal(pixels(images, RGB)[0], np.asarray(Image.open(path).convert("RGB")))
-
-
-def test_one_channel_of_a_gray_file_is_the_file(tmp_path, photos):
-    path = saved(tmp_path / "a.png", photos[0], "L")
-    ((images, *_),) = eval_loader(file_source(path), 1, (40, 60))
-    np.testing.assert_array_equal(pixels(images, GRAY)[0, ..., 0], np.asarray(Image.open(path)))
-
-
 @pytest.mark.parametrize("cut", [0, 200, 400, 0.5, -1, "text", "gone"])
 @pytest.mark.parametrize("make", [train_loader, eval_loader])
 def test_a_file_that_is_no_picture_is_named(tmp_path, photos, make, cut):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindrepvgg.data import DATASETS, Source, open_source, sources
+from mindrepvgg.data import DATASETS, ImageFiles, Source, open_source, sources
 from mindrepvgg.errors import DataError, RecipeError
 from mindrepvgg.recipe import KEYS
 
@@ -152,9 +152,9 @@ def test_a_source_is_frozen(digits):
 @pytest.mark.parametrize(
     ("pictures", "message"),
     [
-        ({}, "either images or paths"),
-        ({"images": np.zeros((1, 2, 2, 1), np.uint8), "paths": ("a",)}, "either images or paths"),
-        ({"paths": ("a", "b")}, "one label per picture: 1 != 2"),
+        ({}, "either images or files"),
+        ({"images": np.zeros((1, 2, 2, 1), np.uint8), "files": ImageFiles(["a"])}, "either images or files"),
+        ({"files": ImageFiles(["a", "b"])}, "one label per picture: 1 != 2"),
     ],
 )
 def test_a_source_refuses_parts_that_do_not_fit(pictures, message):

@@ -6,7 +6,7 @@ from mindrepvgg.data.faults import ON_BAD_IMAGE
 from mindrepvgg.data.pipeline import EvalLoader, TrainLoader
 from mindrepvgg.data.policies import check_policy
 from mindrepvgg.data.sources import DATASETS, SPLITS, ImageFiles, Source, labelled_photos, open_source
-from mindrepvgg.data.transform import INTERPOLATIONS, RESIZE_BACKENDS, CentreCrop, random_resized_crop
+from mindrepvgg.data.transform import INTERPOLATIONS, RESIZE_BACKENDS, CentreCrop, gain_and_bias, random_resized_crop
 
 __all__ = [
     "DATASETS",
@@ -22,6 +22,7 @@ __all__ = [
     "TrainLoader",
     "check_policy",
     "decode",
+    "gain_and_bias",
     "labelled_photos",
     "open_source",
     "random_resized_crop",

@@ -58,6 +58,11 @@ class Augmentation:
         return cls(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(cls)})
 
     @property
+    def keeps_pixels(self):
+        """Whether what comes out are whole gray levels: nothing is done to pictures once they are normalised."""
+        return not (self.re_prob or self.mixes)
+
+    @property
     def mixes(self):
         """Whether batches are mixed, and labels therefore soft."""
         return self.mixup > 0 or self.cutmix > 0

@@ -1,4 +1,4 @@
-"""Pipelines: threads that read, crop, resize, augment and normalise the pictures of a `Source` into float32 batches.
+"""Pipelines: threads that read, crop, resize, augment and normalise the pictures of a `Source` into batches.
 
 Threads suffice because OpenCV, Pillow and NumPy release the interpreter lock where the time goes. Random numbers come
 from a counter-based generator addressed by (seed, epoch, picture), so a batch does not depend on the number of workers
@@ -25,6 +25,7 @@ from mindrepvgg.data.transform import (
     OPENCV_KERNELS,
     CentreCrop,
     check_choice,
+    gain_and_bias,
     random_resized_crop,
     resize_fast,
 )
@@ -54,6 +55,7 @@ class _Loader:
         num_parallel_workers,
         on_bad_image,
         bad_image_limit,
+        as_uint8,
         rank,
         rank_size,
     ):
@@ -69,10 +71,8 @@ class _Loader:
         self.rank_size = rank_size
         self.bad_images = BadImages(source, on_bad_image, bad_image_limit)
         self.num_workers = min(num_parallel_workers, os.cpu_count() or 1)
-        # (pixel / 255 - mean) / std = pixel * gain + bias
-        mean, std = (np.asarray(values, np.float64).reshape(-1, 1, 1) for values in (mean, std))
-        self._gain = (1 / (255 * std)).astype(np.float32)
-        self._bias = (-mean / std).astype(np.float32)
+        self.as_uint8 = as_uint8
+        self._gain, self._bias = gain_and_bias(mean, std)
 
     def _finished(self, number, batches):
         """Yield the arrays of the `batches` of a pass, in order, while workers fill the next ones.
@@ -102,9 +102,18 @@ class _Loader:
         self.bad_images.check(number)
         return finish()
 
-    def _normalise(self, picture, image):
-        """Write a uint8 picture into image (C, H, W) float32, normalised."""
+    def _images(self, make, count):
+        """Return an array made by `make` for a batch's images."""
+        if self.as_uint8:
+            return make((count, *self.image_size, self.in_channels), np.uint8)
+        return make((count, self.in_channels, *self.image_size), np.float32)
+
+    def _put(self, picture, image):
+        """Write a uint8 picture into image: uint8 (H, W, C), or float32 (C, H, W) normalised."""
         # A gray (H, W) picture broadcasts over the channels.
+        if self.as_uint8:
+            image[...] = picture if picture.ndim == 3 else picture[..., None]
+            return
         np.multiply(picture.transpose(2, 0, 1) if picture.ndim == 3 else picture, self._gain, out=image)
         image += self._bias
 
@@ -133,6 +142,8 @@ class TrainLoader(_Loader):
     reach the others. How a batch is mixed is drawn for each rank.
     drop_remainder: leave out the pictures that do not fill a step; otherwise the last step is smaller, and filled up
     from the start of the permutation to a multiple of rank_size.
+    as_uint8: hand out the pixels, for `mindrepvgg.normalize.Normalize` on the device: a quarter of the bytes, and less
+    to do for the host. Not possible with erasing or mixing, which work on normalised values.
     on_bad_image, bad_image_limit: see `BadImages`; with "error" a picture that cannot be read raises.
     Setting one up makes OpenCV itself single-threaded in this process: its own threads would compete with the workers.
     The same numbers come out again with the same NumPy and OpenCV versions.
@@ -157,13 +168,16 @@ class TrainLoader(_Loader):
         num_classes=None,
         on_bad_image="error",
         bad_image_limit=0.001,
+        as_uint8=False,
         rank=0,
         rank_size=1,
     ):
         super().__init__(
             *(source, batch_size, image_size, mean, std, in_channels, interpolation, num_parallel_workers),
-            *(on_bad_image, bad_image_limit, rank, rank_size),
+            *(on_bad_image, bad_image_limit, as_uint8, rank, rank_size),
         )
+        if as_uint8 and not augmentation.keeps_pixels:
+            raise ValueError("as_uint8 is not possible with random erasing, mixup or cutmix")
         self.augmentation = augmentation
         self.shuffle = shuffle
         self.seed = seed
@@ -200,8 +214,9 @@ class TrainLoader(_Loader):
     def epoch(self, epoch, start_step=0):
         """Return an iterator over steps start_step, start_step + 1, ... of an epoch (counted from 0).
 
-        Yields images (N, C, H, W) float32 and labels (N,) int32; with mixup or cutmix soft targets (N, num_classes)
-        float32 instead, for every batch, mixed or not, and without label smoothing, which is the loss's.
+        Yields images (N, C, H, W) float32, or (N, H, W, C) uint8, and labels (N,) int32; with mixup or cutmix soft
+        targets (N, num_classes) float32 instead, for every batch, mixed or not, and without label smoothing, which is
+        the loss's.
         Raises DataError when a picture cannot be read, or under another `on_bad_image` too many.
         """
         if not 0 <= start_step <= self.steps_per_epoch:
@@ -233,7 +248,7 @@ class TrainLoader(_Loader):
     def _batch(self, epoch, step, indices, repeats):
         """Return the rank's batch of a step as `_finished` wants it; indices, repeats: of all ranks."""
         indices, repeats = (np.array_split(array, self.rank_size)[self.rank] for array in (indices, repeats))
-        images = np.empty((len(indices), self.in_channels, *self.image_size), np.float32)
+        images = self._images(np.empty, len(indices))
         labels, mix = self.source.labels[indices], None
         if self.augmentation.mixes:
             mix = draw_mix(
@@ -301,7 +316,7 @@ class TrainLoader(_Loader):
             picture = self._policy(picture, rng)
         elif augmentation.color_jitter:
             picture = color_jitter(picture, augmentation.color_jitter, rng)
-        self._normalise(picture, image)
+        self._put(picture, image)
         if rng.random() < augmentation.re_prob:
             random_erasing(image, augmentation.re_scale, augmentation.re_ratio, augmentation.re_value, rng)
 
@@ -316,9 +331,9 @@ class EvalLoader(_Loader):
 
     crop_pct, interpolation, resize_backend: see `CentreCrop`; for the other arguments `TrainLoader`.
     Rank r takes pictures r, r + rank_size, ... num_images: how many these are; steps: batches, the same on every rank.
-    Yields images (batch_size, C, H, W) float32, labels (batch_size,) int32 and valid (batch_size,) bool. Batches are
-    filled up with zero images of label 0 that are not valid, so that a graph is compiled for one shape only; nor is a
-    picture valid that cannot be read, where on_bad_image is not "error".
+    Yields images (batch_size, C, H, W) float32, or (batch_size, H, W, C) uint8, labels (batch_size,) int32 and valid
+    (batch_size,) bool. Batches are filled up with zero images of label 0 that are not valid, so that a graph is
+    compiled for one shape only; nor is a picture valid that cannot be read, where on_bad_image is not "error".
     Raises DataError when a picture cannot be read, or too many, RecipeError for values that cannot be used.
     """
 
@@ -337,12 +352,13 @@ class EvalLoader(_Loader):
         resize_backend="pillow",
         on_bad_image="error",
         bad_image_limit=0.001,
+        as_uint8=False,
         rank=0,
         rank_size=1,
     ):
         super().__init__(
             *(source, batch_size, image_size, mean, std, in_channels, interpolation, num_parallel_workers),
-            *(on_bad_image, bad_image_limit, rank, rank_size),
+            *(on_bad_image, bad_image_limit, as_uint8, rank, rank_size),
         )
         self.crop_pct = crop_pct
         self._centred = CentreCrop(image_size, crop_pct, interpolation, resize_backend)
@@ -365,7 +381,7 @@ class EvalLoader(_Loader):
 
     def _batch(self, indices):
         """Return a batch as `_finished` wants it."""
-        images = np.zeros((self.batch_size, self.in_channels, *self.image_size), np.float32)
+        images = self._images(np.zeros, self.batch_size)
         labels = np.zeros(self.batch_size, np.int32)
         labels[: len(indices)] = self.source.labels[indices]
         valid = np.arange(self.batch_size) < len(indices)
@@ -374,7 +390,7 @@ class EvalLoader(_Loader):
             for row in rows:
                 index = int(indices[row])
                 try:
-                    self._normalise(self._centred(self._picture(index)), images[row])
+                    self._put(self._centred(self._picture(index)), images[row])
                 except UnreadableImageError as error:
                     self.bad_images.add(0, index, error)
                     valid[row] = False

@@ -80,6 +80,12 @@ class CentreCrop:
         return resized[top : top + self.image_size[0], left : left + self.image_size[1]]
 
 
+def gain_and_bias(mean, std):
+    """Return float32 arrays (C, 1, 1) with which pixel * gain + bias is (pixel / 255 - mean) / std."""
+    mean, std = (np.asarray(values, np.float64).reshape(-1, 1, 1) for values in (mean, std))
+    return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
+
 def check_choice(name, value, choices):
     """Raise RecipeError unless value is one of the choices."""
     if value not in choices:

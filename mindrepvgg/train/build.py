@@ -7,6 +7,7 @@ from mindspore import nn
 from ..data import Augmentation, TrainLoader, open_source
 from ..errors import DataError, RecipeError
 from ..freeze import freeze
+from ..normalize import Normalize
 from ..optim import build_optimizer
 from ..precision import set_precision
 from ..pretrained import create_model
@@ -16,7 +17,8 @@ from .step import LossScale, NetworkWithLoss, TrainStep
 
 
 def build_train_loader(recipe, ranks) -> TrainLoader:
-    """The training split, of which every rank reads its own part."""
+    """The training split, of which every rank reads its own part; as pixels wherever the augmentation keeps them."""
+    augmentation = Augmentation.of(recipe)
     return TrainLoader(
         open_source(recipe.dataset, recipe.data_dir, "train", recipe.num_classes, recipe.val_share),
         batch_size=recipe.batch_size,
@@ -24,7 +26,8 @@ def build_train_loader(recipe, ranks) -> TrainLoader:
         mean=recipe.mean,
         std=recipe.std,
         in_channels=recipe.in_channels,
-        augmentation=Augmentation.of(recipe),
+        augmentation=augmentation,
+        as_uint8=augmentation.keeps_pixels,
         interpolation=recipe.interpolation,
         seed=recipe.seed,
         num_parallel_workers=recipe.num_parallel_workers,
@@ -102,7 +105,12 @@ def build_step(recipe, net, learning_rates, ranks) -> TrainStep:
         weight_decay_filter=recipe.weight_decay_filter,
     )
     return TrainStep(
-        NetworkWithLoss(net, build_loss(recipe.loss, recipe.label_smoothing), recipe.aux_weight),
+        NetworkWithLoss(
+            net,
+            build_loss(recipe.loss, recipe.label_smoothing),
+            recipe.aux_weight,
+            prepare=Normalize(recipe.mean, recipe.std),
+        ),
         optimizer,
         ranks=ranks.size,
         clip_norm=recipe.clip_value if recipe.clip_grad else None,

@@ -48,17 +48,21 @@ def _multiply_one(factor, value):
 class NetworkWithLoss(nn.Cell):
     """Loss of a batch, times `scale`: the network's, plus `aux_weight` times that of every auxiliary head.
 
-    loss_fn(logits, targets) -> scalar; the logits are cast to float32 before.
-    images (N, C, H, W), targets (N,) int32 or (N, classes) float32, scale float32 -> scalar.
+    loss_fn(logits, targets) -> scalar; the logits are cast to float32 before. prepare: a cell the images go through
+    before the network, such as `Normalize`.
+    images (N, C, H, W), or what `prepare` takes, targets (N,) int32 or (N, classes) float32, scale float32 -> scalar.
     """
 
-    def __init__(self, net, loss_fn, aux_weight=0.1):
+    def __init__(self, net, loss_fn, aux_weight=0.1, prepare=None):
         super().__init__(auto_prefix=False)
+        self.prepare = prepare
         self.net = net
         self.loss_fn = loss_fn
         self.aux_weight = aux_weight
 
     def construct(self, images, targets, scale):
+        if self.prepare is not None:
+            images = self.prepare(images)
         outputs = self.net(images)
         if not isinstance(outputs, tuple):
             return scale * self.loss_fn(outputs.astype(ms.float32), targets)

@@ -18,6 +18,7 @@ from ..compile_cache import kept_graphs
 from ..errors import DataError, RecipeError, TrainingError
 from ..evaluate import Evaluation, eval_loader, evaluate
 from ..files import atomic_write
+from ..normalize import Normalize
 from ..precision import check_precision, float32_precision, set_precision
 from ..recipe import mindcv_notice
 from .build import build_learning_rates, build_network, build_step, build_train_loader, count_steps
@@ -385,7 +386,8 @@ class Trainer:
             return  # a finished run was resumed
         epoch, most = self.position.epoch, self.recipe.precise_bn_steps
         with contextlib.closing(host_batches(self.train_loader, epoch, 0)) as batches:
-            images = (images for _, (images, _) in zip(range(most), batches, strict=False))
+            prepare = Normalize(self.recipe.mean, self.recipe.std)
+            images = (prepare(images) for _, (images, _) in zip(range(most), batches, strict=False))
             precise_bn(self.net, images, self.ranks)
         line = f"precise BN over {min(most, self.train_loader.steps_per_epoch)} batches"
         if self.eval_loader:
