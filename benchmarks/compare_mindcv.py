@@ -37,6 +37,7 @@ def measure(model="repvgg_a0", batch_size=16, image_size=224, rounds=15) -> str:
     import numpy as np
 
     from mindrepvgg import runtime
+    from mindrepvgg.environment import processor
 
     device = runtime.setup("auto")
     images = np.random.default_rng(0).normal(size=(batch_size, 3, image_size, image_size))
@@ -56,7 +57,7 @@ def measure(model="repvgg_a0", batch_size=16, image_size=224, rounds=15) -> str:
 
     lines = [
         f"{model}, batch {batch_size}, {image_size}x{image_size}, float32, graph mode, MindSpore {ms.__version__}, "
-        f"{device} ({_processor()}, {os.cpu_count()} cores), median of {rounds} turns:",
+        f"{device} ({processor()}, {os.cpu_count()} cores), median of {rounds} turns:",
         "",
         "| | images/s | quartiles | first call, with compilation |",
         "|---|---|---|---|",
@@ -84,13 +85,6 @@ def _seconds(call):
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def _processor():
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown processor"
 
 
 if __name__ == "__main__":

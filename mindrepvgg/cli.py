@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -25,6 +26,9 @@ _REFUSALS = frozenset(
         errno.ENAMETOOLONG,
     }
 )
+
+
+_BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -64,11 +68,18 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     """Call `main(argv)` and give the process's exit status: main's own (None: 0), or that of its error.
 
     UserError and the machine's refusals (no permission, no space, no such file): one line on stderr, 2;
-    a package that is missing: one line, 2; EquivalenceError: one line, 1; Ctrl-C: 130; argparse's exits: their own.
+    a package that is missing: one line, 2; EquivalenceError: one line, 1; a pipe whose reader has gone: 141, without a
+    word; Ctrl-C: 130; argparse's exits: their own.
     Other exceptions are bugs and propagate.
     """
     try:
-        return main(argv) or 0
+        status = main(argv) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough, as `head` does; what is left to flush at the end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
     except UserError as error:
         return _fail(2, str(error))
     except EquivalenceError as error:

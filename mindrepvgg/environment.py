@@ -62,13 +62,19 @@ def mindspore_version() -> tuple[int, int] | None:
     return int(major), int(minor)
 
 
+def processor() -> str:
+    """The processor's name as Linux tells it, for figures that were measured on it."""
+    return _cpu_info("model name") or "unknown processor"
+
+
 def _cpu_flags() -> frozenset[str]:
-    """The processor's features as Linux names them; empty where it does not tell."""
+    return frozenset(_cpu_info("flags").split())
+
+
+def _cpu_info(key: str) -> str:
+    """The value of a key of the first core; empty where the system tells none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return frozenset()
-    for line in lines:
-        if line.startswith("flags"):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")

@@ -23,20 +23,22 @@ FLOORS = {
     **dict.fromkeys(("block", "compile_cache", "data", "freeze", "metrics", "model", "normalize"), 1),
     **dict.fromkeys(("precision", "ranks", "runtime"), 1),
     **dict.fromkeys(("checkpoint", "convert", "crosscheck", "deploy", "evaluate", "export", "optim"), 2),
-    **dict.fromkeys(("pretrained", "selfcheck", "torch_reference", "weights"), 2),
+    **dict.fromkeys(("check_data", "predict", "pretrained", "selfcheck", "torch_reference", "weights"), 2),
+    **dict.fromkeys(("ascend_tools", "class_report", "engine", "onnx_graph", "pictures", "validation"), 2),
+    **dict.fromkeys(("fake_quant", "quantization"), 2),
     "train": 3,
 }
 # ... and what the floors may use of other projects, each also what the floors below it may.
 THIRD_PARTY = (
     {"numpy", "yaml"},
     {"mindspore", "mindcv", "cv2", "PIL"},
-    {"google", "safetensors", "tqdm"},
-    {"matplotlib"},
+    {"google", "matplotlib", "safetensors", "tqdm"},
+    set(),
 )
 # Optional projects, imported inside a function of one module each, when their one purpose is asked for.
 OPTIONAL = {
     *(("convert", "torch"), ("crosscheck", "timm"), ("torch_reference", "torch")),
-    ("train", "tensorboardX"),
+    *(("engine", "onnxruntime"), ("onnx_graph", "onnx"), ("train", "tensorboardX")),
 }
 
 HEAVY = {"mindspore", "mindcv", "cv2", "torch"}

@@ -1,12 +1,18 @@
 """The commands' shell: exit statuses, and errors of one line."""
 
 import errno
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from mindrepvgg import cli
 from mindrepvgg.errors import DataError, EquivalenceError, RecipeError
 from mindrepvgg.recipe import add_recipe_arguments, recipe_from_arguments
+
+ROOT = Path(__file__).parents[1]
 
 
 def raising(error):
@@ -90,3 +96,15 @@ def test_help_is_status_0_on_stdout(capsys):
     out, err = capsys.readouterr()
     assert "--resume CKPT" in out
     assert err == ""
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    program = (
+        "import sys; from mindrepvgg import cli\n"
+        "sys.exit(cli.run(lambda argv: [print(i) for i in range(100000)] and None))"
+    )
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}"
+    run = subprocess.run(
+        ["bash", "-c", f"{command} | head -1; echo ${{PIPESTATUS[0]}}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (run.stdout, run.stderr) == ("0\n141\n", "")

@@ -28,7 +28,7 @@ def make_folder(root, files):
 
 
 def file_names(source, root):
-    return [Path(path).relative_to(root).as_posix() for path in source.files.paths]
+    return [Path(path).relative_to(root).as_posix() for path in map(source.name, range(len(source)))]
 
 
 @pytest.mark.parametrize(("split", "per_class"), [("train", 400), ("val", 100)])
@@ -189,7 +189,7 @@ class TestValShare:
         assert [counts[name] for name in val.class_names] == np.bincount(val.labels).tolist()
         assert [int(name) - counts[name] for name in val.class_names] == np.bincount(train.labels).tolist()
         for source in (train, val):
-            assert [Path(path).parent.name for path in source.files.paths] == [
+            assert [Path(path).parent.name for path in map(source.name, range(len(source)))] == [
                 source.class_names[label] for label in source.labels
             ]
 

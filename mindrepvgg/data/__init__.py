@@ -5,11 +5,12 @@ from mindrepvgg.data.decode import decode, read_file
 from mindrepvgg.data.faults import ON_BAD_IMAGE
 from mindrepvgg.data.pipeline import EvalLoader, TrainLoader
 from mindrepvgg.data.policies import check_policy
-from mindrepvgg.data.sources import DATASETS, SPLITS, ImageFiles, Source, labelled_photos, open_source
+from mindrepvgg.data.sources import DATASETS, IMAGE_SUFFIXES, SPLITS, ImageFiles, Source, labelled_photos, open_source
 from mindrepvgg.data.transform import INTERPOLATIONS, RESIZE_BACKENDS, CentreCrop, gain_and_bias, random_resized_crop
 
 __all__ = [
     "DATASETS",
+    "IMAGE_SUFFIXES",
     "INTERPOLATIONS",
     "ON_BAD_IMAGE",
     "RESIZE_BACKENDS",

