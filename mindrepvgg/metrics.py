@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Rows of a confusion matrix that ranks exchange at once: each holds everyone's, 8 bytes a class and rank.
+_ROWS_AT_ONCE = 64
+
 
 def topk_correct(logits, labels, valid=None, ks=(1, 5)):
     """Count the images whose label is among their k largest logits, for each k; returns a tuple of ints.
@@ -75,6 +78,48 @@ class MetricSum:
 
     def _per_image(self, total):
         return total / self.num_images if self.num_images else float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class ConfusionSum:
+    """Which class was taken for which, over images seen so far; batches and ranks are added in place.
+
+    matrix: (classes, classes) int64, rows the true class, columns the one of the largest logit (the lower index among
+    equal ones). images, top5_correct: (classes,) int64, by true class, `topk_correct`'s count. An image with a NaN
+    among its logits is wrong and was taken for no class: it counts in `images` and nowhere else.
+    """
+
+    matrix: np.ndarray
+    images: np.ndarray
+    top5_correct: np.ndarray
+
+    @classmethod
+    def of(cls, num_classes):
+        """Nothing counted yet."""
+        return cls(*(np.zeros(shape, np.int64) for shape in ((num_classes, num_classes), num_classes, num_classes)))
+
+    def update(self, logits, labels, valid=None):
+        """Add a batch, in place; see `topk_correct` for the arguments."""
+        logits, labels, valid = _checked(logits, labels, valid)
+        if logits.shape[1] != len(self.images):
+            raise ValueError(f"logits of {logits.shape[1]} classes do not add to {len(self.images)} classes")
+        np.add.at(self.images, labels[valid], 1)
+        countable = valid & ~np.isnan(logits).any(axis=1)
+        logits, labels = logits[countable], labels[countable]
+        np.add.at(self.matrix, (labels, logits.argmax(axis=1)), 1)
+        np.add.at(self.top5_correct, labels[_rank_of_label(logits, labels) < 5], 1)
+
+    def add_ranks(self, ranks):
+        """Add what the other ranks have counted; every one of them gets the same sums."""
+        for counts in (self.matrix, self.images, self.top5_correct):
+            for start in range(0, len(counts), _ROWS_AT_ONCE):
+                rows = counts[start : start + _ROWS_AT_ONCE]
+                rows[...] = ranks.gather(rows).sum(axis=0)
+
+    @property
+    def correct(self):
+        """(classes,) int64: the images of each class whose label has the largest logit."""
+        return self.matrix.diagonal()
 
 
 def _rank_of_label(logits, labels):

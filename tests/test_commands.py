@@ -271,8 +271,8 @@ class TestValidate:
         assert 0 < train["correct"] < train["num_images"] == 1000
         assert all(f["loss"] == pytest.approx(train["loss"], rel=1e-5) for f in fused)
         assert set(train) == {
-            *("model", "form", "dataset", "device"),
-            *("top1", "top5", "loss", "num_images", "correct", "images_per_second"),
+            *("model", "form", "dataset", "device", "processes", "engine", "amp_level", "flip", "split_images"),
+            *("top1", "top5", "loss", "num_images", "correct", "images_per_second", "unreadable"),
         }
 
     def test_for_people(self, files, call):

@@ -1,17 +1,21 @@
 """Validation: every image counts once, a checkpoint says how it is to be judged, wrong data are refused."""
 
 import math
+import threading
 import types
 
+import cv2
 import numpy as np
 import pytest
 from mindspore import Tensor
 from support import context_mode
 
-from mindrepvgg import create_model, load_checkpoint, save_checkpoint
-from mindrepvgg.data import EvalLoader, Source, open_source
-from mindrepvgg.errors import DataError, RecipeError
-from mindrepvgg.evaluate import check_classes, eval_loader, evaluate, recipe_of
+from mindrepvgg import create_model, load_checkpoint, save_checkpoint, to_deploy
+from mindrepvgg.data import EvalLoader, Source, labelled_photos, open_source
+from mindrepvgg.errors import DataError, RecipeError, UnreadableImageError
+from mindrepvgg.evaluate import check_classes, eval_loader, evaluate, recipe_of, spread
+from mindrepvgg.metrics import ConfusionSum
+from mindrepvgg.precision import set_precision
 from mindrepvgg.ranks import Ranks
 from mindrepvgg.train.build import build_train_loader
 
@@ -50,7 +54,7 @@ def source():
     return Source("mnist5k", tuple("abcdefg"), labels, images=images)
 
 
-def loader(source, batch_size):
+def loader(source, batch_size, **changes):
     return EvalLoader(
         source,
         batch_size,
@@ -61,14 +65,29 @@ def loader(source, batch_size):
         in_channels=1,
         interpolation="bilinear",
         num_parallel_workers=1,
+        **changes,
     )
+
+
+def prepared(source):
+    """The images of a source as the network sees them."""
+    return ((source.images.transpose(0, 3, 1, 2) / 255.0 - MEAN) / STD).astype(np.float32)
+
+
+class Recorder:
+    """In a `ConfusionSum`'s place: the logits that were judged."""
+
+    def __init__(self):
+        self.logits = []
+
+    def update(self, logits, labels, valid):
+        self.logits += list(logits[valid])
 
 
 @pytest.fixture(scope="module")
 def expected(net, source):
     """top1, top5, loss and correct, image by image in NumPy and plain Python."""
-    images = (source.images.transpose(0, 3, 1, 2) / 255.0 - MEAN) / STD
-    logits = net(Tensor(images.astype(np.float32))).asnumpy().astype(np.float64)
+    logits = net(Tensor(prepared(source))).asnumpy().astype(np.float64)
     correct = among_five = 0
     losses = []
     for row, label in zip(logits, source.labels, strict=True):
@@ -107,6 +126,212 @@ def test_the_network_is_left_as_it_was(net, source):
         np.testing.assert_array_equal(net.stage2[0].rbr_dense.bn.moving_mean.asnumpy(), statistics)
     finally:
         net.set_train(False)
+
+
+def linear(images):
+    """A network of a few lines: a function of images (N, C, H, W) that returns logits (N, NUM_CLASSES)."""
+    weights = np.random.default_rng(3).normal(size=(images[0].size, NUM_CLASSES))
+    return (images.reshape(len(images), -1) @ weights).astype(np.float32)
+
+
+def test_any_function_of_images(source):
+    logits = linear(prepared(source))
+    found = evaluate(linear, loader(source, 5))
+    assert found.correct == np.sum(logits.argmax(axis=1) == source.labels)
+    assert found.num_images == NUM_IMAGES
+
+
+def test_flip_is_the_mean_of_both_views(net, source):
+    images = prepared(source)
+    views = [
+        net(Tensor(np.ascontiguousarray(view))).asnumpy().astype(np.float64) for view in (images, images[..., ::-1])
+    ]
+    assert np.abs(views[0] - views[1]).max() > 1e-2 * np.abs(views[0]).max(), "the network is not symmetrical"
+    recorder = Recorder()
+    found = evaluate(net, loader(source, NUM_IMAGES), flip=True, confusion=recorder)
+    mean = (views[0] + views[1]) / 2
+    np.testing.assert_allclose(recorder.logits, mean, rtol=0, atol=1e-5 * np.abs(mean).max())
+    assert found.correct == np.sum(mean.argmax(axis=1) == source.labels)
+    assert found.num_images == NUM_IMAGES
+
+
+@pytest.mark.parametrize("form", ["train", "deploy"])
+def test_half_precision(net, source, form):
+    other = create_model("repvgg", NUM_CLASSES, 1, **SHAPE)
+    for parameter, trained in zip(other.get_parameters(), net.get_parameters(), strict=True):
+        parameter.set_data(trained)
+    single, half = Recorder(), Recorder()
+    evaluate(net, loader(source, NUM_IMAGES), confusion=single)
+    other = set_precision(to_deploy(other) if form == "deploy" else other, "O2")
+    evaluate(other.set_train(False), loader(source, NUM_IMAGES), confusion=half)
+    assert half.logits[0].dtype == np.float16
+    difference = np.abs(np.array(half.logits, np.float64) - np.array(single.logits)).max()
+    assert 1e-6 < difference / np.abs(single.logits).max() < 5e-3
+
+
+class Together(Ranks):
+    """Ranks as threads of this process: what one gives to gather, all get."""
+
+    def __init__(self, rank, size, barrier, table):
+        super().__init__(rank, size)
+        self._barrier, self._table = barrier, table
+
+    def gather(self, array):
+        self._table[self.rank] = np.array(array)
+        self._barrier.wait(30)
+        rows = np.stack([self._table[rank] for rank in range(self.size)])
+        self._barrier.wait(30)
+        return rows
+
+
+def on_ranks(size, work):
+    """What work(rank) returns, or raises, for each of `size` ranks that run at once."""
+    barrier, table, found = threading.Barrier(size), {}, [None] * size
+
+    def run(rank):
+        try:
+            found[rank] = work(Together(rank, size, barrier, table))
+        except DataError as error:
+            found[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+class SomeDamaged:
+    """Files in memory, some of which cannot be read."""
+
+    def __init__(self, images, damaged):
+        self._encoded = [cv2.imencode(".png", image)[1] for image in images]
+        self._damaged = damaged
+
+    def __len__(self):
+        return len(self._encoded)
+
+    def name(self, index):
+        return f"file {index}"
+
+    def read(self, index):
+        if index in self._damaged:
+            raise UnreadableImageError(f"file {index} is damaged")
+        return self._encoded[index]
+
+
+def judged(source, batch_size=4, ranks=None, **changes):
+    """Evaluation without the speed, and the confusion, of `linear`."""
+    confusion = ConfusionSum.of(NUM_CLASSES)
+    place = {"rank": ranks.rank, "rank_size": ranks.size} if ranks else {}
+    found = evaluate(linear, loader(source, batch_size, **place, **changes), ranks=ranks, confusion=confusion)
+    facts = {name: value for name, value in vars(found).items() if name not in ("images_per_second", "loss")}
+    return facts, round(found.loss, 9), *(array.tolist() for array in vars(confusion).values())
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(2, 4), (3, 5), (4, 1), (5, 64)])
+def test_ranks_count_what_one_counts(source, size, batch_size):
+    """23 images are shared out unevenly, and the last batches are not full."""
+    expected = judged(source)
+    assert on_ranks(size, lambda ranks: judged(source, batch_size, ranks)) == [expected] * size
+
+
+def test_a_rank_without_images(source):
+    few = spread(source, 2)
+    assert on_ranks(3, lambda ranks: judged(few, 4, ranks)) == [judged(few)] * 3
+
+
+@pytest.mark.parametrize("damaged", [(), (0,), (3, 7, 22)])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_unreadable_images_are_in_no_denominator(source, damaged, size):
+    files = Source("photos", source.class_names, source.labels, files=SomeDamaged(source.images, damaged))
+    readable = np.setdiff1d(np.arange(NUM_IMAGES), damaged)
+    expected = judged(Source("mnist5k", source.class_names, source.labels[readable], images=source.images[readable]))
+    assert expected[0]["num_images"] == NUM_IMAGES - len(damaged)
+    expected[0]["unreadable"] = len(damaged)
+    options = {"on_bad_image": "skip", "bad_image_limit": 0.2}
+    assert on_ranks(size, lambda ranks: judged(files, 4, ranks, **options)) == [expected] * size
+
+
+def test_ranks_know_together_that_too_many_are_unreadable(source):
+    """Each of them has one, which is allowed."""
+    files = Source("photos", source.class_names, source.labels, files=SomeDamaged(source.images, (3, 8)))
+    options = {"on_bad_image": "skip", "bad_image_limit": 1 / 23}
+    found = on_ranks(2, lambda ranks: judged(files, 4, ranks, **options))
+    assert len({type(error) for error in found}) == 1
+    for error, known in zip(found, ("file 3; file 8 is damaged", "file 3 is damaged; file 8"), strict=True):
+        assert str(error) == (
+            f"2 of 23 pictures could not be read, more than bad_image_limit (=0.0434783) allows: {known}. "
+            "tools/check_data.py finds them all"
+        )
+
+
+class TestSpread:
+    """A few pictures of a source, of all its classes."""
+
+    @staticmethod
+    def source_of(labels):
+        labels = np.array(labels, np.int32)
+        images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
+        return Source("mnist5k", tuple("abcdefg"), labels, images=images)
+
+    @pytest.mark.parametrize("order", ["sorted", "cyclic", "random"])
+    @pytest.mark.parametrize("limit", [1, 6, 7, 14, 20, 139])
+    def test_every_class_keeps_its_share(self, order, limit):
+        labels = np.repeat(np.arange(7), 20)
+        if order == "cyclic":  # a plain step of 7 through it would find one class alone
+            labels = labels.reshape(7, 20).T.ravel()
+        elif order == "random":
+            labels = np.random.default_rng(0).permutation(labels)
+        source = self.source_of(labels)
+        few = spread(source, limit)
+        chosen = few.images.ravel().tolist()
+        assert len(few) == len(set(chosen)) == limit
+        assert chosen == sorted(chosen), "in the source's order"
+        np.testing.assert_array_equal(few.labels, labels[chosen])
+        assert np.abs(np.bincount(few.labels, minlength=7) - limit / 7).max() < 1
+        assert few.class_names == source.class_names
+
+    def test_classes_of_unequal_sizes(self):
+        few = spread(self.source_of([0] * 50 + [3] * 30 + [6] * 20), 10)
+        assert np.bincount(few.labels).tolist() == [5, 0, 0, 3, 0, 0, 2]
+
+    def test_they_are_spread_within_a_class_too(self):
+        assert spread(self.source_of([0] * 100), 4).images.ravel().tolist() == [12, 37, 62, 87]
+
+    @pytest.mark.parametrize("limit", [None, 23, 24, 10**9])
+    def test_all_of_them(self, source, limit):
+        assert spread(source, limit) is source
+
+    def test_files_keep_their_names(self, source):
+        files = Source("photos", source.class_names, source.labels, files=SomeDamaged(source.images, (11,)))
+        few = spread(files, 3)
+        places = [int(few.name(index).split()[1]) for index in range(3)]
+        np.testing.assert_array_equal(few.labels, source.labels[places])
+        for index, place in enumerate(places):
+            if place != 11:
+                np.testing.assert_array_equal(few.files.read(index), files.files.read(place))
+
+    def test_real_photos(self):
+        photos = labelled_photos()
+        if photos is None:
+            pytest.skip("the photos are in the package foolbox, which is not installed")
+        few = spread(photos, 5)
+        assert len(few.files) == len(few) == 5
+        for index, label in enumerate(few.labels):
+            assert few.name(index).endswith(f"_{label}.jpg")
+            assert (
+                few.files.read(index).tobytes()
+                == photos.files.read(photos.files.paths.index(few.name(index))).tobytes()
+            )
+
+    def test_what_is_validated_is_the_part(self, source):
+        few = spread(source, 9)
+        chosen = [np.flatnonzero((source.images == image).all(axis=(1, 2, 3)))[0] for image in few.images]
+        logits = linear(prepared(source))[chosen]
+        found = evaluate(linear, loader(few, 4))
+        assert (found.num_images, found.correct) == (9, np.sum(logits.argmax(axis=1) == source.labels[chosen]))
 
 
 class TestRecipeOf:
@@ -165,7 +390,7 @@ class TestRecipeOf:
         own = recipe_of(net, folder)
         train, val = build_train_loader(own.replace(batch_size=1), Ranks()).source, eval_loader(own).source
         assert (len(train), len(val)) == (30, 10)
-        assert not set(train.files.paths) & set(val.files.paths)
+        assert not set(map(train.name, range(len(train)))) & set(map(val.name, range(len(val))))
         assert eval_loader(recipe_of(net, {**folder, "val_share": "0"})).num_images == 40
 
     def test_a_key_of_a_later_version(self, known):

@@ -3,7 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from mindrepvgg.metrics import MetricSum, cross_entropy, topk_correct
+from mindrepvgg.metrics import ConfusionSum, MetricSum, cross_entropy, topk_correct
+from mindrepvgg.ranks import Ranks
 
 
 def make_batch(seed, count, classes):
@@ -106,3 +107,99 @@ def test_logits_that_are_not_finite_show_in_the_loss(value):
     metrics.update(np.array([[value, 0.0], [0.0, 1.0]]), np.array([0, 1]))
     assert math.isnan(metrics.loss)
     assert metrics.num_images == 2
+
+
+class OneAfterTheOther(Ranks):
+    """A rank that is given what the others would send: their arrays, in the order in which they are asked for."""
+
+    def __init__(self, rank, size, sent):
+        super().__init__(rank, size)
+        self.sent = sent
+
+    def gather(self, array):
+        return np.stack([array, *self.sent.pop(0)])
+
+
+def counted(logits, labels, valid=None, classes=None):
+    found = ConfusionSum.of(classes or logits.shape[1])
+    found.update(logits, labels, valid)
+    return found
+
+
+def arrays(confusion):
+    return confusion.matrix, confusion.images, confusion.top5_correct
+
+
+class TestConfusionSum:
+    def test_it_agrees_with_counting_one_by_one(self):
+        logits, labels = make_batch(5, 400, 9)
+        logits = np.round(logits, 1)  # plenty of ties
+        logits[np.random.default_rng(6).random(logits.shape) < 0.01] = -np.inf
+        matrix, images, top5 = [[0] * 9 for _ in range(9)], [0] * 9, [0] * 9
+        for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+            order = sorted(range(9), key=lambda index: (-row[index], index))
+            matrix[label][order[0]] += 1
+            images[label] += 1
+            top5[label] += label in order[:5]
+        found = counted(logits, labels)
+        for array, expected in zip(arrays(found), (matrix, images, top5), strict=True):
+            assert array.dtype == np.int64
+            assert array.tolist() == expected
+        assert found.correct.tolist() == [matrix[i][i] for i in range(9)]
+
+    def test_it_agrees_with_torch(self):
+        torch = pytest.importorskip("torch")
+        logits, labels = make_batch(7, 500, 40)
+        first = torch.from_numpy(logits).topk(5).indices
+        of_pairs = torch.zeros(40 * 40, dtype=torch.int64)
+        of_pairs.index_add_(0, torch.from_numpy(labels).long() * 40 + first[:, 0], torch.ones(500, dtype=torch.int64))
+        among = (first == torch.from_numpy(labels)[:, None]).any(1).numpy()
+        found = counted(logits, labels)
+        assert found.matrix.tolist() == of_pairs.reshape(40, 40).tolist()
+        assert found.top5_correct.tolist() == [int(among[labels == label].sum()) for label in range(40)]
+
+    def test_it_adds_up_to_what_all_images_have(self):
+        logits, labels = make_batch(8, 300, 12)
+        logits[::17, 3] = np.nan
+        total, found = MetricSum(), counted(logits, labels)
+        total.update(logits, labels)
+        assert found.correct.sum() == total.top1_correct
+        assert found.top5_correct.sum() == total.top5_correct
+        assert found.images.sum() == total.num_images == 300
+
+    def test_nan_is_wrong_and_taken_for_no_class(self):
+        logits = np.array([[5.0, 1.0, np.nan], [np.nan] * 3, [0.0, 2.0, 1.0]])
+        found = counted(logits, np.array([0, 1, 1]))
+        assert found.images.tolist() == [1, 2, 0]
+        assert found.matrix.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+        assert found.top5_correct.tolist() == [0, 1, 0]
+
+    def test_batches_with_padding_equal_one_batch(self):
+        logits, labels = make_batch(9, 100, 8)
+        parts = ConfusionSum.of(8)
+        for start in range(0, 100, 30):
+            filled = np.arange(30) < 100 - start
+            rows = np.minimum(start + np.arange(30), 99)
+            parts.update(logits[rows], labels[rows], filled)
+        for array, expected in zip(arrays(parts), arrays(counted(logits, labels)), strict=True):
+            np.testing.assert_array_equal(array, expected)
+
+    @pytest.mark.parametrize("classes", [7, 64, 150])  # less than, exactly and more than what is exchanged at once
+    def test_ranks_add_up(self, classes):
+        logits, labels = make_batch(10, 600, classes)
+        own, other = (counted(logits[rank::2], labels[rank::2]) for rank in range(2))
+        sent = [[array[start : start + 64]] for array in arrays(other) for start in range(0, classes, 64)]
+        own.add_ranks(OneAfterTheOther(0, 2, sent))
+        assert not sent, "all that the other one has was asked for"
+        for array, expected in zip(arrays(own), arrays(counted(logits, labels)), strict=True):
+            np.testing.assert_array_equal(array, expected)
+
+    def test_alone_nothing_is_added(self):
+        logits, labels = make_batch(11, 50, 4)
+        found = counted(logits, labels)
+        found.add_ranks(Ranks())
+        np.testing.assert_array_equal(found.matrix, counted(logits, labels).matrix)
+
+    def test_logits_of_other_classes_are_an_error(self):
+        with pytest.raises(ValueError, match="logits of 3 classes do not add to 4 classes"):
+            counted(np.zeros((1, 3)), np.array([0]), classes=4)

@@ -72,6 +72,7 @@ class _Loader:
         self.bad_images = BadImages(source, on_bad_image, bad_image_limit)
         self.num_workers = min(num_parallel_workers, os.cpu_count() or 1)
         self.as_uint8 = as_uint8
+        self.mean, self.std = tuple(mean), tuple(std)
         self._gain, self._bias = gain_and_bias(mean, std)
 
     def _finished(self, number, batches):

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,23 @@ class ImageFiles:
         return read_file(self.paths[index])
 
 
+class _Chosen:
+    """Some of a source's files, by their numbers there; see `ImageFiles`."""
+
+    def __init__(self, files, numbers):
+        self._files = files
+        self._numbers = numbers.tolist()
+
+    def __len__(self):
+        return len(self._numbers)
+
+    def name(self, index):
+        return self._files.name(self._numbers[index])
+
+    def read(self, index):
+        return self._files.read(self._numbers[index])
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """One split: pictures in memory or on disk, each with a class.
@@ -86,6 +103,11 @@ class Source:
     def name(self, index):
         """What a message calls picture `index`."""
         return f"picture {index} of {self.kind}" if self.files is None else self.files.name(index)
+
+    def take(self, indices):
+        """Return the source of the pictures at `indices`, an array."""
+        pictures = {"files": _Chosen(self.files, indices)} if self.images is None else {"images": self.images[indices]}
+        return replace(self, labels=self.labels[indices], **pictures)
 
     @property
     def num_classes(self):
@@ -200,10 +222,10 @@ def _open_image_folder(data_dir, split, val_share=0.0):
     train_folder = root / "train"
     if split == "val" and folder != root and train_folder.is_dir():
         _check_same_classes(class_names, folder, _class_names(train_folder), train_folder)
+    source = Source("imagenet", class_names, labels, files=files)
     if folder == root and val_share:
-        chosen = _divided(class_names, labels, split, val_share, folder)
-        labels, files = labels[chosen], _Chosen(files, chosen)
-    return Source("imagenet", class_names, labels, files=files)
+        return source.take(_divided(class_names, labels, split, val_share, folder))
+    return source
 
 
 def _read_class_folders(folder):
@@ -217,23 +239,6 @@ def _read_class_folders(folder):
         raise DataError(f"no pictures in {folder} for class {shown(empty)}; add some or remove the folder")
     labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(files[name]) for name in class_names])
     return class_names, labels, ImageFiles([path for name in class_names for path in files[name]])
-
-
-class _Chosen:
-    """Some of a source's files, by their numbers there; see `ImageFiles`."""
-
-    def __init__(self, files, numbers):
-        self._files = files
-        self._numbers = numbers.tolist()
-
-    def __len__(self):
-        return len(self._numbers)
-
-    def name(self, index):
-        return self._files.name(self._numbers[index])
-
-    def read(self, index):
-        return self._files.read(self._numbers[index])
 
 
 DATASETS = {

@@ -84,7 +84,7 @@ class Trainer:
         check_precision(recipe.amp_level, recipe.amp_dtype, self.device)
         self.ranks = ranks.start(recipe.distribute, self.device)
         self.train_loader = build_train_loader(recipe, self.ranks)
-        self.eval_loader = eval_loader(recipe, self.ranks) if recipe.val_while_train else None
+        self.eval_loader = eval_loader(recipe, self.ranks, as_uint8=True) if recipe.val_while_train else None
         if self.eval_loader and self.eval_loader.source.class_names != self.train_loader.source.class_names:
             raise DataError("the training and validation splits have different classes; give both the same folders")
         self.steps_per_epoch = count_steps(recipe, self.train_loader)
