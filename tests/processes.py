@@ -104,17 +104,17 @@ class Started(Printed):
     """A program that was started, with everything it starts itself; all of it is gone when the body is done.
 
     A context manager. Its output goes to the file `output`. launcher: arguments of msrun, which then starts the program
-    and writes its logs to the folder `logs`.
+    and writes its logs to the folder `logs`. settings: of its environment.
     """
 
-    def __init__(self, program, folder, launcher=None):
+    def __init__(self, program, folder, launcher=None, **settings):
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder)
         binaries = os.path.dirname(sys.executable)
         self._mark = f"{_MARK}={uuid.uuid4().hex}"
         environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
         environment.update([self._mark.split("=")])
-        environment["MS_DEV_HOST_BLOCKING_RUN"] = "1"  # PyNative takes half the time when its threads share two cores
+        environment.update(settings)
         command = [sys.executable, *map(str, program)]
         if launcher is not None:
             # msrun starts the `python` it finds on PATH.
@@ -233,8 +233,11 @@ def checkpoints(folder):
     return sorted(path.name for path in folder.glob("*.ckpt"))
 
 
-def assert_same_run(folder, expected):
-    """Every parameter, the optimizer's state, the averages, the log and what the checkpoints say agree bit for bit."""
+def assert_same_run(folder, expected, changed=()):
+    """Every parameter, the optimizer's state, the averages, the log and what the checkpoints say agree bit for bit.
+
+    changed: keys of the recipe, besides the folder, that the two runs do not share.
+    """
     assert checkpoints(folder) == checkpoints(expected)
     for name in checkpoints(expected):
         found, other = read_weights(folder / name), read_weights(expected / name)
@@ -243,6 +246,7 @@ def assert_same_run(folder, expected):
             assert found.arrays[key].tobytes() == array.tobytes(), f"{key} in {name}"
         for description in (found.description, other.description):
             description["metrics"].pop("images_per_second")
-            description["recipe"].pop("ckpt_save_dir")
+            for key in ("ckpt_save_dir", *changed):
+                description["recipe"].pop(key)
         assert found.description == other.description
     assert records(folder) == records(expected)

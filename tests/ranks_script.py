@@ -27,7 +27,8 @@ from mindrepvgg.train.precise_bn import precise_bn
 from mindrepvgg.train.resume import RunState
 from mindrepvgg.train.step import bn_statistics
 
-CLASSES, BATCH, STEPS = 5, 8, 20
+CLASSES, BATCH, STEPS = 5, 8, 10
+SHAPE = {**SMALL["plain"], "num_blocks": (1, 1, 2, 1)}
 NUM_IMAGES = 23  # neither two ranks nor batches of 4 divide it
 
 GATHERED = {
@@ -41,7 +42,7 @@ GATHERED = {
 def recipe(**changes):
     """A small network with everything between gradient and weight switched on."""
     values = {
-        **{"model": "repvgg", "model_args": SMALL["plain"], "num_classes": CLASSES, "image_resize": 16},
+        **{"model": "repvgg", "model_args": SHAPE, "num_classes": CLASSES, "image_resize": 16},
         **{"batch_size": BATCH, "opt": "momentum", "momentum": 0.9, "weight_decay": 1e-2, "clip_grad": True},
         **{"clip_value": 0.5, "dataset": "mnist5k", "device_target": "CPU"},
     }

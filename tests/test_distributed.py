@@ -34,6 +34,7 @@ from mindrepvgg.train.precise_bn import precise_bn
 from mindrepvgg.train.step import bn_statistics
 from mindrepvgg.weights import read_weights
 
+EPOCHS = 2
 SCRIPT = ROOT / "tests" / "ranks_script.py"
 STATISTICS = ("moving_mean", "moving_variance")
 
@@ -120,11 +121,10 @@ class TestTraining:
             outcomes = run(step, Ranks(), range(STEPS))
         np.testing.assert_allclose(np.array(found.facts[0]["frozen"])[:, 0], np.array(outcomes)[:, 0], rtol=1e-5)
         assert found.facts[0]["frozen"] == found.facts[1]["frozen"]
-        moved = 0
         for parameter in net.get_parameters():
             assert relative_difference(first[parameter.name], parameter) < 1e-5, parameter.name
-            moved += relative_difference(start[parameter.name], parameter) > 1e-2
-        assert moved >= 15, "every convolution and the head"
+            if parameter.name.endswith(("conv.weight", "linear.weight")):
+                assert relative_difference(start[parameter.name], parameter) > 1e-2, "negative control"
 
     def test_only_the_statistics_differ(self, found):
         names = differing(*found.parts("free"))
@@ -200,7 +200,7 @@ def whole(tmp_path_factory):
 
     def make(place):
         # PyNative: these runs would spend most of their time compiling, and ranks_script.py has graphs.
-        yaml = write_recipe(place / "tiny.yaml", batch_size=200, epoch_size=3, mode=1)
+        yaml = write_recipe(place / "tiny.yaml", batch_size=200, epoch_size=EPOCHS, mode=1)
         run_two(command(yaml, place / "run"), place)
 
     place, _ = once(tmp_path_factory, "whole", make)
@@ -212,15 +212,15 @@ class TestTheCommand:
         folder = whole
         assert sorted(path.name for path in folder.iterdir()) == [
             *("curves.png", "log.jsonl", "recipe.yaml"),
-            *("repvgg-3.ckpt", "repvgg_best.ckpt", "repvgg_ema_best.ckpt", "repvgg_last.ckpt"),
+            *("repvgg-2.ckpt", "repvgg_best.ckpt", "repvgg_ema_best.ckpt", "repvgg_last.ckpt"),
         ]
         places = [(r["event"], r["step"]) for r in records(folder)]
-        assert len(set(places)) == len(places) == 3 * (5 + 2)
-        assert [r["num_images"] for r in records(folder) if r["event"].startswith("validate")] == [1000] * 6
+        assert len(set(places)) == len(places) == EPOCHS * (5 + 2)
+        assert [r["num_images"] for r in records(folder) if r["event"].startswith("validate")] == [1000] * 2 * EPOCHS
 
     def test_one_speaks(self, whole):
         first, second = (Printed(whole.parent).of_rank(rank) for rank in range(2))
-        assert "3 epochs of 5 steps of 800 images (200 x 2 devices x 2 batches)" in first
+        assert "2 epochs of 5 steps of 800 images (200 x 2 devices x 2 batches)" in first
         assert first.count("done: ") == 1
         assert "epoch" not in second
         assert "done" not in second
@@ -290,7 +290,7 @@ class TestAWorkerThatDies:
         said = started.text()
         assert "was saved on 2 devices (800 images a step), this run is on 1 (800): it goes on, but not bit" in said
         assert "is started again" not in said
-        assert [r["step"] for r in records(folder) if r["event"] == "train"] == list(range(1, 16))
+        assert [r["step"] for r in records(folder) if r["event"] == "train"] == list(range(1, 5 * EPOCHS + 1))
         kept = [r for r in records(whole) if r["step"] <= done]
         assert records(folder)[: len(kept)] == kept
         assert checkpoints(folder) == checkpoints(whole)

@@ -15,7 +15,7 @@ from mindrepvgg.optim import build_optimizer
 from mindrepvgg.train.loss import build_loss
 from mindrepvgg.train.step import NetworkWithLoss, TrainStep
 
-compat = pytest.mark.compat
+compat, slow = pytest.mark.compat, pytest.mark.slow
 
 CLASSES = 10
 KINDS = ["repvgg_nano", "g4", "d2se", "plus"]
@@ -63,7 +63,7 @@ def test_inference_equals_pytorch(pynative_mode, kind, deploy):
     check_inference(*network_and_reference(kind, deploy=deploy), 2, 3, 64, 64)
 
 
-@pytest.mark.parametrize("kind", ["repvgg_a0", "d2se", "plus"])
+@pytest.mark.parametrize("kind", ["repvgg_nano", "d2se", "plus", pytest.param("repvgg_a0", marks=slow)])
 def test_the_deploy_form_equals_pytorch_in_graph_mode(graph_mode, kind):
     check_inference(*network_and_reference(kind, deploy=True), 2, 3, 64, 64)
 
@@ -98,7 +98,7 @@ def test_training_equals_pytorch_with_the_statistics_of_three_steps(pynative_mod
     check_training(kind)
 
 
-@pytest.mark.parametrize("kind", ["repvgg_a0", "g4", "d2se", "plus"])
+@pytest.mark.parametrize("kind", ["g4", "d2se", "plus", pytest.param("repvgg_a0", marks=slow)])
 def test_training_equals_pytorch_in_graph_mode(graph_mode, kind):
     check_training(kind)
 
@@ -125,7 +125,7 @@ def test_dropping_the_heads_leaves_inference_as_it_was(pynative_mode):
 
 
 @compat
-@pytest.mark.parametrize("kind", ["g4", "plus"])
+@pytest.mark.parametrize("kind", [pytest.param("g4", marks=slow), "plus"])
 def test_switching_a_compiled_network_in_place(graph_mode, kind):
     net, x = randomise_bn(build(kind)).set_train(False), Tensor(images())
     before = net(x)
@@ -304,7 +304,10 @@ def test_sgd_steps_equal_pytorchs(mode):
     check_optimisation("repvgg_nano")
 
 
-@pytest.mark.parametrize(("kind", "nesterov"), [("repvgg_nano", True), ("g4", False), ("d2se", False), ("plus", True)])
+@pytest.mark.parametrize(
+    ("kind", "nesterov"),
+    [pytest.param("repvgg_nano", True, marks=slow), ("g4", False), ("d2se", False), ("plus", True)],
+)
 def test_sgd_steps_of_every_kind_equal_pytorchs(graph_mode, kind, nesterov):
     check_optimisation(kind, nesterov)
 

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from mindspore import Tensor, nn
 from PIL import Image
+from processes import Started, assert_same_run, command, records
 from support import TINY_DIGITS, context_mode
 
 from mindrepvgg import load_checkpoint
@@ -49,20 +50,23 @@ TINY = {
 STEPS_PER_EPOCH, STEPS = 10, 20
 
 TRAIN_KEYS = {"event", "epoch", "step", "progress", "loss", "lr", "images_per_second", "data_wait"}
-VALIDATE_KEYS = {"event", "epoch", "step", "top1", "top5", "loss", "num_images", "correct", "images_per_second"}
+VALIDATE_KEYS = {
+    "event",
+    "epoch",
+    "step",
+    "top1",
+    "top5",
+    "loss",
+    "num_images",
+    "correct",
+    "unreadable",
+    "images_per_second",
+}
 
 
 def tiny(folder, **changes):
     """The recipe TINY with changes, its run in `folder`."""
     return load_recipe(None, {**TINY, "ckpt_save_dir": str(folder), **changes})
-
-
-def log_of(folder):
-    """A run's log records, without the speed, which no two runs share."""
-    lines = (Path(folder) / "log.jsonl").read_text().splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if k not in ("images_per_second", "data_wait")} for line in lines
-    ]
 
 
 def names(folder):
@@ -95,20 +99,6 @@ def run_until(trainer, step):
     return result
 
 
-def assert_same_run(folder, expected):
-    """The final parameters, the optimizer's state, the log and what the checkpoints say are the same, bit for bit."""
-    for name in ("repvgg_last.ckpt", "repvgg_best.ckpt", "repvgg-2.ckpt"):
-        found, other = read_weights(folder / name), read_weights(expected / name)
-        assert list(found.arrays) == list(other.arrays)
-        for key, array in other.arrays.items():
-            assert found.arrays[key].tobytes() == array.tobytes(), f"{key} in {name}"
-        for description in (found.description, other.description):
-            description["metrics"].pop("images_per_second")
-            description["recipe"].pop("ckpt_save_dir")
-        assert found.description == other.description
-    assert log_of(folder) == log_of(expected)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _process():
     """Read the digits once; give the mode back, which a run sets for the process."""
@@ -124,6 +114,29 @@ def run(tmp_path_factory):
     """A run from start to end in graph mode; nothing may be changed in its folder."""
     folder = tmp_path_factory.mktemp("run")
     return Trainer(tiny(folder)).run()
+
+
+@pytest.fixture(scope="module")
+def pynative_run(tmp_path_factory):
+    """The folder of a run of train.py in PyNative mode, from start to end, with MindSpore's threads as users have them.
+
+    Nothing may be changed there.
+    """
+    place = tmp_path_factory.mktemp("pynative")
+    recipe = place / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump({**TINY, "mode": ms.PYNATIVE_MODE}))
+    with Started(command(recipe, place / "run"), place, MS_DEV_HOST_BLOCKING_RUN="0") as started:
+        assert started.wait() == 0, started.text()
+    return place / "run"
+
+
+@pytest.fixture(params=[pytest.param("graph", marks=pytest.mark.slow), "pynative"])
+def whole(request, run, pynative_run):
+    """(mode, folder) of a run from start to end in each mode.
+
+    In graph mode the default suite stops and repeats a run in test_ctrl_c_and_the_command_it_prints.
+    """
+    return {"graph": (ms.GRAPH_MODE, run.last.parent), "pynative": (ms.PYNATIVE_MODE, pynative_run)}[request.param]
 
 
 @pytest.fixture(autouse=True)
@@ -152,11 +165,11 @@ def copied(run, tmp_path):
 
 class TestAWholeRun:
     def test_it_learns(self, run):
-        losses = [record["loss"] for record in log_of(run.last.parent) if record["event"] == "train"]
+        losses = [record["loss"] for record in records(run.last.parent) if record["event"] == "train"]
         assert losses[0] > 1.8
         assert losses[-1] < losses[0] - 0.3
         assert run.finished
-        assert run.best_top1 == max(r["top1"] for r in log_of(run.last.parent) if r["event"] == "validate")
+        assert run.best_top1 == max(r["top1"] for r in records(run.last.parent) if r["event"] == "validate")
         assert run.best_top1 > 20, "ten classes: guessing gives 10"
 
     def test_the_files(self, run):
@@ -172,22 +185,22 @@ class TestAWholeRun:
             assert picture.format == "PNG"
 
     def test_the_log(self, run):
-        records = [json.loads(line) for line in (run.last.parent / "log.jsonl").read_text().splitlines()]
-        assert [(r["event"], r["epoch"], r["step"]) for r in records] == [
+        lines = [json.loads(line) for line in (run.last.parent / "log.jsonl").read_text().splitlines()]
+        assert [(r["event"], r["epoch"], r["step"]) for r in lines] == [
             *[("train", 1, step) for step in (4, 8, 10)],
             ("validate", 1, 10),
             *[("train", 2, step) for step in (12, 16, 20)],
             ("validate", 2, 20),
         ]
-        for record in records:
+        for record in lines:
             assert set(record) == (TRAIN_KEYS if record["event"] == "train" else VALIDATE_KEYS)
             assert all(math.isfinite(value) for key, value in record.items() if key != "event")
             assert record["images_per_second"] > 0
-        trained = [record for record in records if record["event"] == "train"]
+        trained = [record for record in lines if record["event"] == "train"]
         assert [record["progress"] for record in trained] == [0.4, 0.8, 1.0, 1.2, 1.6, 2.0]
         rates = [0.05 * (1 + math.cos(math.pi * (record["step"] - 1) / (STEPS - 1))) for record in trained]
         np.testing.assert_allclose([record["lr"] for record in trained], rates, atol=1e-7)
-        judged = [record for record in records if record["event"] == "validate"]
+        judged = [record for record in lines if record["event"] == "validate"]
         assert all(r["num_images"] == 1000 and r["correct"] == round(10 * r["top1"]) for r in judged)
 
     def test_the_recipe_loads_back(self, run):
@@ -210,21 +223,18 @@ class TestAWholeRun:
         assert not [name for name in read_weights(run.best).arrays if name.startswith("training_state.")]
         assert set(read_weights(run.best).arrays) == {p.name for p in load_checkpoint(run.last).get_parameters()}
 
-    def test_the_same_seed_gives_the_same_bits(self, run, tmp_path):
-        Trainer(tiny(tmp_path, num_parallel_workers=1)).run()
-        for name in ("repvgg_last.ckpt", "repvgg_best.ckpt", "repvgg-2.ckpt"):
-            found, expected = read_weights(tmp_path / name).arrays, read_weights(run.last.parent / name).arrays
-            assert {k: a.tobytes() for k, a in found.items()} == {k: a.tobytes() for k, a in expected.items()}
-        assert log_of(tmp_path) == log_of(run.last.parent)
+    def test_the_same_seed_gives_the_same_bits(self, whole, tmp_path):
+        mode, expected = whole
+        Trainer(tiny(tmp_path, mode=mode, num_parallel_workers=1)).run()
+        assert_same_run(tmp_path, expected, changed=["num_parallel_workers"])
 
     def test_another_seed_starts_elsewhere(self, tmp_path):
         one, other = (Trainer(tiny(tmp_path, seed=seed)).net.linear.weight.asnumpy() for seed in (1, 2))
         assert (one != other).all()
 
     @pytest.mark.compat
-    def test_pynative_mode_trains_the_same(self, run, tmp_path):
-        run_until(Trainer(tiny(tmp_path, mode=1)), STEPS_PER_EPOCH)
-        found, expected = log_of(tmp_path), log_of(run.last.parent)[:4]
+    def test_pynative_mode_trains_the_same(self, run, pynative_run):
+        found, expected = (records(folder)[:4] for folder in (pynative_run, run.last.parent))
         assert [record["step"] for record in found] == [4, 8, 10, 10]
         np.testing.assert_allclose([r["loss"] for r in found[:3]], [r["loss"] for r in expected[:3]], rtol=0, atol=1e-4)
         assert found[3]["top1"] == pytest.approx(expected[3]["top1"], abs=0.5)
@@ -232,18 +242,20 @@ class TestAWholeRun:
 
 class TestResuming:
     @pytest.mark.compat
-    def test_stopped_twice_it_is_the_run_that_was_not(self, run, tmp_path):
+    def test_stopped_twice_it_is_the_run_that_was_not(self, whole, tmp_path):
         """Once in the middle of a log interval, once in the last step of an epoch."""
-        recipe = tiny(tmp_path)
+        mode, expected = whole
+        recipe = tiny(tmp_path, mode=mode)
         stopped = run_until(Trainer(recipe), 6)
         assert read_weights(stopped.last).description["position"]["step_in_epoch"] == 6
-        assert [record["step"] for record in log_of(tmp_path)] == [4]
+        assert [record["step"] for record in records(tmp_path)] == [4]
         stopped = run_until(Trainer(recipe, resume=stopped.last), STEPS_PER_EPOCH)
         assert read_weights(stopped.last).description["position"]["step_in_epoch"] == 0
         result = Trainer(recipe_of_run(stopped.last), resume=stopped.last).run()
         assert result.finished
-        assert result.best_top1 == run.best_top1
-        assert_same_run(tmp_path, run.last.parent)
+        best = read_weights(expected / "repvgg_last.ckpt").description["position"]["best_top1"]
+        assert result.best_top1 == best
+        assert_same_run(tmp_path, expected)
 
     def test_ctrl_c_and_the_command_it_prints(self, run, tmp_path):
         """As a user does it; the folder's name needs quoting."""
@@ -274,23 +286,24 @@ class TestResuming:
         assert "stopping soon" in err
         position = read_weights(folder / "repvgg_last.ckpt").description["position"]
         assert position["step_in_epoch"] > 0, "the signal was to arrive in the middle of an epoch"
-        command = re.search(r"To continue: (python train\.py --resume .+)", out).group(1)
+        advice = re.search(r"To continue: (python train\.py --resume .+)", out).group(1)
         resumed = subprocess.run(
-            command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False
+            advice, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False
         )
         assert resumed.returncode == 0, resumed.stderr
         assert_same_run(folder, run.last.parent)
 
-    def test_a_stop_file_is_a_signal(self, run, tmp_path):
+    def test_a_stop_file_is_a_signal(self, whole, tmp_path):
         """It is taken up where the log is written, and gone afterwards."""
-        trainer = Trainer(tiny(tmp_path))
+        mode, expected = whole
+        trainer = Trainer(tiny(tmp_path, mode=mode))
         result = each_step(trainer, lambda now, _: (tmp_path / "stop").touch() if now == 2 else None).run()
         assert not result.finished
         assert trainer.steps_done == TINY["log_interval"]
         assert "stop" not in names(tmp_path)
         (tmp_path / "stop").touch()  # too late for that session, and not meant for the next
-        assert Trainer(tiny(tmp_path), resume=result.last).run().finished
-        assert_same_run(tmp_path, run.last.parent)
+        assert Trainer(tiny(tmp_path, mode=mode), resume=result.last).run().finished
+        assert_same_run(tmp_path, expected)
 
     def test_a_finished_run_has_nothing_to_do(self, copied):
         recipe = dataclasses.replace(recipe_of_run(copied / "repvgg_last.ckpt"), ckpt_save_dir=str(copied))
@@ -298,7 +311,7 @@ class TestResuming:
         result = Trainer(recipe, resume=copied / "repvgg_last.ckpt").run()
         assert result.finished
         assert (copied / "repvgg_last.ckpt").read_bytes() == before
-        assert len(log_of(copied)) == 8
+        assert len(records(copied)) == 8
 
     @pytest.mark.parametrize(
         ("changes", "words"),
@@ -366,7 +379,8 @@ class TestTheFolder:
         (copied / "repvgg_deploy.ckpt").touch()
         (copied / "repvgg-notes.ckpt").touch()
         before = names(copied)
-        trainer = Trainer(tiny(copied, epoch_size=1, val_while_train=False, keep_checkpoint_max=0), overwrite=True)
+        changes = {"mode": 1, "epoch_size": 1, "val_while_train": False, "keep_checkpoint_max": 0}
+        trainer = Trainer(tiny(copied, **changes), overwrite=True)
         assert names(copied) == before, "before it runs, nothing is lost"
         trainer.run()
         files = [
@@ -378,7 +392,7 @@ class TestTheFolder:
             "repvgg_last.ckpt",
         ]
         assert names(copied) == files
-        assert {record["epoch"] for record in log_of(copied)} == {1}
+        assert {record["epoch"] for record in records(copied)} == {1}
         assert load_recipe(copied / "recipe.yaml").epoch_size == 1
 
     def test_nothing_is_removed_before_everything_fits(self, copied):
@@ -399,15 +413,16 @@ class TestTheFolder:
         changes = {"mode": 1, "epoch_size": 4, "keep_checkpoint_max": 2, "val_interval": 3}
         Trainer(tiny(tmp_path, **changes)).run()
         assert [name for name in names(tmp_path) if "-" in name] == ["repvgg-3.ckpt", "repvgg-4.ckpt"]
-        judged = [record["epoch"] for record in log_of(tmp_path) if record["event"] == "validate"]
+        judged = [record["epoch"] for record in records(tmp_path) if record["event"] == "validate"]
         assert judged == [3, 4], "every third epoch, and the last"
 
     @pytest.mark.usefixtures("few_digits")
     def test_the_remainder_can_be_used(self, tmp_path):
         """400 = 2 * 150 + 100: a third step of another shape, in graph mode too."""
         changes = {"batch_size": 150, "drop_remainder": False, "epoch_size": 1, "log_interval": 1}
-        Trainer(tiny(tmp_path, val_while_train=False, **changes)).run()
-        trained = [record for record in log_of(tmp_path) if record["event"] == "train"]
+        shape = {**TINY["model_args"], "num_blocks": [1, 1, 1, 1]}
+        Trainer(tiny(tmp_path, val_while_train=False, model_args=shape, **changes)).run()
+        trained = [record for record in records(tmp_path) if record["event"] == "train"]
         assert [record["step"] for record in trained] == [1, 2, 3]
         assert all(math.isfinite(record["loss"]) for record in trained)
 
@@ -449,7 +464,7 @@ class TestDivergence:
             found = read_weights(tmp_path / name)
             assert found.description["step"] == STEPS_PER_EPOCH
             assert all(np.isfinite(array).all() for array in found.arrays.values())
-        assert log_of(tmp_path)[-1]["step"] == 12, "no record of the spoilt interval"
+        assert records(tmp_path)[-1]["step"] == 12, "no record of the spoilt interval"
 
     def test_what_the_loss_does_not_show(self, tmp_path):
         """A ReLU makes a zero of NaN."""
