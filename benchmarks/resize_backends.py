@@ -3,8 +3,8 @@
     python benchmarks/resize_backends.py [--image_size 224]
 
 Pixels: gray levels, against Pillow's own resize and torchvision's arithmetic of the crop. Logits: of a trained network,
-because those of random weights tell nothing. As no trained RepVGG is to be had in a package, it is the EfficientNet-lite0
-for ImageNet-1k that two packages bring, under PyTorch.
+because those of random weights tell nothing. No package carries a trained RepVGG: it is the EfficientNet-lite0 for
+ImageNet-1k that two packages bring, under PyTorch.
 """
 
 import importlib.util

@@ -44,3 +44,25 @@ def mode(request):
 
     with context_mode(request.param):
         yield request.param
+
+
+@pytest.fixture
+def call(capfd):
+    """A function (script, *arguments) that runs a script's main in this process: (exit status, stdout, stderr).
+
+    script: see `support.script`. MindSpore's own log lines, which start with the level in brackets, are left out of
+    stderr. A command sets the process's mode; it is graph mode before, and what it was after.
+    """
+    from support import context_mode, script
+
+    from mindrepvgg import cli
+
+    def run(name, *arguments):
+        capfd.readouterr()
+        with context_mode("graph"):
+            status = cli.run(script(name).main, [str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        lines = [line for line in err.splitlines(keepends=True) if not line.startswith(("[WARNING]", "[ERROR]"))]
+        return status, out, "".join(lines)
+
+    return run

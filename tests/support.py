@@ -1,10 +1,15 @@
 """What several test modules need: weights that hide nothing, and numbers to compare."""
 
 import contextlib
+import functools
+import importlib.util
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
+
+ROOT = Path(__file__).parents[1]
 
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
 
@@ -46,6 +51,16 @@ def context_mode(mode):
         yield
     finally:
         ms.set_context(mode=before)
+
+
+@functools.cache
+def script(name):
+    """A script of the repository as a module, by its path without .py: 'train', 'tools/predict'."""
+    path = ROOT / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def randomise_bn(net, seed=0):

@@ -25,7 +25,8 @@ FLOORS = {
     **dict.fromkeys(("checkpoint", "convert", "crosscheck", "deploy", "evaluate", "export", "optim"), 2),
     **dict.fromkeys(("check_data", "predict", "pretrained", "selfcheck", "torch_reference", "weights"), 2),
     **dict.fromkeys(("ascend_tools", "class_report", "engine", "onnx_graph", "pictures", "validation"), 2),
-    **dict.fromkeys(("fake_quant", "quantization"), 2),
+    **dict.fromkeys(("custom_l2", "equalize", "fake_quant", "post_training", "quantization", "quantize"), 2),
+    "benchmark": 2,
     "train": 3,
 }
 # ... and what the floors may use of other projects, each also what the floors below it may.

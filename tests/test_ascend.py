@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import yaml
 from mindspore import Tensor, nn, ops
-from support import SMALL, context_mode
+from support import SMALL, context_mode, script
 
 from mindrepvgg import cli, create_model, selfcheck
 from mindrepvgg.environment import mindspore_version
@@ -193,14 +193,6 @@ def test_the_kernels_of_undocumented_operators_are_in_the_package():
 
 
 # The self-check
-
-
-def script(path):
-    """A command as a module."""
-    spec = importlib.util.spec_from_file_location(path.replace("/", "_"), ROOT / f"{path}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 TOOL = script("tools/ascend_check")

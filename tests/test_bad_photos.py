@@ -1,15 +1,12 @@
 """A folder of real photos with two that are none, through every command, under each `on_bad_image`."""
 
-import importlib.util
 import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-from support import context_mode
 
-from mindrepvgg import cli
 from mindrepvgg.data import labelled_photos
 
 ROOT = Path(__file__).parents[1]
@@ -17,17 +14,6 @@ SMALL = "{num_blocks: [1, 1, 1, 1], widths: [4, 4, 8, 8, 16]}"
 TRAIN = ("--model", "repvgg", "--model_args", SMALL, "--num_classes", "4", "--image_resize", "32", "--batch_size", "4")
 TRAIN += ("--epoch_size", "1", "--warmup_epochs", "0", "--keep_checkpoint_max", "0", "--num_parallel_workers", "2")
 BAD = ("cut.jpg", "text.jpg")
-
-
-def main_of(path):
-    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-MAINS = {Path(name).stem: main_of(ROOT / name) for name in ("train.py", "validate.py", "tools/predict.py")}
-MAINS["check_data"] = main_of(ROOT / "tools" / "check_data.py")
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +32,6 @@ def photos(tmp_path_factory):
         (root / split / "class1" / "cut.jpg").write_bytes(data[: len(data) // 2].tobytes())
         (root / split / "class2" / "text.jpg").write_text("a text that was renamed")
     return root
-
-
-@pytest.fixture
-def call(capfd):
-    """A function (command, *arguments): (exit status, stdout, stderr) of a command in this process."""
-
-    def run(command, *arguments):
-        capfd.readouterr()
-        with context_mode("graph"):
-            status = cli.run(MAINS[command], [str(argument) for argument in arguments])
-        return status, *capfd.readouterr()
-
-    return run
 
 
 def records(folder, event):
@@ -122,7 +95,7 @@ def test_validation_never_counts_what_it_cannot_read(photos, trained, call):
 def test_predictions_of_the_others_are_not_lost(photos, trained, call):
     options = ("--ckpt_path", trained / "replace" / "repvgg_last.ckpt", "--json", photos / "val")
     for policy, expected in (("error", 1), ("skip", 0)):
-        status, out, err = call("predict", *options, "--on_bad_image", policy)
+        status, out, err = call("tools/predict", *options, "--on_bad_image", policy)
         assert status == expected, err
         results = json.loads(out)
         assert sum("top" in result for result in results) == 4
@@ -131,7 +104,7 @@ def test_predictions_of_the_others_are_not_lost(photos, trained, call):
 
 
 def test_check_data_finds_them(photos, call, tmp_path):
-    status, out, err = call("check_data", photos, "--bad_list", tmp_path / "bad.txt")
+    status, out, err = call("tools/check_data", photos, "--bad_list", tmp_path / "bad.txt")
     assert status == 1, err
     listed = (tmp_path / "bad.txt").read_text().splitlines()
     assert sorted(Path(line).name for line in listed) == sorted(2 * BAD)

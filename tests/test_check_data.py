@@ -1,6 +1,7 @@
 """tools/check_data.py finds what was broken on purpose in a folder of real photos, and nothing else."""
 
 import collections
+import functools
 import hashlib
 import json
 import os
@@ -9,30 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_commands
 from PIL import Image
 
 from mindrepvgg import check_data as module
-from mindrepvgg import cli
 from mindrepvgg.check_data import check_data
 from mindrepvgg.data import Source, labelled_photos, open_source
 from mindrepvgg.errors import DataError, UnreadableImageError
-
-MAIN = test_commands.script("tools/check_data")
 
 PHOTOS = labelled_photos()
 pytestmark = pytest.mark.skipif(PHOTOS is None, reason="needs the photos of foolbox (pip install --no-deps foolbox)")
 
 
 @pytest.fixture
-def call(capsys):
+def call(call):
     """A function (*arguments) that runs the command in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        status = cli.run(MAIN, [str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return run
+    return functools.partial(call, "tools/check_data")
 
 
 def make_sound(root):

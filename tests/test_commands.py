@@ -1,6 +1,5 @@
 """train.py, validate.py and convert.py as a user runs them: answers, exit statuses, and errors of one line."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from mindspore import Tensor
 from support import TINY_DIGITS, context_mode, randomise_bn
 
 import mindrepvgg
-from mindrepvgg import cli, create_model, load_checkpoint, save_checkpoint, to_deploy
+from mindrepvgg import create_model, load_checkpoint, save_checkpoint, to_deploy
 from mindrepvgg.recipe import load_recipe, mindcv_notice
 from mindrepvgg.train import RunResult
 from mindrepvgg.weights import read_weights
@@ -26,39 +25,11 @@ ROOT = Path(__file__).parents[1]
 RECIPE = {**TINY_DIGITS, "batch_size": 250, "num_parallel_workers": 2}
 
 
-def script(name):
-    """The main of one of the scripts."""
-    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-MAINS = {name: script(name) for name in ("train", "validate", "convert")}
-
-
 @pytest.fixture(autouse=True)
 def _mode():
     """A command sets the process's mode."""
     with context_mode("graph"):
         yield
-
-
-@pytest.fixture
-def call(capfd):
-    """A function (command, *arguments) that runs a script's main in this process: (exit status, stdout, stderr).
-
-    MindSpore's own log lines, which start with the level in brackets, are left out of stderr.
-    """
-
-    def run(command, *arguments):
-        capfd.readouterr()
-        status = cli.run(MAINS[command], [str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        lines = [line for line in err.splitlines(keepends=True) if not line.startswith(("[WARNING]", "[ERROR]"))]
-        return status, out, "".join(lines)
-
-    return run
 
 
 def run_script(*arguments):

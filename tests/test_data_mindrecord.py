@@ -1,6 +1,6 @@
 """MindRecord: what is packed is what MindSpore reads; what is damaged is refused; what was stopped continues."""
 
-import importlib.util
+import functools
 import io
 import json
 import os
@@ -16,7 +16,6 @@ from mindspore.dataset import MindDataset
 from mindspore.mindrecord import FileReader, FileWriter
 from PIL import Image
 
-from mindrepvgg import cli
 from mindrepvgg.data import EvalLoader, Source, decode, labelled_photos, open_source, pack
 from mindrepvgg.data.mindrecord import HEADER_SIZE, INDEX, PROGRESS, RecordFiles, is_record_folder, shard_name
 from mindrepvgg.data.pack import pack_folder
@@ -25,13 +24,6 @@ from mindrepvgg.errors import DataError, UnreadableImageError
 ROOT = Path(__file__).parents[1]
 CLASSES = ("Füße", "猫 и собака", "n01")
 needs_photos = pytest.mark.skipif(labelled_photos() is None, reason="the photos come with the package foolbox")
-
-
-def command():
-    spec = importlib.util.spec_from_file_location("script_make_mindrecord", ROOT / "tools" / "make_mindrecord.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 def picture(path, height, width, seed, mode="RGB"):
@@ -448,11 +440,8 @@ def test_mindspores_own_error_is_its_line_that_tells(folder, tmp_path, monkeypat
 
 
 @pytest.mark.compat
-def test_the_command_packs_and_answers_in_one_line(folder, packed, tmp_path, capsys):
-    def call(*arguments):
-        status = cli.run(command(), [str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
+def test_the_command_packs_and_answers_in_one_line(folder, packed, tmp_path, call):
+    call = functools.partial(call, "tools/make_mindrecord")
     dst = tmp_path / "dst"
     status, out, err = call(folder, dst, "--shard_size", 1, "--num_parallel_workers", 2)
     assert (status, err) == (0, "")

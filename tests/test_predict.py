@@ -1,5 +1,6 @@
 """tools/predict.py gives PyTorch's probabilities on real photos, names them, draws them, and survives bad pictures."""
 
+import functools
 import io
 import json
 import os
@@ -10,19 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_commands
 import torch
 from mindspore import Tensor
 from PIL import Image
 from support import SMALL, context_mode, randomise_bn
 from test_pretrained import theirs, torch_network, write
 
-from mindrepvgg import cli, create_model, load_weights, save_checkpoint
+from mindrepvgg import create_model, load_weights, save_checkpoint
 from mindrepvgg.data import labelled_photos
 from mindrepvgg.errors import DataError, UserError
 from mindrepvgg.predict import Drawer, InputFiles, Prediction, class_names_of, draw, loader_for, predict, runner
-
-MAIN = test_commands.script("tools/predict")
 
 PHOTOS = labelled_photos()
 NEEDS_PHOTOS = pytest.mark.skipif(PHOTOS is None, reason="needs the photos of foolbox (pip install --no-deps foolbox)")
@@ -40,16 +38,9 @@ def _mode():
 
 
 @pytest.fixture
-def call(capfd):
+def call(call):
     """A function (*arguments) that runs the command in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        capfd.readouterr()
-        status = cli.run(MAIN, [str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        return status, out, "".join(line for line in err.splitlines(True) if not line.startswith("[WARNING]"))
-
-    return run
+    return functools.partial(call, "tools/predict")
 
 
 @pytest.fixture(scope="module")

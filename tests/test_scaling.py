@@ -1,28 +1,17 @@
 """docs/scaling.md: the arithmetic by hand, the published figures it starts from, and every number in the text."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from support import script
 
 from mindrepvgg import cli, variants
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "scaling.md"
 
-
-def script(name):
-    """One of the tools as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-scaling = script("scaling")
+scaling = script("tools/scaling")
 GIVEN = scaling.Assumptions()
 NO_LATENCY = scaling.Assumptions(host_hop_us=0, network_hop_us=0, host_gb_per_s=20, network_gb_per_s=5)
 

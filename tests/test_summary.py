@@ -9,10 +9,9 @@ import subprocess
 import sys
 
 import pytest
-import test_commands
 import torch
 from mindspore.nn.utils import no_init_parameters
-from support import SMALL
+from support import ROOT, SMALL, script
 from test_pretrained import theirs, wrapped_file, write
 from test_variants import GOLDEN
 from torch import fx, nn
@@ -23,7 +22,7 @@ from torch_reference import Block, Network, SqueezeExcite
 from mindrepvgg import cli, create_model, load_weights, save_checkpoint, summary, variants
 from mindrepvgg.errors import UserError
 
-MAIN = test_commands.script("tools/summary")
+MAIN = script("tools/summary").main
 VARIANTS = {kind: variants.custom(**shape) for kind, shape in SMALL.items()}
 FAMILY = {name: variants.find(name) for name in variants.list_models() if name != "repvgg"}
 # (variant, classes, channels, (height, width)): odd sides too, which are rounded up where they are halved.
@@ -299,7 +298,7 @@ def test_a_name_needs_no_mindspore():
         "assert not sys.modules.keys() & {'mindspore', 'torch', 'cv2'}"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=test_commands.ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("repvgg_b3: 1000 classes, images of 3 x 224 x 224\n")

@@ -1,7 +1,7 @@
 """validate.py's ways to judge a network, as a user asks for them; test_commands.py has its plain use."""
 
 import csv
-import importlib.util
+import functools
 import json
 import shutil
 import sys
@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mindspore import Tensor
-from processes import ROOT, Printed, run_two
-from support import SMALL, TINY_DIGITS, context_mode, randomise_bn
+from processes import Printed, run_two
+from support import SMALL, TINY_DIGITS, randomise_bn
 
-from mindrepvgg import cli, create_model, load_checkpoint, save_checkpoint, to_deploy
+from mindrepvgg import create_model, load_checkpoint, save_checkpoint, to_deploy
 from mindrepvgg.data import labelled_photos
 from mindrepvgg.evaluate import evaluate, loader_of, recipe_of, spread, val_source
 from mindrepvgg.ranks import Ranks
@@ -27,29 +27,10 @@ DIGITS = {
 }
 
 
-def main():
-    spec = importlib.util.spec_from_file_location("script_validate", ROOT / "validate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
-MAIN = main()
-
-
 @pytest.fixture
-def call(capfd):
-    """A function (*arguments): validate.py in this process; (exit status, stdout, stderr without MindSpore's lines)."""
-
-    def run(*arguments):
-        capfd.readouterr()
-        with context_mode("graph"):
-            status = cli.run(MAIN, [str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        lines = [line for line in err.splitlines(keepends=True) if not line.startswith(("[WARNING]", "[ERROR]"))]
-        return status, out, "".join(lines)
-
-    return run
+def call(call):
+    """A function (*arguments): validate.py in this process; (exit status, stdout, stderr)."""
+    return functools.partial(call, "validate")
 
 
 @pytest.fixture
