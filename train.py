@@ -52,7 +52,7 @@ def _show(chosen, arguments):
         from mindrepvgg.train.build import build_network
 
         net = build_network(chosen, Ranks())
-        print(format_parameter_groups(parameter_groups(net, chosen.weight_decay, chosen.weight_decay_filter)))
+        print(format_parameter_groups(parameter_groups(net, chosen.weight_decay, chosen.decay_rule)))
     return 0
 
 

@@ -140,17 +140,21 @@ class RepVGGBlock(nn.Cell):
         self.relu = nn.ReLU()
 
     def construct(self, x):
-        if self.deploy:
-            y = self.rbr_reparam(x)
-        else:
-            y = self.rbr_dense(x) + self.rbr_1x1(x)
-            if self.has_identity:
-                y = y + self.rbr_identity(x)
+        y = self.convolve(x)
         if self.se_place == "pre":
             y = self.se(y)
         y = self.relu(y)
         if self.se_place == "post":
             y = self.post_se(y)
+        return y
+
+    def convolve(self, x):
+        """The sum of the branches, or the one convolution they equal: what comes before SE and ReLU."""
+        if self.deploy:
+            return self.rbr_reparam(x)
+        y = self.rbr_dense(x) + self.rbr_1x1(x)
+        if self.has_identity:
+            y = y + self.rbr_identity(x)
         return y
 
     def get_equivalent_kernel_bias(self):

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
+from .quantization import is_block_kernel
+
 _NORM = ("gamma", "beta")
 _STATISTICS = ("moving_mean", "moving_variance")
 
@@ -19,7 +21,7 @@ def decay_groups(net, rule: str) -> tuple[list, list]:
 
     rule: 'paper': every bias and the BN of the 3x3 and 1x1 branches (and of auxiliary heads) go without, the identity
     BN's gamma decays; 'norm_and_bias': every bias and every BN go without; 'norm': every BN goes without; 'all': all
-    decay.
+    decay; 'custom_l2': as 'paper', without the blocks' kernels, for which the loss has `CustomL2`.
     Source of 'paper': the authors' README on ImageNet training, and their `set_weight_decay`.
     """
     decayed, free = [], []
@@ -31,6 +33,8 @@ def decay_groups(net, rule: str) -> tuple[list, list]:
 def _decays(name, rule):
     if rule == "all":
         return True
+    if rule == "custom_l2":
+        return not is_block_kernel(name) and _decays(name, "paper")
     parts = name.split(".")
     if rule == "paper" and parts[-2:] == ["rbr_identity", "gamma"]:
         return True

@@ -10,13 +10,14 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from . import model
-from .checkpoint import STATE_PREFIX, check_form, load_arrays
+from .checkpoint import STATE_PREFIX, check_form, load_arrays, network_arrays
 from .deploy import to_deploy
 from .dialects import Recognised, recognise, unwrap
 from .errors import CheckpointError
 from .inert_pickle import is_pickle_file, read_pickle_file
 from .layout import check_finite
 from .model import RepVGG
+from .quantization import fold_bn, network_of
 from .torchfile import is_torch_file, read_torch_file
 from .variants import find
 from .weights import read_weights
@@ -90,6 +91,9 @@ def _read(path):
         return "pickle", read_pickle_file(path), {}
     found = read_weights(path)
     container = found.container
+    if "quantization" in found.description:  # fine-tuned for INT8; what is of use elsewhere is the folded network
+        net = fold_bn(network_of(found, path))
+        return container, network_arrays(net), net.metadata
     arrays = {name: array for name, array in found.arrays.items() if not name.startswith(STATE_PREFIX)}
     return container, arrays, found.description
 

@@ -106,6 +106,8 @@ def collectives(ranks, facts, arrays):
     for name, (kind, values) in GATHERED.items():
         arrays[f"gather/{name}"] = ranks.gather(np.roll(np.array(values, kind), ranks.rank).reshape(5, 1))
     arrays["gather/scalar"] = ranks.gather(np.float64(ranks.rank + 0.1))
+    for name, own in {"some": [7, 3] if ranks.rank else [3, 2**40, 5], "few": [9] * ranks.rank, "none": []}.items():
+        arrays[f"union/{name}"] = np.array(ranks.union(own), np.int64)
     arrays["gather/transposed"] = ranks.gather(np.arange(6, dtype=np.int64).reshape(2, 3).T + ranks.rank)
     facts["any"] = [ranks.any(flag) for flag in (False, ranks.rank == 0, ranks.rank == 1, True)]
 

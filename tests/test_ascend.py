@@ -66,6 +66,9 @@ OTHERS = {
     "soft targets": {"mixup": 0.2},
     "frozen": {"freeze_bn": True},
     "recomputed": {"recompute": True},
+    "custom L2": {"custom_l2": True},
+    "inserted BN": {"quantization": "bn", "pretrained": "any.ckpt"},
+    "QAT": {"quantization": "qat", "pretrained": "any.ckpt", "loss_scale": 1024.0},
 }
 
 

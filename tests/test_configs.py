@@ -15,7 +15,7 @@ CONFIGS = ROOT / "configs"
 FAMILY = [name for name in variants.list_models() if name not in ("repvgg", "repvgg_nano")]
 FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
 PAPER = [Path(f"{model}.yaml") for model in FAMILY]
-SMALL = [Path("fashion_mnist.yaml"), Path("quickstart.yaml")]
+SMALL = [Path("fashion_mnist.yaml"), Path("quickstart.yaml"), Path("quickstart_qat.yaml")]
 MINDCV = [path for path in FILES if path.parts[0] == "mindcv"]
 
 # What the published recipes say, in the schema's terms.

@@ -85,6 +85,12 @@ class TestCollectives:
             assert (gathered.shape, gathered.dtype) == (expected.shape, expected.dtype)
             assert gathered.tobytes() == expected.tobytes()
 
+    def test_the_union_of_ragged_numbers(self, found):
+        for arrays in found.arrays:
+            assert arrays["union/some"].tolist() == [3, 5, 7, 2**40]
+            assert arrays["union/few"].tolist() == [9]
+            assert arrays["union/none"].tolist() == []
+
     def test_gather_of_other_shapes(self, found):
         for arrays in found.arrays:
             assert arrays["gather/scalar"].tolist() == [0.1, 1.1]

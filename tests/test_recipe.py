@@ -230,6 +230,7 @@ def test_image_size_is_height_and_width():
         ("betas", 0.9, "two numbers [low, high] above 0 and below 1, low <= high"),
         ("eps", 0, "a number above 0"),
         ("weight_decay_filter", "disable", "paper, norm_and_bias, norm or all"),
+        ("quantization", "int8", "none, bn or qat"),
         ("loss", "MSE", "CE or BCE"),
         ("clip_value", 0, "a number above 0"),
         ("gradient_accumulation_steps", 0, "a whole number of at least 1"),
@@ -383,6 +384,34 @@ def test_an_empty_file_changes_nothing(write):
             "freeze_stages (=3 on the command line) needs pretrained: stages that are not trained keep the weights",
         ),
         (
+            {"custom_l2": True, "weight_decay_filter": "all"},
+            "custom_l2 (=True on the command line) needs weight_decay_filter paper, not weight_decay_filter (='all' on",
+        ),
+        (
+            {"custom_l2": True, "freeze_stages": 1, "pretrained": "x.ckpt"},
+            "custom_l2 (=True on the command line) needs every block's branches to be trained, with",
+        ),
+        (
+            {"quantization": "bn"},
+            "quantization (='bn' on the command line) needs pretrained: the network that is fused and fine-tuned",
+        ),
+        (
+            {"quantization": "bn", "pretrained": "x.ckpt", "sync_bn": True},
+            "sync_bn (=True on the command line) must be false with quantization (='bn' on the command line), which",
+        ),
+        (
+            {"quantization": "qat", "pretrained": "x.ckpt", "amp_level": "O2"},
+            "amp_level (='O2' on the command line) must be O0 with quantization (='qat' on the command line), whose",
+        ),
+        (
+            {"quantization": "qat", "pretrained": "x.ckpt", "recompute": True},
+            "recompute (=True on the command line) must be False with quantization (='qat' on the command line), whose",
+        ),
+        (
+            {"quantization": "qat", "pretrained": "x.ckpt", "precise_bn_steps": 10},
+            "precise_bn_steps (=10 on the command line) must be 0 with quantization (='qat' on the command line)",
+        ),
+        (
             {"freeze_bn": True, "precise_bn_steps": 10},
             "precise_bn_steps (=10 on the command line) must be 0 with freeze_bn (=True on the command line), which",
         ),
@@ -409,6 +438,8 @@ def test_values_that_do_not_fit_each_other_are_refused(overrides, message):
         {"freeze_stages": 5, "pretrained": "weights.ckpt", "freeze_bn": True},
         {"sync_bn": True, "distribute": False, "device_target": "Ascend"},
         {"precise_bn_steps": 10, "ema": True},
+        {"quantization": "bn", "pretrained": "x.ckpt", "amp_level": "O2", "precise_bn_steps": 10, "recompute": True},
+        {"quantization": "qat", "pretrained": "x.ckpt", "ema": True, "gradient_accumulation_steps": 2},
         {"opt": "sgd", "use_nesterov": True},
         {"lr_per_batch": 1024, "min_lr": 0.1},
     ],

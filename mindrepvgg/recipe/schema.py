@@ -71,6 +71,12 @@ class Recipe:
     recompute: bool = _key(
         "model", False, kinds.flag(), "recompute each block's activations in the backward pass: less memory, more time"
     )
+    quantization: str = _key(
+        "model",
+        "none",
+        kinds.choice("none", "bn", "qat"),
+        "fine-tune pretrained in deploy form for INT8: bn: with BN after each convolution; qat: with INT8's rounding",
+    )
 
     dataset: str = _key(
         "data",
@@ -223,6 +229,12 @@ class Recipe:
         "parameters that decay: paper: not biases nor the BN of the 3x3 and 1x1 branches, but the identity BN's gamma; "
         "norm_and_bias: neither biases nor any BN; norm: no BN; all: all",
     )
+    custom_l2: bool = _key(
+        "optimisation",
+        False,
+        kinds.flag(),
+        "decay, instead of the kernels of a block's branches, the one kernel they make up, as part of the loss",
+    )
     loss: str = _key("optimisation", "CE", kinds.choice("CE", "BCE"), "cross-entropy, or binary cross-entropy a class")
     label_smoothing: float = _key(
         "optimisation", 0.0, kinds.number(least=0, below=1), "share of the target spread evenly over all classes"
@@ -341,6 +353,11 @@ class Recipe:
         size = self.image_resize
         return size if isinstance(size, tuple) else (size, size)
 
+    @property
+    def decay_rule(self) -> str:
+        """Which parameters decay, as `optim.parameter_groups` wants it."""
+        return "custom_l2" if self.custom_l2 else self.weight_decay_filter
+
     def to_dict(self) -> dict:
         """Every key's value in types json and yaml can write; `recipe_from_dict` reads it back."""
         return {name: plain(getattr(self, name)) for name in KEYS}
@@ -392,6 +409,7 @@ def _check_together(recipe: Recipe):
     warmup, total, cycles = recipe.warmup_epochs, recipe.epoch_size, recipe.num_cycles
     # Of step_decay, decay_epochs is the length of a step, which may be longer than what is left.
     decay = 0 if recipe.scheduler == "step_decay" else recipe.decay_epochs or 0
+    for_int8 = recipe.quantization != "none"
     channels = f"must have one number for each of {shown['in_channels']}"
     rules = [
         (len(recipe.mean) == recipe.in_channels, f"{shown['mean']} {channels}"),
@@ -439,6 +457,35 @@ def _check_together(recipe: Recipe):
         (
             not (recipe.freeze_bn and recipe.precise_bn_steps),
             f"{shown['precise_bn_steps']} must be 0 with {shown['freeze_bn']}, which leaves BN as it is",
+        ),
+        (
+            not for_int8 or recipe.pretrained,
+            f"{shown['quantization']} needs pretrained: the network that is fused and fine-tuned for INT8",
+        ),
+        (
+            not recipe.custom_l2 or not (for_int8 or recipe.freeze_stages),
+            f"{shown['custom_l2']} needs every block's branches to be trained, with quantization none and "
+            "freeze_stages 0",
+        ),
+        (
+            not recipe.custom_l2 or recipe.weight_decay_filter == "paper",
+            f"{shown['custom_l2']} needs weight_decay_filter paper, not {shown['weight_decay_filter']}: it takes the "
+            "kernels out of it",
+        ),
+        (
+            not (for_int8 and recipe.sync_bn),
+            f"{shown['sync_bn']} must be false with {shown['quantization']}, which starts from good BN statistics",
+        ),
+        *(
+            (
+                recipe.quantization != "qat" or getattr(recipe, name) == KEYS[name].default,
+                f"{shown[name]} must be {KEYS[name].default} with {shown['quantization']}, {reason}",
+            )
+            for name, reason in (
+                ("amp_level", "whose numbers are integers in float32"),
+                ("recompute", "whose ranges would take every batch in twice"),
+                ("precise_bn_steps", "which folds BN's statistics and moves them no more"),
+            )
         ),
         (
             not recipe.recompute or recipe.mode == 0,

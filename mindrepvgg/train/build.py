@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from mindspore import nn
 
+from .. import quantization
 from ..data import Augmentation, TrainLoader, open_source
-from ..errors import DataError, RecipeError
+from ..errors import CheckpointError, DataError, RecipeError
+from ..evaluate import check_classes, loader_of, spread
 from ..freeze import freeze
 from ..normalize import Normalize
 from ..optim import build_optimizer
 from ..precision import set_precision
-from ..pretrained import create_model
+from ..pretrained import create_model, load_weights
 from ..schedule import learning_rates, scaled_lr
 from .loss import build_loss
 from .step import LossScale, NetworkWithLoss, TrainStep
+
+# Training images, spread over the classes, from which BN and ranges are set before the first step.
+_CALIBRATION_IMAGES = 1024
 
 
 def build_train_loader(recipe, ranks) -> TrainLoader:
@@ -72,23 +77,60 @@ def build_learning_rates(recipe, steps_per_epoch, images_per_step):
 
 
 def build_network(recipe, ranks, weights=None):
-    """The network in train form and in the recipe's precision, the same on every rank."""
+    """The network in train form and in the recipe's precision, the same on every rank.
+
+    With the recipe's `quantization` in one of `quantization.FORMS` instead; without weights BN and ranges say nothing.
+    """
+    net = _new_network(recipe, ranks, weights) if recipe.quantization == "none" else _fused_network(recipe, weights)
+    freeze(net, recipe.freeze_stages, recipe.freeze_bn)
+    if recipe.recompute:
+        net.recompute_blocks()
+    ranks.broadcast(net.get_parameters())
+    return set_precision(net, recipe.amp_level, recipe.amp_dtype)
+
+
+def _new_network(recipe, ranks, weights):
     norm = nn.BatchNorm2d
     if recipe.sync_bn and ranks.size > 1:
         norm = nn.SyncBatchNorm
     try:
-        net = create_model(
+        return create_model(
             recipe.model, recipe.num_classes, recipe.in_channels, weights=weights, norm=norm, **recipe.model_args
         )
     except ValueError as error:
         if norm is nn.BatchNorm2d:
             raise
         raise RecipeError(f"sync_bn (=True) is not possible on this device: {error}; leave it out") from error
-    freeze(net, recipe.freeze_stages, recipe.freeze_bn)
-    if recipe.recompute:
-        net.recompute_blocks()
-    ranks.broadcast(net.get_parameters())
-    return set_precision(net, recipe.amp_level, recipe.amp_dtype)
+
+
+def _fused_network(recipe, weights):
+    """The network for INT8, calibrated on some training images as validation sees them: the same on every rank."""
+    batches = None
+    if weights is None:
+        net = create_model(recipe.model, recipe.num_classes, recipe.in_channels, deploy=True, **recipe.model_args)
+    else:
+        net = load_weights(weights)
+        has, wants = ((x.variant, x.num_classes, x.in_channels) for x in (net, recipe))
+        if has != wants:
+            texts = (f"{variant.name} of {n} classes and {c} channels" for variant, n, c in (has, wants))
+            raise CheckpointError(f"{weights} holds a {' instead of a '.join(texts)}: it cannot be fine-tuned for INT8")
+        source = open_source(recipe.dataset, recipe.data_dir, "train", recipe.num_classes, recipe.val_share)
+        check_classes(net, source)
+        net.metadata = {}
+        batches = CalibrationBatches(loader_of(recipe, spread(source, _CALIBRATION_IMAGES)))
+    net = quantization.to_trainable_deploy(net, batches)
+    return quantization.to_fake_quantized(net, batches) if recipe.quantization == quantization.QAT else net
+
+
+class CalibrationBatches:
+    """The images of an `EvalLoader` without those that fill up the last batch; iterate over it as often as needed."""
+
+    def __init__(self, loader):
+        self._loader = loader
+
+    def __iter__(self):
+        for images, _, valid in self._loader:
+            yield images[valid]
 
 
 def build_step(recipe, net, learning_rates, ranks) -> TrainStep:
@@ -102,7 +144,7 @@ def build_step(recipe, net, learning_rates, ranks) -> TrainStep:
         betas=recipe.betas,
         eps=recipe.eps,
         weight_decay=recipe.weight_decay,
-        weight_decay_filter=recipe.weight_decay_filter,
+        weight_decay_filter=recipe.decay_rule,
     )
     return TrainStep(
         NetworkWithLoss(
@@ -110,6 +152,7 @@ def build_step(recipe, net, learning_rates, ranks) -> TrainStep:
             build_loss(recipe.loss, recipe.label_smoothing),
             recipe.aux_weight,
             prepare=Normalize(recipe.mean, recipe.std),
+            penalty=quantization.CustomL2(net, recipe.weight_decay) if recipe.custom_l2 else None,
         ),
         optimizer,
         ranks=ranks.size,

@@ -13,6 +13,9 @@ _SCALE_FACTOR = 2
 # Updates after which the moving average of the weights has come two thirds of the way to its full decay.
 _EMA_WARMUP = 2000
 
+# What the forward pass changes, and not the optimizer.
+_STATISTICS = ("moving_mean", "moving_variance", "moving_minimum", "moving_maximum")
+
 _average_into = ops.MultitypeFuncGraph("average_into")
 _add_into = ops.MultitypeFuncGraph("add_into")
 _copy_into = ops.MultitypeFuncGraph("copy_into")
@@ -49,27 +52,34 @@ class NetworkWithLoss(nn.Cell):
     """Loss of a batch, times `scale`: the network's, plus `aux_weight` times that of every auxiliary head.
 
     loss_fn(logits, targets) -> scalar; the logits are cast to float32 before. prepare: a cell the images go through
-    before the network, such as `Normalize`.
+    before the network, such as `Normalize`. penalty: a cell without arguments whose scalar is added, such as
+    `CustomL2`.
     images (N, C, H, W), or what `prepare` takes, targets (N,) int32 or (N, classes) float32, scale float32 -> scalar.
     """
 
-    def __init__(self, net, loss_fn, aux_weight=0.1, prepare=None):
+    def __init__(self, net, loss_fn, aux_weight=0.1, prepare=None, penalty=None):
         super().__init__(auto_prefix=False)
         self.prepare = prepare
         self.net = net
         self.loss_fn = loss_fn
         self.aux_weight = aux_weight
+        self.penalty = penalty
 
     def construct(self, images, targets, scale):
         if self.prepare is not None:
             images = self.prepare(images)
-        outputs = self.net(images)
+        loss = self._loss(self.net(images), targets)
+        if self.penalty is not None:
+            loss = loss + self.penalty()
+        return scale * loss
+
+    def _loss(self, outputs, targets):
         if not isinstance(outputs, tuple):
-            return scale * self.loss_fn(outputs.astype(ms.float32), targets)
+            return self.loss_fn(outputs.astype(ms.float32), targets)
         loss = self.loss_fn(outputs[0].astype(ms.float32), targets)
         for aux in outputs[1:]:
             loss = loss + self.aux_weight * self.loss_fn(aux.astype(ms.float32), targets)
-        return scale * loss
+        return loss
 
 
 class LossScale:
@@ -250,10 +260,10 @@ class _Accumulate(nn.Cell):
 
 
 def bn_statistics(net) -> list[Parameter]:
-    """The moving means and variances of a network."""
+    """The moving means and variances of a network, and the moving extremes of its quantisers."""
     return [parameter for parameter in net.get_parameters() if is_bn_statistic(parameter)]
 
 
 def is_bn_statistic(parameter) -> bool:
-    """Whether a parameter is a moving mean or variance."""
-    return parameter.name.endswith(("moving_mean", "moving_variance"))
+    """Whether a parameter is a moving statistic: of a BN, or the extremes an activation's quantiser has seen."""
+    return parameter.name.endswith(_STATISTICS)
