@@ -89,17 +89,19 @@ def _times(model, batch_size, image_size, rounds, threads):
     import mindspore as ms
     import numpy as np
 
+    from mindrepvgg.benchmark.torch_network import torch_eager, torch_network
+    from mindrepvgg.checkpoint import network_arrays
     from mindrepvgg.engine import engine_of
 
     net = mindrepvgg.create_model(model, deploy=True).set_train(False)
     _keep_signal(net)
     images = np.random.default_rng(0).normal(size=(batch_size, 3, image_size, image_size)).astype(np.float32)
     batch = ms.Tensor(images)
-    torch_net = _torch_deploy(net)
+    torch_net = torch_network(net.variant, network_arrays(net))
     contestants = {
         OURS: functools.partial(engine_of(net, threads), images),
         THEIRS: _torch_export(torch_net, images, threads),
-        EAGER: _torch_eager(torch_net, images),
+        EAGER: torch_eager(copy.deepcopy(torch_net), images),
         MINDSPORE: lambda: net(batch).asnumpy(),
     }
     logits = {name: call() for name, call in contestants.items()}
@@ -129,37 +131,6 @@ def _keep_signal(net):
         if parameter.name.endswith("rbr_reparam.weight"):
             std = np.sqrt(2 / np.prod(parameter.shape[1:]))
             parameter.set_data(ms.Tensor(rng.normal(0, std, parameter.shape), parameter.dtype))
-
-
-def _torch_deploy(net):
-    """The same deploy network in plain torch.nn, as the authors' code builds it."""
-    import torch
-    from torch import nn
-
-    layers = []
-    for spec in net.variant.block_specs(net.in_channels):
-        sizes = (spec.in_channels, spec.out_channels, 3)
-        layers += [nn.Conv2d(*sizes, stride=spec.stride, padding=1, groups=spec.groups), nn.ReLU()]
-    features = net.variant.widths[-1]
-    theirs = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(features, net.num_classes)).eval()
-    with torch.no_grad():
-        for target, source in zip(theirs.parameters(), net.get_parameters(), strict=True):
-            target.copy_(torch.from_numpy(source.asnumpy()))
-    return theirs
-
-
-def _torch_eager(torch_net, images):
-    """A call of PyTorch in channels-last layout, weights and images; it leaves `torch_net` as it was."""
-    import torch
-
-    fast = copy.deepcopy(torch_net).to(memory_format=torch.channels_last)
-    batch = torch.from_numpy(images).to(memory_format=torch.channels_last)
-
-    def call():
-        with torch.inference_mode():
-            return fast(batch).numpy()
-
-    return call
 
 
 def _torch_export(torch_net, images, threads):

@@ -39,7 +39,7 @@ THIRD_PARTY = (
 # Optional projects, imported inside a function of one module each, when their one purpose is asked for.
 OPTIONAL = {
     *(("convert", "torch"), ("crosscheck", "timm"), ("torch_reference", "torch")),
-    *(("engine", "onnxruntime"), ("onnx_graph", "onnx"), ("train", "tensorboardX")),
+    *(("benchmark", "torch"), ("engine", "onnxruntime"), ("onnx_graph", "onnx"), ("train", "tensorboardX")),
 }
 
 HEAVY = {"mindspore", "mindcv", "cv2", "torch"}

@@ -1,0 +1,66 @@
+"""Latency and throughput of networks by form, engine, precision and batch size: python tools/benchmark.py
+
+    python tools/benchmark.py --models repvgg_a0,repvgg_b1 --engines mindspore,onnxruntime,torch --out results.md
+    python tools/benchmark.py --ckpt_path best.ckpt --forms deploy --batch_sizes 1,8,32 --csv results.csv
+
+The paper's table 4 on any device: the speed of each network beside ResNet-18's, and the plot of accuracy over speed.
+
+    python tools/benchmark.py --forms deploy --batch_sizes 128 --baselines resnet18,resnet34,resnet50,resnet101
+        --models repvgg_a0,repvgg_a1,repvgg_b0,repvgg_a2,repvgg_b1g4,repvgg_b1g2,repvgg_b1 --plot speed.png
+
+mindrepvgg/benchmark/__init__.py tells what the figures are of. Exit status 1 if a contestant broke down.
+"""
+
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
+
+from mindrepvgg import cli
+
+
+def main(argv=None):
+    """Print the table; files are written anew after each batch size, so that none is lost."""
+    parser = cli.ArgumentParser(description="Latency and throughput of networks, contestants taking turns.")
+    parser.add_argument("--models", metavar="NAME,...", default="", help="networks of the family (repvgg_a0)")
+    parser.add_argument("--ckpt_path", nargs="+", default=(), metavar="FILE", help="checkpoints of any RepVGG project")
+    parser.add_argument("--forms", metavar="FORM,...", default="train,deploy", help="train, deploy (both)")
+    parser.add_argument("--batch_sizes", metavar="N,...", default="1,16", help="images a call (%(default)s)")
+    parser.add_argument("--precisions", metavar="NAME,...", default="float32", help="float32, float16 (%(default)s)")
+    parser.add_argument(
+        "--engines", metavar="NAME,...", default="mindspore", help="mindspore, onnxruntime, torch (%(default)s)"
+    )
+    parser.add_argument("--baselines", metavar="NAME,...", default="", help="networks of MindCV, as resnet18")
+    parser.add_argument("--image_size", metavar="N", default=224, help="pixels of a side (%(default)s)")
+    parser.add_argument("--rounds", metavar="N", default=20, help="counted calls of each contestant (%(default)s)")
+    parser.add_argument("--warmup", metavar="N", default=3, help="calls before them (%(default)s)")
+    parser.add_argument("--num_threads", metavar="N", help="cores to hold each contestant to (default: all)")
+    parser.add_argument("--device_target", default="auto", choices=("auto", "CPU", "Ascend"), help="of mindspore")
+    parser.add_argument("--alone", action="store_true", help="one contestant at a time, where memory is short")
+    parser.add_argument("--top1", metavar="NAME=PERCENT,...", default={}, help="accuracies, over the published ones")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as markdown too")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all figures, unrounded")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw published accuracy against speed")
+    arguments = vars(parser.parse_args(argv))
+    out, table, plot = (arguments.pop(name) for name in ("out", "csv", "plot"))
+
+    from mindrepvgg import benchmark, runtime
+
+    settings = benchmark.Settings(ckpt_paths=arguments.pop("ckpt_path"), **arguments)
+    if plot:
+        benchmark.check_plot(plot, settings)
+    runtime.setup("CPU")  # this process makes the weights; the device is its contestants'
+    for report in benchmark.measure(settings, show_progress=True):
+        if out:
+            report.write(out)
+        if table:
+            report.write_csv(table)
+    print(report.format())
+    if plot:
+        report.draw(plot)
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
