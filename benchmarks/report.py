@@ -10,12 +10,39 @@ import compare_mindcv
 import convert_cost
 import onnx_speed
 import pipelines
+import quantization_training
 import resize_backends
 import train_step
 from sections import replace_section
 
 from mindrepvgg import cli
 from mindrepvgg.errors import UserError
+from mindrepvgg.recipe import load_recipe
+
+_DOCS = _ROOT / "docs"
+
+
+def _networks():
+    """Table 4 of the paper, as far as a CPU goes in reasonable time, and its picture."""
+    from mindrepvgg import benchmark, runtime
+
+    runtime.setup("CPU")
+    settings = benchmark.Settings(
+        models="repvgg_a0,repvgg_a1,repvgg_b0,repvgg_b1",
+        baselines="resnet18,resnet34,resnet50,resnet101",
+        engines="mindspore,onnxruntime",
+        batch_sizes="1",
+        rounds=12,
+    )
+    *_, found = benchmark.measure(settings)
+    found.draw(_DOCS / "speed.png")
+    return found.format()
+
+
+def _int8():
+    recipe = load_recipe(str(_ROOT / "configs" / "quickstart.yaml"), {"epoch_size": 6, "warmup_epochs": 1})
+    return quantization_training.measure(recipe, 2, range(3))
+
 
 SECTIONS = {
     "pipelines": pipelines.measure,
@@ -23,6 +50,8 @@ SECTIONS = {
     "inference": compare_mindcv.measure,
     "engines": lambda: "\n".join(onnx_speed.measure()),
     "training": train_step.measure,
+    "networks": _networks,
+    "int8": _int8,
     "converting": convert_cost.measure,
 }
 
@@ -31,7 +60,7 @@ def main(argv=None):
     """Measure one section after the other; each is written as soon as it is done."""
     parser = cli.ArgumentParser(description=__doc__)
     parser.add_argument("--only", metavar="NAME,...", help=f"some of: {', '.join(SECTIONS)}")
-    parser.add_argument("--page", type=Path, default=_ROOT / "docs" / "performance.md")
+    parser.add_argument("--page", type=Path, default=_DOCS / "performance.md")
     arguments = parser.parse_args(argv)
     names = arguments.only.split(",") if arguments.only else list(SECTIONS)
     for name in names:
