@@ -25,7 +25,7 @@ FLOORS = {
     **dict.fromkeys(("checkpoint", "convert", "crosscheck", "deploy", "evaluate", "export", "optim"), 2),
     **dict.fromkeys(("check_data", "predict", "pretrained", "selfcheck", "torch_reference", "weights"), 2),
     **dict.fromkeys(("ascend_tools", "class_report", "engine", "onnx_graph", "pictures", "validation"), 2),
-    **dict.fromkeys(("custom_l2", "equalize", "fake_quant", "post_training", "quantization", "quantize"), 2),
+    **dict.fromkeys(("fake_quant", "int8", "quantization"), 2),
     "benchmark": 2,
     "train": 3,
 }
@@ -39,7 +39,8 @@ THIRD_PARTY = (
 # Optional projects, imported inside a function of one module each, when their one purpose is asked for.
 OPTIONAL = {
     *(("convert", "torch"), ("crosscheck", "timm"), ("torch_reference", "torch")),
-    *(("benchmark", "torch"), ("engine", "onnxruntime"), ("onnx_graph", "onnx"), ("train", "tensorboardX")),
+    *(("benchmark", "torch"), ("train", "tensorboardX")),
+    *(("engine", "onnxruntime"), ("int8", "onnxruntime"), ("onnx_graph", "onnx")),
 }
 
 HEAVY = {"mindspore", "mindcv", "cv2", "torch"}

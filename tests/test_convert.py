@@ -34,7 +34,6 @@ from mindrepvgg.dialects import from_house, recognise
 
 pytestmark = pytest.mark.usefixtures("pynative_mode")  # which a conversion sets, and leaves
 
-call = test_commands.call  # a fixture
 contents = test_commands.contents
 LARGE = ("repvgg_a0", "repvgg_b3g4", "repvgg_d2se", "repvggplus_l2pse")
 OTHERS = [dialect for dialect in NAMES if dialect != "mindrepvgg"]

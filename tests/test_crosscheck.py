@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-import test_commands
 import torch
 from mindspore import Tensor, nn
 from support import SMALL, images, noise
@@ -35,8 +34,6 @@ from mindrepvgg.errors import CheckpointError
 from mindrepvgg.torch_reference import TorchReference, read_tensors
 
 pytestmark = pytest.mark.usefixtures("pynative_mode")
-
-call = test_commands.call  # a fixture
 
 
 # ------------------------------------------------------------------------------------------------------- the numbers

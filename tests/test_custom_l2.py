@@ -76,6 +76,7 @@ def test_value_and_gradients_are_torchs(expected):
 
 
 @pytest.mark.usefixtures("graph_mode")
+@pytest.mark.slow
 def test_the_loss_gains_it_with_the_statistics_after_the_batch():
     net = network("plain").set_train()
     batch = Tensor(images(4, 3, 32, 32)), Tensor(np.arange(4, dtype=np.int32)), Tensor(np.float32(8))

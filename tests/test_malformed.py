@@ -22,7 +22,6 @@ from mindrepvgg.pretrained import import_weights
 
 pytestmark = pytest.mark.usefixtures("pynative_mode")
 
-call = test_commands.call  # a fixture
 contents = test_commands.contents
 
 # Container and writer of a file, and whether a checksum guards its weights.
