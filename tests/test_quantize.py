@@ -173,7 +173,14 @@ def test_nothing_but_the_logits_and_the_pooling_is_in_float(written):
     for node in graph.node:
         counts[node.op_type] += 1
     # 6 convolutions and a Gemm read and write integers; their 14 weights and biases are integers too.
-    assert counts == {"Conv": 6, "Gemm": 1, "ReduceMean": 1, "QuantizeLinear": 8, "DequantizeLinear": 8 + 14}
+    assert counts == {
+        "Conv": 6,
+        "Gemm": 1,
+        "GlobalAveragePool": 1,
+        "Flatten": 1,
+        "QuantizeLinear": 8,
+        "DequantizeLinear": 8 + 14,
+    }
     assert [output.name for output in graph.output] == ["logits"]
 
 
