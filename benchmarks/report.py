@@ -13,10 +13,10 @@ import pipelines
 import quantization_training
 import resize_backends
 import train_step
-from sections import replace_section
 
 from mindrepvgg import cli
 from mindrepvgg.errors import UserError
+from mindrepvgg.files import replace_section
 from mindrepvgg.recipe import load_recipe
 
 _DOCS = _ROOT / "docs"

@@ -76,6 +76,12 @@ def import_onnx():
     return onnx
 
 
+def set_metadata(model, metadata):
+    """Make JSON-able facts by name a model's metadata_props, each value as JSON, in place of those it has."""
+    texts = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
+    import_onnx().helper.set_model_props(model, texts)
+
+
 def check_opset(opset):
     """Refuse an opset that cannot be written, naming the least or the newest."""
     newest = import_onnx().defs.onnx_opset_version()
@@ -118,8 +124,7 @@ def build_onnx(variant: Variant, arrays, options: GraphOptions = GraphOptions(),
         producer_name="mindrepvgg",
         producer_version=__version__,
     )
-    texts = {key: json.dumps(value, ensure_ascii=False) for key, value in (metadata or {}).items()}
-    onnx.helper.set_model_props(model, texts)
+    set_metadata(model, metadata or {})
     return model
 
 

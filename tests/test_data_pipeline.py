@@ -636,3 +636,14 @@ def test_values_that_cannot_be_used_are_named(make, changes, message):
 def test_a_rank_outside_its_group_is_an_error():
     with pytest.raises(ValueError, match=r"rank \(=2\) must be in 0 \.\.\. rank_size - 1 \(=1\)"):
         eval_loader(memory_source(4), 2, rank=2, rank_size=2)
+
+
+def test_names_are_asked_for_where_there_is_a_message_only(tmp_path, photos, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ImageFiles, "name", lambda files, index: asked.append(index) or files.paths[index])
+    list(eval_loader(file_source(photos[0]), 1, **RGB))
+    assert asked == []
+    (tmp_path / "text.jpg").write_text("this is not a picture")
+    with pytest.raises(DataError, match=r"/text\.jpg is not a readable picture"):
+        list(eval_loader(file_source(photos[0], tmp_path / "text.jpg"), 2, **RGB))
+    assert asked == [1]

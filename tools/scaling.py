@@ -16,10 +16,8 @@ _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
 
 from mindrepvgg import cli, layout, variants
-from mindrepvgg.errors import UserError
-from mindrepvgg.files import atomic_write
+from mindrepvgg.files import replace_section
 
-_BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
 CARDS = (8, 16, 32, 64, 128, 256, 512, 1024)
 NETWORKS = ("repvgg_a1", "repvgg_b3")
 _IMAGENET = 1_281_167
@@ -218,12 +216,7 @@ def main(argv=None):
     if path is None:
         print(text)
         return 0
-    document = path.read_text(encoding="utf-8")
-    if document.count(_BEGIN) != 1 or document.count(_END) != 1:
-        raise UserError(f"{path} must hold one {_BEGIN} and one {_END}, between which the tables stand")
-    before, rest = document.split(_BEGIN)
-    with atomic_write(path, "w") as stream:
-        stream.write(f"{before}{_BEGIN}\n{text}\n{_END}{rest.split(_END)[1]}")
+    replace_section(path, "tables", text)
     return 0
 
 

@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(_ROOT), str(_ROOT / "benchmarks")]  # run from a checkout, installed or not
+sys.path.insert(0, str(_ROOT))  # run from a checkout, installed or not
 
 import demo
-from sections import replace_section
 
 from mindrepvgg import cli
 from mindrepvgg.errors import UserError
+from mindrepvgg.files import replace_section
 
 
 def main(argv=None):

@@ -35,7 +35,8 @@ def read_file(path):
 def decode(encoded, name, in_channels):
     """Return the picture of encoded bytes (a uint8 array): (H, W) uint8 for one channel, (H, W, 3) RGB for three.
 
-    One channel of a colour JPEG is its own luma, of other files Pillow's convert("L"). name: for the message.
+    One channel of a colour JPEG is its own luma, of other files Pillow's convert("L"). name: for the message; it may be
+    anything that str() gives the name of, which is asked for when there is a message.
     Raises UnreadableImageError for what is no picture, or a damaged one, cut short or too large.
     """
     if _is_usual_jpeg(encoded):

@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from mindrepvgg.data.faults import BadImages
 from mindrepvgg.data.mix import draw_mix, mix_pair, soft_targets
 from mindrepvgg.data.operations import color_jitter, random_erasing
 from mindrepvgg.data.policies import build_policy
+from mindrepvgg.data.sources import Source
 from mindrepvgg.data.transform import (
     INTERPOLATIONS,
     OPENCV_KERNELS,
@@ -38,6 +40,16 @@ _STAND_IN = 1 << 20
 
 # Pictures per task: enough to make the cost of a task vanish, few enough to share a batch out evenly.
 _PICTURES_PER_TASK = 4
+
+
+class _Name(NamedTuple):
+    """What a message calls a picture; worked out for a message only, because packed names have to be read."""
+
+    source: Source
+    index: int
+
+    def __str__(self):
+        return self.source.name(self.index)
 
 
 class _Loader:
@@ -121,7 +133,7 @@ class _Loader:
     def _picture(self, index):
         """Return picture `index` as uint8: (H, W) when gray, (H, W, 3) RGB otherwise."""
         if self.source.images is None:
-            return decode(self.source.files.read(index), self.source.name(index), self.in_channels)
+            return decode(self.source.files.read(index), _Name(self.source, index), self.in_channels)
         picture = self.source.images[index]
         if picture.shape[2] == 1:
             return picture[..., 0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import tempfile
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from ..errors import DataError, EquivalenceError, UserError
 from ..evaluate import check_classes, loader_of, recipe_of, spread, val_source
 from ..export import check_destination, export_checkpoint
 from ..files import atomic_path, write_json
-from ..onnx_graph import GraphOptions, build_onnx, import_onnx
+from ..onnx_graph import GraphOptions, build_onnx, import_onnx, set_metadata
 from ..predict import InputFiles
 from ..pretrained import load_weights
 from ..recipe import nearest
@@ -270,6 +269,6 @@ def _finish(path, metadata):
     """Give an INT8 file its metadata and check that it is valid."""
     onnx = import_onnx()
     model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()})
+    set_metadata(model, metadata)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
