@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from mindrepvgg import cli
+from mindrepvgg.cli import entry
 from mindrepvgg.errors import EquivalenceError, UserError
 
 
 def main(argv=None):
     """Convert, print the equivalence report; exit status 1, and no file, when the two forms differ."""
-    parser = cli.ArgumentParser(
+    parser = entry.ArgumentParser(
         description="Read a RepVGG checkpoint of any project and write it in another form, project and container. "
         "Branches are fused in float64, and both forms are compared before anything is written."
     )
@@ -36,14 +36,15 @@ def main(argv=None):
     if arguments.inspect == (arguments.dst is not None):
         raise UserError("give either DST, the file to write, or --inspect")
 
-    from mindrepvgg import convert, pretrained, runtime
+    from mindrepvgg.runtime import device
+    from mindrepvgg.weights import convert, load
 
     if arguments.inspect:
-        found = pretrained.import_weights(arguments.src, arguments.weights, arguments.allow_nonfinite)
+        found = load.import_weights(arguments.src, arguments.weights, arguments.allow_nonfinite)
         print("\n".join(f"{key}: {value}" for key, value in convert.describe(found).items()))
         return 0
     # PyNative: two graphs that run once each are not worth compiling.
-    runtime.setup(arguments.device_target, mode=1)
+    device.setup(arguments.device_target, mode=1)
     options = ("dialect", "form", "weights", "num_classes", "rtol", "allow_nonfinite")
     try:
         done = convert.convert_checkpoint(
@@ -63,4 +64,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

@@ -2,8 +2,9 @@
 
 import sys
 
-from mindrepvgg import cli, recipe
+from mindrepvgg.cli import entry
 from mindrepvgg.errors import UserError
+from mindrepvgg.recipe import schema, sources
 
 _FLAGS = {
     "overwrite": "start anew in a folder that already holds a run",
@@ -16,7 +17,7 @@ _FLAGS = {
 
 def main(argv=None):
     """Run a recipe to its end; 130 after Ctrl-C, with the state saved."""
-    parser = cli.ArgumentParser(
+    parser = entry.ArgumentParser(
         description="Train a RepVGG in its multi-branch form.", usage="%(prog)s -c YAML [--KEY VALUE ...]"
     )
     parser.add_argument(
@@ -28,28 +29,28 @@ def main(argv=None):
     )
     for name, text in _FLAGS.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
-    recipe.add_recipe_arguments(parser)
+    sources.add_recipe_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.resume is not None and arguments.overwrite:
         raise UserError("--resume continues a run and --overwrite discards it; give one of the two")
     shows = arguments.show_config or arguments.show_param_groups
     if arguments.resume and arguments.config is None:
-        from mindrepvgg.train.resume import recipe_of_run
+        from mindrepvgg.training.resume import recipe_of_run
 
-        overrides = recipe.overrides_from_arguments(arguments)
-        chosen = recipe_of_run(arguments.resume).replace(recipe.COMMAND_LINE, **overrides)
+        overrides = sources.overrides_from_arguments(arguments)
+        chosen = recipe_of_run(arguments.resume).replace(schema.COMMAND_LINE, **overrides)
     else:
-        chosen = recipe.recipe_from_arguments(arguments, needs_data=not shows)
+        chosen = sources.recipe_from_arguments(arguments, needs_data=not shows)
     return _show(chosen, arguments) if shows else _train(chosen, arguments)
 
 
 def _show(chosen, arguments):
     if arguments.show_config:
-        print(recipe.explain_recipe(chosen), end="")
+        print(sources.explain_recipe(chosen), end="")
     if arguments.show_param_groups:
-        from mindrepvgg.optim import format_parameter_groups, parameter_groups
-        from mindrepvgg.ranks import Ranks
-        from mindrepvgg.train.build import build_network
+        from mindrepvgg.runtime.ranks import Ranks
+        from mindrepvgg.training.assemble import build_network
+        from mindrepvgg.training.optim import format_parameter_groups, parameter_groups
 
         net = build_network(chosen, Ranks())
         print(format_parameter_groups(parameter_groups(net, chosen.weight_decay, chosen.decay_rule)))
@@ -57,8 +58,8 @@ def _show(chosen, arguments):
 
 
 def _train(chosen, arguments):
-    from mindrepvgg.train import Trainer
-    from mindrepvgg.train.folder import find_last
+    from mindrepvgg.training.folder import find_last
+    from mindrepvgg.training.trainer import Trainer
 
     resume = arguments.resume
     if resume == "":
@@ -68,4 +69,4 @@ def _train(chosen, arguments):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

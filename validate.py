@@ -7,7 +7,7 @@ msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python
 import json
 import sys
 
-from mindrepvgg import cli
+from mindrepvgg.cli import entry
 from mindrepvgg.errors import UserError
 
 _OVERRIDES = (
@@ -20,7 +20,9 @@ _WAYS = ("limit", "flip", "amp_level", "engine", "per_class", "confusion")
 
 def main(argv=None):
     """Print top-1, top-5, loss and speed of a checkpoint on its validation split, or how far it is from PyTorch."""
-    parser = cli.ArgumentParser(description="Validate a checkpoint, in train or deploy form: it knows the rest itself.")
+    parser = entry.ArgumentParser(
+        description="Validate a checkpoint, in train or deploy form: it knows the rest itself."
+    )
     parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="checkpoint of this or any RepVGG project")
     for name in _OVERRIDES:
         parser.add_argument(f"--{name}", metavar="VALUE", help="as in the recipe; default: as the checkpoint says")
@@ -45,16 +47,16 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     _check(arguments, parser)
 
-    from mindrepvgg import ranks, runtime
-    from mindrepvgg.pretrained import load_weights
+    from mindrepvgg.runtime import device, ranks
+    from mindrepvgg.weights.load import load_weights
 
     on_cpu = arguments.cross_check or arguments.engine == "onnxruntime"
-    device = runtime.setup("CPU" if on_cpu else arguments.device_target, arguments.mode)
-    group = ranks.start(False if arguments.distribute == "false" else "auto", device)
+    target = device.setup("CPU" if on_cpu else arguments.device_target, arguments.mode)
+    group = ranks.start(False if arguments.distribute == "false" else "auto", target)
     net = load_weights(arguments.ckpt_path, arguments.weights)
     overrides = {name: getattr(arguments, name) for name in _OVERRIDES if getattr(arguments, name)}
     report = _cross_check if arguments.cross_check else _validate
-    return report(net, overrides, device, group, arguments)
+    return report(net, overrides, target, group, arguments)
 
 
 def _check(arguments, parser):
@@ -67,19 +69,19 @@ def _check(arguments, parser):
     if arguments.engine == "onnxruntime" and (arguments.amp_level != "O0" or arguments.device_target == "Ascend"):
         raise UserError("--engine onnxruntime computes in float32 on the CPU; leave out --amp_level and Ascend with it")
     if arguments.per_class or arguments.confusion:
-        from mindrepvgg.class_report import TABLE, TABLE_OR_PICTURE, check_suffix
+        from mindrepvgg.evaluation.classes import TABLE, TABLE_OR_PICTURE, check_suffix
 
         for path, suffixes in ((arguments.per_class, TABLE), (arguments.confusion, TABLE_OR_PICTURE)):
             if path:
                 check_suffix(path, suffixes)
 
 
-def _validate(net, overrides, device, group, arguments):
-    from mindrepvgg.validation import Way, validate
+def _validate(net, overrides, target, group, arguments):
+    from mindrepvgg.evaluation.validation import Way, validate
 
     way = Way(**{name: getattr(arguments, name) for name in Way._fields})
     by_class = bool(arguments.per_class or arguments.confusion)
-    found = validate(net, overrides, device, group, way, by_class, show_progress=not arguments.json)
+    found = validate(net, overrides, target, group, way, by_class, show_progress=not arguments.json)
     group.leave()
     if group.is_first:
         print(json.dumps(found.to_dict()) if arguments.json else found.format())
@@ -91,7 +93,7 @@ def _validate(net, overrides, device, group, arguments):
 
 
 def _cross_check(net, overrides, _device, group, arguments):
-    from mindrepvgg.crosscheck import check_file
+    from mindrepvgg.evaluation.crosscheck import check_file
 
     if group.size > 1:
         raise UserError("--cross_check is done in one process; start it without msrun")
@@ -104,4 +106,4 @@ def _cross_check(net, overrides, _device, group, arguments):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

@@ -15,12 +15,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, installed or not
 
 import mindrepvgg
-from mindrepvgg import cli
+from mindrepvgg.cli import entry
 
 
 def main(argv=None):
     """Measure and print a markdown table."""
-    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="repvgg_a0")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--image_size", type=int, default=224)
@@ -36,10 +36,10 @@ def measure(model="repvgg_a0", batch_size=16, image_size=224, rounds=15) -> str:
     import mindspore as ms
     import numpy as np
 
-    from mindrepvgg import runtime
-    from mindrepvgg.environment import processor
+    from mindrepvgg.runtime import device
+    from mindrepvgg.runtime.environment import processor
 
-    device = runtime.setup("auto")
+    target = device.setup("auto")
     images = np.random.default_rng(0).normal(size=(batch_size, 3, image_size, image_size))
     batch = ms.Tensor(images, ms.float32)
 
@@ -57,7 +57,7 @@ def measure(model="repvgg_a0", batch_size=16, image_size=224, rounds=15) -> str:
 
     lines = [
         f"{model}, batch {batch_size}, {image_size}x{image_size}, float32, graph mode, MindSpore {ms.__version__}, "
-        f"{device} ({processor()}, {os.cpu_count()} cores), median of {rounds} turns:",
+        f"{target} ({processor()}, {os.cpu_count()} cores), median of {rounds} turns:",
         "",
         "| | images/s | quartiles | first call, with compilation |",
         "|---|---|---|---|",
@@ -88,4 +88,4 @@ def _seconds(call):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

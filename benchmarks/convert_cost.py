@@ -18,9 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from mindrepvgg.cli import entry
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, installed or not
 
-from mindrepvgg import cli
 
 CONTESTANTS = {"copy": "read and write", "convert": "convert.py: read, fuse, prove, write"}
 TIME_GOAL, MEMORY_GOAL = 3, 2.5
@@ -28,7 +29,7 @@ TIME_GOAL, MEMORY_GOAL = 3, 2.5
 
 def main(argv=None):
     """Measure and print a markdown table."""
-    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="repvgg_b3")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contestant")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)  # contestant, source, destination: one turn
@@ -77,8 +78,8 @@ def write_official(model, path):
     import torch
 
     import mindrepvgg
-    from mindrepvgg.checkpoint import network_arrays
-    from mindrepvgg.dialects import from_house
+    from mindrepvgg.weights.checkpoint import network_arrays
+    from mindrepvgg.weights.rename import from_house
 
     net = mindrepvgg.create_model(model)
     arrays = from_house(network_arrays(net), "official", net.variant)
@@ -87,14 +88,15 @@ def write_official(model, path):
 
 def one_turn(contestant, source, destination) -> dict:
     """Seconds and bytes of one contestant's turn in this process."""
-    from mindrepvgg import convert, runtime, torchfile, weights
+    from mindrepvgg.runtime import device
+    from mindrepvgg.weights import containers, convert, torchfile
 
-    runtime.setup("CPU", mode=1)
+    device.setup("CPU", mode=1)
     before = _process_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
     start = time.perf_counter()
     if contestant == "copy":
-        weights.write_weights(destination, torchfile.read_torch_file(source))
+        containers.write_weights(destination, torchfile.read_torch_file(source))
     else:
         convert.convert_checkpoint(source, destination)
     return {"seconds": time.perf_counter() - start, "memory": _process_bytes("VmHWM") - before}
@@ -107,4 +109,4 @@ def _process_bytes(field):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, installed or not
 
 import mindrepvgg
-from mindrepvgg import cli
+from mindrepvgg.cli import entry
 
 OURS, THEIRS = "onnxruntime, our export", "onnxruntime, PyTorch's export"
 EAGER, MINDSPORE = "PyTorch, eager, channels last", "MindSpore, graph mode"
@@ -36,7 +36,7 @@ _REST = 0.3
 
 def main(argv=None):
     """Measure and print a markdown table."""
-    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="repvgg_a0,repvgg_b1", help="networks, separated by commas")
     parser.add_argument("--batch_sizes", default="1,16", help="separated by commas")
     parser.add_argument("--image_size", type=int, default=224)
@@ -57,16 +57,16 @@ def measure(settings=_SETTINGS, image_size=224, rounds=15, threads=None) -> Iter
     import onnxruntime
     import torch
 
-    from mindrepvgg import runtime
-    from mindrepvgg.environment import processor
+    from mindrepvgg.runtime import device
+    from mindrepvgg.runtime.environment import processor
 
     threads = threads or len(os.sched_getaffinity(0))
-    device = runtime.setup("CPU")
+    target = device.setup("CPU")
     torch.set_num_threads(threads)
     names = (OURS, THEIRS, EAGER, MINDSPORE)
     yield from (
         f"Deploy form, {image_size}x{image_size}, float32, ms a batch, median of {rounds} turns, {threads} threads; "
-        f"onnxruntime {onnxruntime.__version__}, PyTorch {torch.__version__}, MindSpore {ms.__version__}, {device} "
+        f"onnxruntime {onnxruntime.__version__}, PyTorch {torch.__version__}, MindSpore {ms.__version__}, {target} "
         f"({processor()}, {os.cpu_count()} cores):",
         "",
         f"| network | batch | {' | '.join(names)} | ours to PyTorch's export | ours to PyTorch, eager |",
@@ -89,9 +89,9 @@ def _times(model, batch_size, image_size, rounds, threads):
     import mindspore as ms
     import numpy as np
 
-    from mindrepvgg.benchmark.torch_network import torch_eager, torch_network
-    from mindrepvgg.checkpoint import network_arrays
-    from mindrepvgg.engine import engine_of
+    from mindrepvgg.deployment.engine import engine_of
+    from mindrepvgg.measure.torch_network import torch_eager, torch_network
+    from mindrepvgg.weights.checkpoint import network_arrays
 
     net = mindrepvgg.create_model(model, deploy=True).set_train(False)
     _keep_signal(net)
@@ -137,7 +137,7 @@ def _torch_export(torch_net, images, threads):
     """A call of what torch.onnx.export makes, under onnxruntime with the same threads."""
     import torch
 
-    from mindrepvgg.engine import OnnxEngine
+    from mindrepvgg.deployment.engine import OnnxEngine
 
     content = io.BytesIO()
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -147,4 +147,4 @@ def _torch_export(torch_net, images, threads):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

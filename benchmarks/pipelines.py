@@ -18,9 +18,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mindrepvgg.cli import entry
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, installed or not
 
-from mindrepvgg import cli
 
 _BATCH, _SIDE, _WORKERS = 32, 224, 2
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -40,7 +41,7 @@ _OURS, _RECORDS, _MINDCV, _TORCHVISION = "ours", "ours, MindRecord", "MindCV", "
 
 def main(argv=None):
     """Measure and print two markdown tables."""
-    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=256, help="pictures an epoch")
     parser.add_argument("--rounds", type=int, default=5, help="counted epochs of each contestant")
     arguments = parser.parse_args(argv)
@@ -50,7 +51,7 @@ def main(argv=None):
 
 def measure(images=256, rounds=5) -> str:
     """The tables of training and of validation."""
-    from mindrepvgg.data import open_source
+    from mindrepvgg.data.datasets import open_source
     from mindrepvgg.data.pack import pack_folder
 
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +93,7 @@ def _facts(images, size, rounds):
     import mindspore as ms
     import PIL
 
-    from mindrepvgg.environment import processor
+    from mindrepvgg.runtime.environment import processor
 
     return (
         f"{processor()}, {os.cpu_count()} cores; {images} JPEGs of 500x375, {size:.0f} KB each; {_WORKERS} workers; "
@@ -102,7 +103,8 @@ def _facts(images, size, rounds):
 
 def _trainers(keys, source, packed, files):
     """Functions that run one epoch, by contestant."""
-    from mindrepvgg.data import Augmentation, TrainLoader
+    from mindrepvgg.data.augment import Augmentation
+    from mindrepvgg.data.loader import TrainLoader
 
     augmentation = Augmentation(scale=(0.08, 1), ratio=(3 / 4, 4 / 3), hflip=0.5, **keys)
 
@@ -128,7 +130,9 @@ def _trainers(keys, source, packed, files):
 
 def _validators(source, files):
     """Functions that run one pass, by contestant; decoding alone is the first."""
-    from mindrepvgg.data import RESIZE_BACKENDS, EvalLoader, decode
+    from mindrepvgg.data.crop import RESIZE_BACKENDS
+    from mindrepvgg.data.decode import decode
+    from mindrepvgg.data.loader import EvalLoader
 
     def decode_all():
         with ThreadPoolExecutor(_WORKERS) as pool:
@@ -274,4 +278,4 @@ def _validation_table(found):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

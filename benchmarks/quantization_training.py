@@ -18,15 +18,16 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))  # run from a checkout, installed or not
 
-from mindrepvgg import cli
-from mindrepvgg.recipe import load_recipe
+
+from mindrepvgg.cli import entry
+from mindrepvgg.recipe.sources import load_recipe
 
 _TUNED = {"fine-tuned with branches": "none", "fine-tuned with BN": "bn", "fine-tuned with QAT": "qat"}
 
 
 def main(argv=None):
     """Train, measure and print a markdown table."""
-    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default=str(_ROOT / "configs" / "quickstart.yaml"), metavar="YAML")
     parser.add_argument("--epochs", type=int, default=10, help="of training (%(default)s)")
     parser.add_argument("--tuning_epochs", type=int, default=3, help="of fine-tuning, at a tenth of lr (%(default)s)")
@@ -39,7 +40,7 @@ def main(argv=None):
 
 def measure(recipe, tuning_epochs, seeds) -> str:
     """A markdown table: mean top-1 over the seeds with the standard deviation, and how far INT8's logits lie off."""
-    from mindrepvgg.environment import processor
+    from mindrepvgg.runtime.environment import processor
 
     start, rows = time.perf_counter(), {}
     with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +88,7 @@ def run_seed(recipe, tuning_epochs, folder):
 
 def train(recipe, folder):
     """The network after the recipe's last epoch."""
-    from mindrepvgg.train import Trainer
+    from mindrepvgg.training.trainer import Trainer
 
     with contextlib.redirect_stdout(sys.stderr):
         trainer = Trainer(recipe.replace(ckpt_save_dir=str(folder), val_while_train=False, keep_checkpoint_max=0))
@@ -97,9 +98,9 @@ def train(recipe, folder):
 
 def batches_of(recipe):
     """(calibration images, validation images with labels), as lists of batches."""
-    from mindrepvgg.data import open_source
-    from mindrepvgg.evaluate import eval_loader, loader_of, spread
-    from mindrepvgg.train.build import CalibrationBatches
+    from mindrepvgg.data.datasets import open_source
+    from mindrepvgg.evaluation.evaluate import eval_loader, loader_of, spread
+    from mindrepvgg.training.assemble import CalibrationBatches
 
     recipe = recipe.replace(batch_size=250)
     source = open_source(recipe.dataset, recipe.data_dir, "train", recipe.num_classes, recipe.val_share)
@@ -113,17 +114,17 @@ def judge(net, calibration, validation) -> tuple[float, ...]:
     The difference is that of the logits, over the RMS of the float network's. A network of 'qat' form has its own grids
     in the first, and is calibrated anew for the second.
     """
-    from mindrepvgg import quantization
+    from mindrepvgg.models import qat
 
-    form = quantization.quantization_form(net)
-    floats = net if form is None else quantization.fold_bn(net)
-    fused = quantization.to_trainable_deploy(floats)
+    form = qat.quantization_form(net)
+    floats = net if form is None else qat.fold_bn(net)
+    fused = qat.to_trainable_deploy(floats)
     expected, top1 = run(fused, validation)
     figures = [top1]
     for per_channel in (True, False):
         int8 = net
-        if form != quantization.QAT or not per_channel:
-            int8 = quantization.to_fake_quantized(fused, calibration, per_channel)
+        if form != qat.QAT or not per_channel:
+            int8 = qat.to_fake_quantized(fused, calibration, per_channel)
         logits, top1 = run(int8, validation)
         figures += [top1, float(((logits - expected) ** 2).mean() ** 0.5 / (expected**2).mean() ** 0.5)]
     return tuple(figures)
@@ -134,7 +135,7 @@ def run(net, validation):
     import mindspore as ms
     import numpy as np
 
-    from mindrepvgg.runtime import execution_mode, inference_mode
+    from mindrepvgg.runtime.device import execution_mode, inference_mode
 
     with inference_mode(net), execution_mode(ms.PYNATIVE_MODE):  # four batches are not worth a graph
         logits = np.concatenate([net(ms.Tensor(images)).asnumpy() for images, _ in validation])
@@ -143,4 +144,4 @@ def run(net, validation):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

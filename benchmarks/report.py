@@ -14,27 +14,28 @@ import quantization_training
 import resize_backends
 import train_step
 
-from mindrepvgg import cli
+from mindrepvgg.cli import entry
 from mindrepvgg.errors import UserError
 from mindrepvgg.files import replace_section
-from mindrepvgg.recipe import load_recipe
+from mindrepvgg.recipe.sources import load_recipe
 
 _DOCS = _ROOT / "docs"
 
 
 def _networks():
     """Table 4 of the paper, as far as a CPU goes in reasonable time, and its picture."""
-    from mindrepvgg import benchmark, runtime
+    from mindrepvgg.measure import contest, report
+    from mindrepvgg.runtime import device
 
-    runtime.setup("CPU")
-    settings = benchmark.Settings(
+    device.setup("CPU")
+    settings = report.Settings(
         models="repvgg_a0,repvgg_a1,repvgg_b0,repvgg_b1",
         baselines="resnet18,resnet34,resnet50,resnet101",
         engines="mindspore,onnxruntime",
         batch_sizes="1",
         rounds=12,
     )
-    *_, found = benchmark.measure(settings)
+    *_, found = contest.measure(settings)
     found.draw(_DOCS / "speed.png")
     return found.format()
 
@@ -58,7 +59,7 @@ SECTIONS = {
 
 def main(argv=None):
     """Measure one section after the other; each is written as soon as it is done."""
-    parser = cli.ArgumentParser(description=__doc__)
+    parser = entry.ArgumentParser(description=__doc__)
     parser.add_argument("--only", metavar="NAME,...", help=f"some of: {', '.join(SECTIONS)}")
     parser.add_argument("--page", type=Path, default=_DOCS / "performance.md")
     arguments = parser.parse_args(argv)
@@ -74,4 +75,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

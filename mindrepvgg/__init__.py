@@ -5,20 +5,20 @@ Names are imported when first used, so that `mindrepvgg.list_models()` answers w
 
 import importlib
 
-from .environment import cap_cpu_isa as _cap_cpu_isa
-from .version import __version__ as __version__
+from mindrepvgg.runtime.environment import cap_cpu_isa as _cap_cpu_isa
+from mindrepvgg.version import __version__ as __version__
 
 _HOMES = {
-    "list_models": "variants",
-    "create_model": "pretrained",
-    "load_weights": "pretrained",
-    "RepVGG": "model",
-    "RepVGGPlus": "model",
-    "RepVGGBlock": "block",
-    "to_deploy": "deploy",
-    "verify_equivalence": "deploy",
-    "save_checkpoint": "checkpoint",
-    "load_checkpoint": "checkpoint",
+    "list_models": "models.variants",
+    "create_model": "weights.load",
+    "load_weights": "weights.load",
+    "RepVGG": "models.repvgg",
+    "RepVGGPlus": "models.repvgg",
+    "RepVGGBlock": "reparam.blocks",
+    "to_deploy": "reparam.deploy",
+    "verify_equivalence": "reparam.deploy",
+    "save_checkpoint": "weights.checkpoint",
+    "load_checkpoint": "weights.checkpoint",
 }
 
 __all__ = sorted(_HOMES)

@@ -8,7 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from .errors import UserError
+from mindrepvgg.errors import UserError
 
 
 @contextlib.contextmanager

@@ -55,12 +55,12 @@ def call(capfd):
     """
     from support import context_mode, script
 
-    from mindrepvgg import cli
+    from mindrepvgg.cli import entry
 
     def run(name, *arguments):
         capfd.readouterr()
         with context_mode("graph"):
-            status = cli.run(script(name).main, [str(argument) for argument in arguments])
+            status = entry.run(script(name).main, [str(argument) for argument in arguments])
         out, err = capfd.readouterr()
         lines = [line for line in err.splitlines(keepends=True) if not line.startswith(("[WARNING]", "[ERROR]"))]
         return status, out, "".join(lines)

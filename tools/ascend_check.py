@@ -13,7 +13,8 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
 
-from mindrepvgg import cli
+
+from mindrepvgg.cli import entry
 from mindrepvgg.files import atomic_write, write_json
 
 REFERENCE = Path(__file__).with_name("ascend_reference.json")
@@ -21,7 +22,7 @@ REFERENCE = Path(__file__).with_name("ascend_reference.json")
 
 def main(argv=None):
     """Run the checks one after the other; the report is written anew after each, so that none is lost."""
-    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", metavar="NAME", help="networks (default: all on Ascend, nano on CPU)")
     parser.add_argument("--precision", nargs="+", default=["float32", "float16"], choices=("float32", "float16"))
     parser.add_argument("--device_target", default="auto", choices=("auto", "CPU", "Ascend"))
@@ -35,19 +36,21 @@ def main(argv=None):
 
     from tqdm import tqdm
 
-    from mindrepvgg import runtime, selfcheck, variants
+    from mindrepvgg.measure import selfcheck
+    from mindrepvgg.models import variants
+    from mindrepvgg.runtime import device
 
     models = [variants.find(name).name for name in arguments.models or ()]
     if arguments.record:
-        runtime.setup("CPU")
+        device.setup("CPU")
         names = models or (*selfcheck.SMALLEST, *selfcheck.NETWORKS)
         write_json(arguments.record, selfcheck.record(tqdm(names, disable=not sys.stderr.isatty())))
         return 0
     reference = selfcheck.read_reference(arguments.reference)
-    device = runtime.setup(arguments.device_target, jit_level=arguments.jit_level)
-    meeting, group = selfcheck.join(device)
+    target = device.setup(arguments.device_target, jit_level=arguments.jit_level)
+    meeting, group = selfcheck.join(target)
     path = arguments.report if group.is_first else arguments.report.with_suffix(f".rank{group.rank}.md")
-    facts = selfcheck.environment(device, runtime.choose_jit_level(arguments.jit_level, device).reason)
+    facts = selfcheck.environment(target, device.choose_jit_level(arguments.jit_level, target).reason)
     smi, results = selfcheck.npu_smi(), [meeting]
 
     def save(under_way=""):
@@ -56,8 +59,8 @@ def main(argv=None):
         if arguments.json:
             write_json(path.with_suffix(".json"), selfcheck.report_json(facts, results, smi, under_way))
 
-    models = models or (selfcheck.NETWORKS if device == "Ascend" else selfcheck.SMALLEST)
-    todo = list(selfcheck.checks(device, group, models, arguments.precision, reference, arguments.default_precision))
+    models = models or (selfcheck.NETWORKS if target == "Ascend" else selfcheck.SMALLEST)
+    todo = list(selfcheck.checks(target, group, models, arguments.precision, reference, arguments.default_precision))
     print(meeting.format(), flush=True)
     for name, check in (bar := tqdm(todo, unit="check", disable=not sys.stderr.isatty())):
         bar.set_description(name)
@@ -74,4 +77,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

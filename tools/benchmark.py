@@ -8,21 +8,21 @@ The paper's table 4 on any device: the speed of each network beside ResNet-18's,
     python tools/benchmark.py --forms deploy --batch_sizes 128 --baselines resnet18,resnet34,resnet50,resnet101
         --models repvgg_a0,repvgg_a1,repvgg_b0,repvgg_a2,repvgg_b1g4,repvgg_b1g2,repvgg_b1 --plot speed.png
 
-mindrepvgg/benchmark/__init__.py tells what the figures are of. Exit status 1 if a contestant broke down.
+mindrepvgg/measure/__init__.py tells what the figures are of. Exit status 1 if a contestant broke down.
 """
 
 import sys
 from pathlib import Path
 
+from mindrepvgg.cli import entry
+
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
-
-from mindrepvgg import cli
 
 
 def main(argv=None):
     """Print the table; files are written anew after each batch size, so that none is lost."""
-    parser = cli.ArgumentParser(description="Latency and throughput of networks, contestants taking turns.")
+    parser = entry.ArgumentParser(description="Latency and throughput of networks, contestants taking turns.")
     parser.add_argument("--models", metavar="NAME,...", default="", help="networks of the family (repvgg_a0)")
     parser.add_argument("--ckpt_path", nargs="+", default=(), metavar="FILE", help="checkpoints of any RepVGG project")
     parser.add_argument("--forms", metavar="FORM,...", default="train,deploy", help="train, deploy (both)")
@@ -45,22 +45,23 @@ def main(argv=None):
     arguments = vars(parser.parse_args(argv))
     out, table, plot = (arguments.pop(name) for name in ("out", "csv", "plot"))
 
-    from mindrepvgg import benchmark, runtime
+    from mindrepvgg.measure import contest, report
+    from mindrepvgg.runtime import device
 
-    settings = benchmark.Settings(ckpt_paths=arguments.pop("ckpt_path"), **arguments)
+    settings = report.Settings(ckpt_paths=arguments.pop("ckpt_path"), **arguments)
     if plot:
-        benchmark.check_plot(plot, settings)
-    runtime.setup("CPU")  # this process makes the weights; the device is its contestants'
-    for report in benchmark.measure(settings, show_progress=True):
+        report.check_plot(plot, settings)
+    device.setup("CPU")  # this process makes the weights; the device is its contestants'
+    for found in contest.measure(settings, show_progress=True):
         if out:
-            report.write(out)
+            found.write(out)
         if table:
-            report.write_csv(table)
-    print(report.format())
+            found.write_csv(table)
+    print(found.format())
     if plot:
-        report.draw(plot)
-    return 1 if report.failed else 0
+        found.draw(plot)
+    return 1 if found.failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

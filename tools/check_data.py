@@ -15,14 +15,15 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
 
-from mindrepvgg import cli
+
+from mindrepvgg.cli import entry
 from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write
 
 
 def main(argv=None):
     """Print a summary, and write the whole report."""
-    parser = cli.ArgumentParser(description="Decode every picture of a data set and say what is wrong with it.")
+    parser = entry.ArgumentParser(description="Decode every picture of a data set and say what is wrong with it.")
     parser.add_argument("data_dir", nargs="?", metavar="DIR", help="the folder a recipe names as data_dir")
     parser.add_argument("--dataset", default="imagenet", metavar="NAME", help="as in the recipe (%(default)s)")
     parser.add_argument("--val_share", type=float, default=0.0, metavar="X", help="as in the recipe (%(default)s)")
@@ -34,7 +35,7 @@ def main(argv=None):
     if arguments.num_parallel_workers < 1:
         raise UserError(f"num_parallel_workers (={arguments.num_parallel_workers}) must be at least 1")
 
-    from mindrepvgg.check_data import check_data, write_bad_list
+    from mindrepvgg.data.check import check_data, write_bad_list
 
     options = (arguments.dataset, arguments.val_share, arguments.num_parallel_workers)
     report = check_data(arguments.data_dir, *options, show_progress=True)
@@ -48,4 +49,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

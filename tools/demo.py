@@ -7,10 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+from mindrepvgg.cli import entry
+
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
 
-from mindrepvgg import cli
 
 _FOLDER = Path("outputs/demo")
 CHECKPOINTS = _FOLDER / "repvgg_nano_best.ckpt", _FOLDER / "repvgg_nano_deploy.ckpt"
@@ -19,7 +20,7 @@ _SPEED_ROUNDS = 5
 
 def main(argv=None):
     """Run the commands a user would type, then compare both forms on the held-out images."""
-    cli.ArgumentParser(description=__doc__).parse_args(argv)
+    entry.ArgumentParser(description=__doc__).parse_args(argv)
     start = time.perf_counter()
     trained, deployed = CHECKPOINTS
     for command in (
@@ -41,10 +42,11 @@ def main(argv=None):
 
 def report(*paths) -> str:
     """A markdown table of both forms on the held-out images, and how far their logits lie apart."""
-    from mindrepvgg import load_checkpoint, runtime, verify_equivalence
-    from mindrepvgg.evaluate import eval_loader, evaluate, recipe_of
+    from mindrepvgg import load_checkpoint, verify_equivalence
+    from mindrepvgg.evaluation.evaluate import eval_loader, evaluate, recipe_of
+    from mindrepvgg.runtime import device
 
-    runtime.setup("CPU")
+    device.setup("CPU")
     nets = [load_checkpoint(path) for path in paths]
     loader = eval_loader(recipe_of(nets[0], {}))
     # In turn, so that a slow spell of the machine meets both forms.
@@ -65,4 +67,4 @@ def report(*paths) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

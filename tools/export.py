@@ -7,9 +7,10 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
 
-from mindrepvgg import cli
+
+from mindrepvgg.cli import entry
+from mindrepvgg.deployment.graph import DEFAULT_OPSET, PRECISIONS, GraphOptions
 from mindrepvgg.errors import UserError
-from mindrepvgg.onnx_graph import DEFAULT_OPSET, PRECISIONS, GraphOptions
 
 _OVERRIDES = ("mean", "std", "crop_pct", "interpolation")
 _DYNAMIC = "dynamic"
@@ -17,7 +18,7 @@ _DYNAMIC = "dynamic"
 
 def main(argv=None):
     """Write the file, run it, compare it with the network, and print what was found."""
-    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ckpt", metavar="CKPT", help="checkpoint of this or any RepVGG project, in either form")
     parser.add_argument("out", metavar="OUT", help="the file to write: .onnx, .mindir, or on Ascend .air")
     parser.add_argument("--batch_size", default=_DYNAMIC, metavar="N", help="a number, or dynamic (%(default)s)")
@@ -43,9 +44,10 @@ def main(argv=None):
         overrides["image_resize"] = arguments.image_size
     options = GraphOptions(batch_size, None, arguments.precision, softmax=arguments.softmax, opset=arguments.opset)
 
-    from mindrepvgg import export, runtime
+    from mindrepvgg.deployment import export
+    from mindrepvgg.runtime import device
 
-    runtime.setup(arguments.device_target, mode=1)  # PyNative: a graph that runs a few times is not worth compiling
+    device.setup(arguments.device_target, mode=1)  # PyNative: a graph that runs a few times is not worth compiling
     done = export.export_checkpoint(
         arguments.ckpt,
         arguments.out,
@@ -67,4 +69,4 @@ def _whole(name, text):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

@@ -8,15 +8,15 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from mindrepvgg.cli import entry
+
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
-
-from mindrepvgg import cli
 
 
 def main(argv=None):
     """Pack every split of SRC and say what each became."""
-    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("src", metavar="SRC", help="folder with train and val, or one folder of classes")
     parser.add_argument("dst", metavar="DST", help="folder to pack into, which becomes data_dir")
     parser.add_argument("--short_side", type=int, metavar="PIXELS", help="resize larger pictures (default: keep all)")
@@ -44,4 +44,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

@@ -14,7 +14,8 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
 
-from mindrepvgg import cli
+
+from mindrepvgg.cli import entry
 from mindrepvgg.errors import DataError, UserError
 
 _OVERRIDES = ("num_parallel_workers", "image_resize", "crop_pct", "interpolation", "mean", "std", "resize_backend")
@@ -22,7 +23,7 @@ _OVERRIDES = ("num_parallel_workers", "image_resize", "crop_pct", "interpolation
 
 def main(argv=None):
     """Print the most probable classes of each picture."""
-    parser = cli.ArgumentParser(description="The most probable classes of pictures, by a checkpoint of any project.")
+    parser = entry.ArgumentParser(description="The most probable classes of pictures, by a checkpoint of any project.")
     parser.add_argument("inputs", nargs="+", metavar="IMAGE|FOLDER|-", help="-: one picture from standard input")
     parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="checkpoint of this or any RepVGG project")
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="classes a picture (%(default)s)")
@@ -42,12 +43,13 @@ def main(argv=None):
 
     from tqdm import tqdm
 
-    from mindrepvgg import predict, runtime
-    from mindrepvgg.pretrained import load_weights
+    from mindrepvgg.evaluation import predict
+    from mindrepvgg.runtime import device
+    from mindrepvgg.weights.load import load_weights
 
     files = predict.InputFiles(arguments.inputs)
     drawer = predict.Drawer(arguments.out, files) if arguments.out else None
-    runtime.setup("CPU" if arguments.engine == "onnxruntime" else arguments.device_target)
+    device.setup("CPU" if arguments.engine == "onnxruntime" else arguments.device_target)
     net = load_weights(arguments.ckpt_path, arguments.weights)
     names = predict.class_names_of(net, arguments.class_names)
     given = {name: getattr(arguments, name) for name in ("batch_size", *_OVERRIDES) if getattr(arguments, name)}
@@ -71,4 +73,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

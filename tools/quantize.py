@@ -7,7 +7,8 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
 
-from mindrepvgg import cli
+
+from mindrepvgg.cli import entry
 from mindrepvgg.errors import UserError
 
 _OVERRIDES = (
@@ -22,7 +23,7 @@ _OPTIONS = (
 
 def main(argv=None):
     """Quantise after training, judge float and INT8 on the validation split, write, and print what was found."""
-    parser = cli.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ckpt", metavar="CKPT", help="checkpoint of this or any RepVGG project, in either form")
     parser.add_argument("out", metavar="OUT", help="the file to write, .onnx")
     parser.add_argument("--calibration", metavar="DIR|DATASET", help="default: the training split of what is judged on")
@@ -55,18 +56,19 @@ def main(argv=None):
         given["keep_float"] = int(keep) if keep.isdecimal() else tuple(keep.split(","))
     overrides = {name: getattr(arguments, name) for name in _OVERRIDES if getattr(arguments, name)}
 
-    from mindrepvgg import int8, runtime
+    from mindrepvgg.deployment.int8 import quantize
+    from mindrepvgg.runtime import device
 
-    runtime.setup("CPU", mode=1)  # PyNative: a graph that runs a few times is not worth compiling
+    device.setup("CPU", mode=1)  # PyNative: a graph that runs a few times is not worth compiling
     options, rest = (
-        int8.QuantizeOptions(**given),
+        quantize.QuantizeOptions(**given),
         {name: getattr(arguments, name) for name in ("weights", "report")},
     )
     places = arguments.ckpt, arguments.out
-    done = int8.quantize_checkpoint(*places, options, overrides=overrides, show_progress=not arguments.json, **rest)
+    done = quantize.quantize_checkpoint(*places, options, overrides=overrides, show_progress=not arguments.json, **rest)
     print(json.dumps(done.to_dict()) if arguments.json else done.format())
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

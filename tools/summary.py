@@ -14,14 +14,16 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
 
-from mindrepvgg import cli, summary, variants
+
+from mindrepvgg.cli import entry
 from mindrepvgg.errors import UserError
-from mindrepvgg.recipe import load_recipe
+from mindrepvgg.models import summary, variants
+from mindrepvgg.recipe.sources import load_recipe
 
 
 def main(argv=None):
     """Print the table; a name answers at once, a checkpoint once it is read."""
-    parser = cli.ArgumentParser(description="Layers, parameters, MACs and memory of a network, in both of its forms.")
+    parser = entry.ArgumentParser(description="Layers, parameters, MACs and memory of a network, in both of its forms.")
     parser.add_argument("network", metavar="NAME|CKPT", help="repvgg_a0 ..., or a checkpoint of any RepVGG project")
     parser.add_argument("--model_args", metavar="MAPPING", help="sizes of the network 'repvgg', as in the recipe")
     parser.add_argument("--num_classes", metavar="N", help="default: the checkpoint's, or 1000")
@@ -55,9 +57,9 @@ def main(argv=None):
 
 def _of_checkpoint(path, weights, sizes):
     """The summary of a checkpoint's network, and what the file is."""
-    from mindrepvgg import convert, pretrained
+    from mindrepvgg.weights import convert, load
 
-    imported = pretrained.import_weights(path, weights, allow_nonfinite=True)
+    imported = load.import_weights(path, weights, allow_nonfinite=True)
     network, facts = imported.recognised, convert.describe(imported)
     told = {"image_size": facts["image_size"]} if "image_size" in facts else {}
     sizes = {"num_classes": network.num_classes, "in_channels": network.in_channels, **told, **sizes}
@@ -68,4 +70,4 @@ def _of_checkpoint(path, weights, sizes):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

@@ -8,14 +8,14 @@ sys.path.insert(0, str(_ROOT))  # run from a checkout, installed or not
 
 import demo
 
-from mindrepvgg import cli
+from mindrepvgg.cli import entry
 from mindrepvgg.errors import UserError
 from mindrepvgg.files import replace_section
 
 
 def main(argv=None):
     """Replace what stands between the markers by fresh figures."""
-    parser = cli.ArgumentParser(description=__doc__)
+    parser = entry.ArgumentParser(description=__doc__)
     parser.add_argument("--readme", type=Path, default=_ROOT / "README.md")
     readme = parser.parse_args(argv).readme
     checkpoints = [_ROOT / path for path in demo.CHECKPOINTS]
@@ -28,4 +28,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(entry.run(main))

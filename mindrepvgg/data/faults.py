@@ -3,7 +3,7 @@
 import logging
 import threading
 
-from mindrepvgg.data.transform import check_choice
+from mindrepvgg.data.crop import check_choice
 from mindrepvgg.errors import DataError, RecipeError
 
 ON_BAD_IMAGE = ("error", "skip", "replace")

@@ -15,6 +15,7 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
+from mindrepvgg.data.datasets import SPLIT_FOLDERS, open_source, shown
 from mindrepvgg.data.decode import decode
 from mindrepvgg.data.mindrecord import (
     FORMAT,
@@ -33,7 +34,6 @@ from mindrepvgg.data.mindrecord import (
     sha256_of,
     shard_name,
 )
-from mindrepvgg.data.sources import SPLIT_FOLDERS, open_source, shown
 from mindrepvgg.errors import DataError, UnreadableImageError, UserError
 from mindrepvgg.files import write_json
 

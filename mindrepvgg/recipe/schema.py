@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from .. import variants
-from ..errors import RecipeError, UserError
-from . import kinds
-from .kinds import Kind, plain
+from mindrepvgg.errors import RecipeError, UserError
+from mindrepvgg.models import variants
+from mindrepvgg.recipe import kinds
+from mindrepvgg.recipe.kinds import Kind, plain
 
 DEFAULT, COMMAND_LINE, CODE = "default", "command line", "code"
 MINDCV = "MindCV's default"

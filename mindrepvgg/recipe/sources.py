@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 
 import yaml
 
-from ..environment import launched_processes
-from ..errors import RecipeError
-from . import mindcv
-from .kinds import UniqueKeyLoader, plain
-from .schema import COMMAND_LINE, KEYS, Key, Recipe, check_data_dir, describe, refuse_unknown
+from mindrepvgg.errors import RecipeError
+from mindrepvgg.recipe import mindcv_keys
+from mindrepvgg.recipe.kinds import UniqueKeyLoader, plain
+from mindrepvgg.recipe.schema import COMMAND_LINE, KEYS, Key, Recipe, check_data_dir, describe, refuse_unknown
+from mindrepvgg.runtime.environment import launched_processes
 
 
 def _resolve(layers: Iterable[tuple[Mapping, str | Mapping]]) -> Recipe:
@@ -36,8 +36,8 @@ def load_recipe(path: str | os.PathLike | None = None, overrides: Mapping | None
     """
     layers = []
     for values, place in [] if path is None else _read_chain(os.fspath(path)):
-        if mindcv.recognise(values):
-            layers = [mindcv.defaults(values, place), *layers, mindcv.translate(values, place)]
+        if mindcv_keys.recognise(values):
+            layers = [mindcv_keys.defaults(values, place), *layers, mindcv_keys.translate(values, place)]
         else:
             layers.append((values, place))
     return _resolve([*layers, (overrides or {}, COMMAND_LINE)])

@@ -1,0 +1,1 @@
+"""The command `mindrepvgg`: a module for each verb, and the options they share."""

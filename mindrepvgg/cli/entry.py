@@ -1,0 +1,111 @@
+"""What the commands share: an argument parser that answers in one line, and errors turned into exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from mindrepvgg.errors import EquivalenceError, UserError
+from mindrepvgg.recipe.schema import nearest
+
+# The machine's refusals: the user can act on them and a traceback would not help. Any other OSError is a bug.
+_REFUSALS = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.ENOENT,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ENAMETOOLONG,
+    }
+)
+
+
+_BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line with status 2, and which names the nearest option.
+
+    Options must be given in full: a prefix of one key is too often another key, as `mode` is of `model`.
+    """
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, allow_abbrev=False, **options)
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse's, but of arguments left over only the first is reported, with the nearest option."""
+        namespace, left_over = self.parse_known_args(args, namespace)
+        if left_over:
+            self.error(self._describe(left_over[0]))
+        return namespace
+
+    def error(self, message):
+        """Print one line and exit with status 2."""
+        self.exit(2, f"error: {_one_line(message)}\n")
+
+    def _describe(self, argument: str) -> str:
+        """Why the argument is refused."""
+        if not argument.startswith("-"):
+            return f"unexpected argument {argument!r}; --help shows the usage"
+        option = argument.split("=")[0]
+        # The dashed spellings are hidden from --help and must not be suggested.
+        visible = (action for action in self._actions if action.help is not argparse.SUPPRESS)
+        known = [name[2:] for action in visible for name in action.option_strings if name.startswith("--")]
+        near = nearest(option.lstrip("-"), known)
+        hint = f"did you mean --{near}?" if near else "--help lists the options"
+        return f"unknown option {option}; {hint}"
+
+
+def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
+    """Call `main(argv)` and give the process's exit status: main's own (None: 0), or that of its error.
+
+    UserError and the machine's refusals (no permission, no space, no such file): one line on stderr, 2;
+    a package that is missing: one line, 2; EquivalenceError: one line, 1; a pipe whose reader has gone: 141, without a
+    word; Ctrl-C: 130; argparse's exits: their own.
+    Other exceptions are bugs and propagate.
+    """
+    try:
+        status = main(argv) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough, as `head` does; what is left to flush at the end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except UserError as error:
+        return _fail(2, str(error))
+    except EquivalenceError as error:
+        return _fail(1, str(error))
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted")
+    except SystemExit as stop:
+        return stop.code or 0
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("mindrepvgg"):
+            raise
+        return _fail(
+            2, f"the package {error.name} is not installed; pip install -r requirements.txt (Python 3.10-3.12)"
+        )
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(2, f"{place}{error.strerror}")
+
+
+def _fail(status: int, message: str) -> int:
+    """Print the message as one line on stderr and give the status back."""
+    print(f"error: {_one_line(message)}", file=sys.stderr)
+    return status
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

@@ -1,0 +1,448 @@
+"""What is wrong with a data set: unreadable pictures, duplicates, classes without pictures.
+
+Every picture is decoded as training decodes it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import io
+import itertools
+import os
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from mindrepvgg.data.datasets import IMAGE_SUFFIXES, SPLIT_FOLDERS, SPLITS, ImageFiles, Source, open_source
+from mindrepvgg.data.decode import decode
+from mindrepvgg.data.mindrecord import is_record_folder
+from mindrepvgg.errors import DataError, UnreadableImageError
+from mindrepvgg.files import atomic_write
+
+UNDIVIDED = "all"  # what the one split of a folder without train and val is called
+
+_USUAL_SIDE = 224  # pixels that networks of this family are trained on; smaller pictures are enlarged
+_PICTURES_PER_TASK = 32
+_NAMES_SHOWN = 5
+
+# A JPEG with further pictures behind the first, as many cameras write under the name .jpg.
+_SAME_FORMAT = {"MPO": "JPEG"}
+
+
+class _Seen(NamedTuple):
+    """One readable picture: SHA-256 of its bytes (of its pixels, for a set in memory), size, Pillow's mode, format."""
+
+    digest: bytes
+    height: int
+    width: int
+    mode: str
+    format: str
+
+
+@dataclasses.dataclass
+class _Split:
+    """A split as it lies there, with all that `open_source` would refuse or pass over."""
+
+    source: Source
+    problems: list[str] = dataclasses.field(default_factory=list)
+    # Files that are no pictures, by suffix.
+    ignored: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    outside: int = 0  # pictures that lie in no class folder
+
+    def place(self, index):
+        """Where picture `index` is, for the report, but for the split."""
+        source = self.source
+        return {"file": source.name(index), "class": source.class_names[source.labels[index]]}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataReport:
+    """What was found; all parts are plain types, for JSON.
+
+    splits: figures by split. problems: what `open_source` refuses, and folders that cannot be listed. unreadable: file,
+    split, class, reason of each. duplicates: groups of the same bytes, with their files, and whether these are of
+    several classes (two_classes) or splits (two_splits). wrong_suffix: files that are of another format than their
+    name's suffix says, which readers do not mind. missing_classes: by split, those that another one has.
+    """
+
+    data_dir: str
+    dataset: str
+    splits: dict
+    problems: list[str]
+    unreadable: list[dict]
+    duplicates: list[dict]
+    wrong_suffix: list[dict]
+    missing_classes: dict
+
+    @property
+    def passed(self) -> bool:
+        """Whether training would meet nothing bad: no unreadable picture, none under two classes, no problem."""
+        return not (self.problems or self.unreadable or any(group["two_classes"] for group in self.duplicates))
+
+    def to_dict(self) -> dict:
+        """Plain types, for JSON."""
+        return {"passed": self.passed, **vars(self)}
+
+    def format(self) -> str:
+        """A summary for people: the first few of everything."""
+        lines = []
+        for name, facts in self.splits.items():
+            lines += _format_split(name, facts)
+        for name, missing in self.missing_classes.items():
+            lines += _listed(f"classes missing in {name}", [repr(name) for name in missing])
+        lines += _listed("problems", self.problems)
+        lines += _listed("unreadable pictures", [f"{entry['file']}: {entry['reason']}" for entry in self.unreadable])
+        two_classes, leaked, copies = self._sorted_duplicates()
+        lines += _listed("pictures under two classes", two_classes)
+        lines += _listed("pictures in two splits, so that validation sees what was trained on", leaked)
+        lines += _listed("pictures more than once in a class", copies)
+        wrong = [f"{entry['file']} is {entry['format']}" for entry in self.wrong_suffix]
+        lines += _listed("files of another format than their suffix says (read all the same)", wrong)
+        lines.append("nothing bad was found" if self.passed else "the data set needs repair")
+        # A file's name may hold bytes that are no text.
+        return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
+
+    def _sorted_duplicates(self):
+        """The groups in words: those of two classes, of two splits, and the others."""
+        shown = [(_words_of_group(group["files"]), group) for group in self.duplicates]
+        return (
+            [text for text, group in shown if group["two_classes"]],
+            [text for text, group in shown if group["two_splits"]],
+            [text for text, group in shown if not (group["two_classes"] or group["two_splits"])],
+        )
+
+
+def check_data(data_dir, dataset="imagenet", val_share=0.0, num_parallel_workers=1, show_progress=False) -> DataReport:
+    """Look at every picture of a data set's splits.
+
+    data_dir, dataset, val_share: see `open_source`. Where that stops at the first mistake of an image folder, here the
+    mistake is noted and the rest is looked at. A folder without train and val is one split, `UNDIVIDED`, unless
+    val_share divides it. Of a picture its name and some bytes are kept, never its pixels.
+    Raises DataError when there is nothing to look at, RecipeError for an impossible val_share.
+    """
+    splits, problems = _splits(data_dir, dataset, val_share)
+    unreadable, wrong_suffix, facts, digests = [], [], {}, {}
+    hidden = not (show_progress and sys.stderr.isatty())
+    total = sum(len(split.source) for split in splits.values())
+    with tqdm(total=total, unit="image", desc="check", leave=False, disable=hidden) as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata are the file's business
+        for name, split in splits.items():
+            tally = _Tally(split)
+            for index, seen in _look_at_all(split.source, num_parallel_workers):
+                tally.add(index, seen)
+                bar.update()
+            facts[name], digests[name] = tally.facts(), tally.digests
+            problems += split.problems
+            unreadable += [{"split": name, **entry} for entry in tally.unreadable]
+            wrong_suffix += [{"split": name, **entry} for entry in tally.wrong_suffix]
+    return DataReport(
+        data_dir=str(data_dir or ""),
+        dataset=dataset,
+        splits=facts,
+        problems=list(dict.fromkeys(problems)),
+        unreadable=unreadable,
+        duplicates=_duplicates(splits, digests),
+        wrong_suffix=wrong_suffix,
+        missing_classes=_missing_classes(splits),
+    )
+
+
+def write_bad_list(path, report: DataReport):
+    """Write the unreadable files' names, one a line, for `xargs` and its like; atomically.
+
+    Files whose name holds a line break are left out: as two lines they would name others.
+    """
+    with atomic_write(path) as stream:
+        for entry in report.unreadable:
+            name = os.fsencode(entry["file"])
+            if b"\n" not in name:
+                stream.write(name + b"\n")
+
+
+# ------------------------------------------------------------------------------------------------------------- splits
+
+
+def _splits(data_dir, dataset, val_share):
+    """The splits by name, and what `open_source` refuses of those that are there."""
+    opened, refused = {}, {}
+    for split in SPLITS:
+        try:
+            opened[split] = open_source(dataset, data_dir, split, val_share=val_share)
+        except DataError as error:
+            refused[split] = error
+    if not opened and not (data_dir and Path(data_dir).expanduser().is_dir()):
+        raise next(iter(refused.values()))
+    if dataset != "imagenet":
+        if not opened:
+            raise next(iter(refused.values()))
+        return {name: _Split(source) for name, source in opened.items()}, [str(error) for error in refused.values()]
+    root = Path(data_dir).expanduser()
+    folders = {
+        split: next((root / name for name in names if (root / name).is_dir()), None)
+        for split, names in SPLIT_FOLDERS.items()
+    }
+    if not any(folders.values()):
+        if val_share and not refused:
+            splits = {name: _Split(source) for name, source in opened.items()}
+            if not is_record_folder(root):
+                # What lies beside the pictures belongs to neither split; it is told once.
+                splits["train"] = dataclasses.replace(_folder_split(root), source=opened["train"])
+            return splits, []
+        folders = {UNDIVIDED: root}
+        # Without val_share such a folder has no "train", which is no mistake.
+        errors = [error for split, error in refused.items() if val_share or split == "val"]
+        refused = {UNDIVIDED: errors[0]} if errors else {}
+    splits, problems = {}, []
+    for name, folder in folders.items():
+        if folder is None:
+            continue
+        if name in refused:
+            problems.append(str(refused[name]))
+        if not is_record_folder(folder):
+            splits[name] = _folder_split(folder)
+        elif name not in refused:
+            splits[name] = _Split(opened["val" if name == UNDIVIDED else name])
+    if not any(len(split.source) or split.outside for split in splits.values()):
+        raise DataError(problems[0])
+    return splits, problems
+
+
+def _folder_split(folder):
+    """A folder of class folders as it is, empty ones too."""
+    problems, ignored = [], collections.Counter()
+    here = _files(folder, problems, ignored, depth=1)
+    try:
+        class_names = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
+    except OSError:  # which `_files` has noted
+        class_names = ()
+    paths, labels = [], []
+    for label, name in enumerate(class_names):
+        found = _files(folder / name, problems, ignored)
+        paths += found
+        labels += [label] * len(found)
+    source = Source("imagenet", class_names, np.array(labels, np.int32), files=ImageFiles(paths))
+    return _Split(source, problems, ignored, len(here))
+
+
+def _files(folder, problems, ignored, depth=None):
+    """The sorted pictures under a folder, by suffix, links followed; the others are counted by theirs in `ignored`."""
+
+    def fail(error):
+        problems.append(f"cannot list {error.filename}: {error.strerror}")
+
+    pictures = []
+    for parent, _, names in itertools.islice(os.walk(folder, followlinks=True, onerror=fail), depth):
+        for name in names:
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                pictures.append(os.path.join(parent, name))
+            else:
+                ignored[os.path.splitext(name)[1].lower() or "no suffix"] += 1
+    return sorted(pictures)
+
+
+def _missing_classes(splits):
+    """For each split the classes that another split has and it has not; pictures or none."""
+    every = set().union(*(split.source.class_names for split in splits.values()))
+    missing = {name: sorted(every - set(split.source.class_names)) for name, split in splits.items()}
+    return {name: names for name, names in missing.items() if names}
+
+
+# ----------------------------------------------------------------------------------------------------------- pictures
+
+
+def _look_at_all(source, num_workers):
+    """Yield (index, `_Seen` or the reason why not) of all pictures, in order, from threads."""
+    look = _look_at_file if source.images is None else _look_at_array
+    starts = range(0, len(source), _PICTURES_PER_TASK)
+
+    def task(start):
+        indices = range(start, min(start + _PICTURES_PER_TASK, len(source)))
+        return [(index, look(source, index)) for index in indices]
+
+    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="mindrepvgg-check")
+    try:
+        for found in pool.map(task, starts):
+            yield from found
+    finally:  # also on Ctrl-C
+        pool.shutdown(cancel_futures=True)
+
+
+def _look_at_file(source, index):
+    try:
+        encoded = source.files.read(index)
+    except DataError as error:
+        return str(error)
+    try:
+        height, width = decode(encoded, source.name(index), in_channels=3).shape[:2]
+    except UnreadableImageError:
+        return _what_is_wrong(encoded)
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:  # its header only
+            mode, kind = image.mode, image.format
+    # A JPEG larger than Pillow's limit, or odd in a way that OpenCV does not mind.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        mode, kind = "of unknown mode", "JPEG"
+    return _Seen(hashlib.sha256(encoded).digest(), height, width, mode, kind)
+
+
+def _what_is_wrong(encoded):
+    """Why a picture cannot be decoded, in Pillow's words where it has some."""
+    if not len(encoded):
+        return "the file is empty"
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            image.load()
+    except UnidentifiedImageError:
+        return "no picture of a known format, or damaged at its very beginning"
+    except Exception as error:  # Pillow's readers of damaged files raise whatever they stumble on
+        return f"damaged, cut short or too large: {error}"
+    return "damaged, cut short or too large"
+
+
+def _look_at_array(source, index):
+    picture = source.images[index]
+    height, width, channels = picture.shape
+    mode = "L" if channels == 1 else "RGB"
+    return _Seen(hashlib.sha256(np.ascontiguousarray(picture)).digest(), height, width, mode, "array")
+
+
+class _Tally:
+    """Counts the pictures of a split.
+
+    digests: (N, 32) uint8, all zero for what cannot be read.
+    """
+
+    def __init__(self, split: _Split):
+        self._split = split
+        count = len(split.source)
+        self.digests = np.zeros((count, hashlib.sha256().digest_size), np.uint8)
+        self._sizes = np.zeros((count, 2), np.int32)
+        self._kinds = collections.Counter()
+        self.unreadable, self.wrong_suffix = [], []
+
+    def add(self, index, seen):
+        """Count a picture; seen: a `_Seen`, or the reason why it cannot be read."""
+        if isinstance(seen, str):
+            self.unreadable.append({**self._split.place(index), "reason": seen})
+            return
+        self.digests[index] = np.frombuffer(seen.digest, np.uint8)
+        self._sizes[index] = seen.height, seen.width
+        self._kinds[f"{seen.format} {seen.mode}"] += 1
+        if isinstance(self._split.source.files, ImageFiles):
+            suffix = os.path.splitext(self._split.source.files.paths[index])[1].lower()
+            expected = Image.registered_extensions().get(suffix)
+            if expected != _SAME_FORMAT.get(seen.format, seen.format):
+                self.wrong_suffix.append({**self._split.place(index), "format": seen.format})
+
+    def facts(self):
+        """The split's figures, in plain types."""
+        split, source = self._split, self._split.source
+        readable = self._sizes[:, 0] > 0
+        counts = np.bincount(source.labels, minlength=source.num_classes)
+        good = np.bincount(source.labels[readable], minlength=source.num_classes)
+        by_class = dict(zip(source.class_names, counts.tolist(), strict=True))
+        return {
+            "pictures": len(source),
+            "unreadable": len(self.unreadable),
+            "classes": source.num_classes,
+            "pictures_per_class": _spread(counts),
+            "class_counts": by_class,
+            "empty_classes": [name for name, count in by_class.items() if not count],
+            "classes_without_readable": [
+                name for name, count, left in zip(by_class, counts, good, strict=True) if count and not left
+            ],
+            "outside_of_classes": split.outside,
+            "ignored_files": dict(split.ignored.most_common()),
+            "kinds": dict(self._kinds.most_common()),
+            "height": _spread(self._sizes[readable, 0]),
+            "width": _spread(self._sizes[readable, 1]),
+            f"side_below_{_USUAL_SIDE}": int((self._sizes[readable].min(axis=1, initial=1 << 30) < _USUAL_SIDE).sum()),
+        }
+
+
+def _spread(values):
+    """The smallest, median and largest; None of nothing."""
+    if not len(values):
+        return None
+    return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
+
+
+def _duplicates(splits, digests):
+    """The groups of readable pictures that have the same bytes, by the first picture of each."""
+    every = np.concatenate([digests[name] for name in splits])
+    names, starts_of_splits = list(splits), np.cumsum([0, *map(len, digests.values())])
+
+    def file(number):
+        split = np.searchsorted(starts_of_splits, number, side="right") - 1
+        return {"split": names[split], **splits[names[split]].place(number - starts_of_splits[split])}
+
+    readable = np.flatnonzero(every.any(axis=1))
+    order = readable[np.lexsort(every[readable].view(np.uint64).T)]  # stable: the pictures of a group stay in order
+    begins = np.ones(len(order), bool)
+    begins[1:] = (every[order[1:]] != every[order[:-1]]).any(axis=1)
+    starts = np.flatnonzero(begins)
+    sizes = np.diff(starts, append=len(order))
+    groups = [order[start : start + size] for start, size in zip(starts, sizes, strict=True) if size > 1]
+    found = []
+    for group in sorted(groups, key=lambda group: group[0]):
+        files = [file(number) for number in group]
+        found.append(
+            {
+                "two_classes": len({file["class"] for file in files}) > 1,
+                "two_splits": len({file["split"] for file in files}) > 1,
+                "files": files,
+            }
+        )
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------- for people
+
+
+def _format_split(name, facts):
+    """Lines about a split."""
+    per_class = facts["pictures_per_class"]
+    sizes = f" of {_words(per_class)}" if per_class else ""
+    lines = [f"{name}: {facts['pictures']} pictures in {facts['classes']} classes{sizes}"]
+    lines += [f"  {', '.join(f'{count} {kind}' for kind, count in facts['kinds'].items())}"] if facts["kinds"] else []
+    if facts["height"]:
+        small = facts[f"side_below_{_USUAL_SIDE}"]
+        lines.append(
+            f"  height {_words(facts['height'])}, width {_words(facts['width'])}; {small} with a side below "
+            f"{_USUAL_SIDE}"
+        )
+    if facts["ignored_files"]:
+        lines.append(f"  no pictures: {', '.join(f'{count} {kind}' for kind, count in facts['ignored_files'].items())}")
+    if facts["outside_of_classes"]:
+        lines.append(f"  {facts['outside_of_classes']} pictures lie in no class folder and are not used")
+    for key, words in (("empty_classes", "no picture"), ("classes_without_readable", "no readable picture")):
+        lines += [f"  {line}" for line in _listed(f"classes with {words}", [repr(name) for name in facts[key]])]
+    return lines
+
+
+def _words(spread):
+    low, high = spread["min"], spread["max"]
+    return str(low) if low == high else f"{low} to {high} (median {spread['median']:g})"
+
+
+def _words_of_group(files):
+    """The files of the same bytes in one line, the first few."""
+    words = [f"{file['file']} ({file['split']}, {file['class']})" for file in files[:_NAMES_SHOWN]]
+    more = len(files) - _NAMES_SHOWN
+    return " = ".join([*words, *([f"{more} more"] if more > 0 else [])])
+
+
+def _listed(title, entries):
+    """A title with the number of entries, and the first of them; nothing for none."""
+    if not entries:
+        return []
+    more = [f"  and {len(entries) - _NAMES_SHOWN} more"] if len(entries) > _NAMES_SHOWN else []
+    return [f"{title}: {len(entries)}", *(f"  {entry}" for entry in entries[:_NAMES_SHOWN]), *more]

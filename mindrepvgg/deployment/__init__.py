@@ -1,0 +1,1 @@
+"""The deploy form in other programs: ONNX, MindIR, Ascend's tools, and the engines that run them."""

@@ -1,0 +1,91 @@
+"""The command lines that turn an exported file into what Ascend's inference devices run.
+
+Written from documentation, run nowhere by us. Sources: CANN 8.0, "ATC", the pages of --framework (ONNX: 5, AIR: 1),
+--input_shape, --dynamic_batch_size, --dynamic_image_size, --dynamic_dims and --precision_mode_v2; MindSpore Lite,
+"Offline Conversion of Inference Models" and "Ascend Conversion Tool Description".
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from mindrepvgg.deployment.graph import INPUT
+
+# A dynamic dimension is a choice of a few sizes on Ascend, named when the file is converted.
+_BATCHES = (1, 2, 4, 8, 16)
+_LARGER = 32  # pixels: the second size of a dynamic image size
+
+_ATC_PRECISION = {"float32": "origin", "float16": "fp16"}
+_LITE_PRECISION = {"float32": "enforce_origin", "float16": "enforce_fp16"}
+_GE_PRECISION = {"float32": "must_keep_origin_dtype", "float16": "force_fp16"}
+
+
+def ascend_commands(path, options, channels, image_size, soc_version="Ascend310P3") -> tuple[tuple[str, str], ...]:
+    """(what it makes, command) for ATC and MindSpore Lite's converter.
+
+    path: the exported file. options: `onnx_graph.GraphOptions`. image_size: what a dynamic size starts from. A MindIR
+    file is not read by ATC, an AIR file by nothing else.
+    """
+    commands = []
+    if path.suffix != ".mindir":
+        title = f"an OM file for {soc_version}: ATC"
+        if options.preprocess:
+            title += "; it documents uint8 inputs for AIPP alone, so rather export without --preprocess"
+        commands.append((title, _atc(path, options, channels, image_size, soc_version)))
+    if path.suffix != ".air":
+        commands.append(("MindSpore Lite on Ascend: converter_lite", _lite(path, options, channels, image_size)))
+    return tuple(commands)
+
+
+def _profiles(options, image_size):
+    """The sizes a dynamic file is converted for, as tuples of its dynamic dimensions; none for a static one."""
+    sizes = [image_size, tuple(side + _LARGER for side in image_size)]
+    batches = [] if options.batch_size else [(count,) for count in _BATCHES]
+    if options.image_size:
+        return batches
+    return [batch + size for batch in batches for size in sizes] if batches else sizes
+
+
+def _joined(values, separator=","):
+    return separator.join(map(str, values))
+
+
+def _atc(path, options, channels, image_size, soc_version):
+    arguments = [f"--model={path}", f"--framework={1 if path.suffix == '.air' else 5}"]
+    arguments += [f"--output={path.with_suffix('')}", f"--soc_version={soc_version}"]
+    if path.suffix == ".onnx":
+        layout = "NHWC" if options.preprocess else "NCHW"
+        profiles = _joined((_joined(profile) for profile in _profiles(options, image_size)), ";")
+        if not options.batch_size and not options.image_size:
+            dynamic, layout = [f"--dynamic_dims={profiles}"], "ND"
+        elif not options.batch_size:
+            dynamic = [f"--dynamic_batch_size={profiles.replace(';', ',')}"]
+        else:
+            dynamic = [f"--dynamic_image_size={profiles}"] if not options.image_size else []
+        shape = _joined(options.input_shape(channels, -1, -1, -1))
+        arguments += [f"--input_format={layout}", f"--input_shape={INPUT}:{shape}", *dynamic]
+    arguments.append(f"--precision_mode_v2={_ATC_PRECISION[options.precision]}")
+    return shlex.join(["atc", *arguments])
+
+
+def _lite(path, options, channels, image_size):
+    """The converter's command, after the one that writes its configuration."""
+    shape = _joined(options.input_shape(channels, -1, -1, -1))
+    profiles = _profiles(options, image_size)
+    static = []
+    if not options.batch_size and not options.image_size:
+        steps = _joined((_joined(profile) for profile in profiles), ";")
+        lines = ["[acl_build_options]", 'input_format="ND"', f'input_shape="{INPUT}:{shape}"']
+        lines += [f'ge.dynamicDims="{steps}"', f"ge.exec.precision_mode={_GE_PRECISION[options.precision]}"]
+    else:
+        lines = ["[ascend_context]", f"precision_mode={_LITE_PRECISION[options.precision]}"]
+        if profiles:
+            lines += [f"input_format={'NHWC' if options.preprocess else 'NCHW'}", f"input_shape={INPUT}:[{shape}]"]
+            lines.append(f"dynamic_dims={_joined(f'[{_joined(profile)}]' for profile in profiles)}")
+        else:
+            static = [f"--inputShape={INPUT}:{shape}"]
+    configuration = path.with_suffix(".lite.ini")
+    arguments = [f"--fmk={path.suffix[1:].upper()}", f"--modelFile={path}", f"--outputFile={path.with_suffix('')}_lite"]
+    arguments += ["--saveType=MINDIR", "--optimize=ascend_oriented", *static, f"--configFile={configuration}"]
+    written = shlex.join(["printf", r"%s\n", *lines])
+    return f"{written} > {shlex.quote(str(configuration))}\n{shlex.join(['converter_lite', *arguments])}"

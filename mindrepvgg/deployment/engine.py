@@ -1,0 +1,145 @@
+"""An ONNX file, or a network in memory, run by onnxruntime as a function of arrays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mindrepvgg.deployment.graph import GraphOptions, build_onnx
+from mindrepvgg.errors import CheckpointError, UserError
+from mindrepvgg.reparam.deploy import to_deploy
+from mindrepvgg.version import __version__
+from mindrepvgg.weights.checkpoint import DEPLOY, network_arrays
+
+_LONGEST_REASON = 200  # characters; onnxruntime's messages carry whole signatures
+
+# ONNX's types as onnxruntime names them.
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+
+
+def import_onnxruntime():
+    """The package onnxruntime, or UserError with what to install."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError("running an ONNX file needs the package onnxruntime: pip install onnxruntime") from None
+    return onnxruntime
+
+
+class OnnxEngine:
+    """A callable network, by onnxruntime on CPU: images (N, C, H, W) float32 array -> logits (N, classes) array.
+
+    model: an ONNX file's path or content. num_threads: of one call; None leaves the choice to onnxruntime, which takes
+    the physical cores. A file with preprocessing inside takes uint8 (N, H, W, C). Where a file has a fixed batch, any
+    number of images is run in batches of it. Calls from several threads are safe.
+    metadata: what the file tells of itself (see `export.facts_of`), empty for a file of another program.
+    batch_size, image_size (height, width), num_classes: None where the file leaves them open.
+    Raises UserError without onnxruntime; CheckpointError when there is no such file, it is not ONNX, or not a network
+    of images.
+    """
+
+    def __init__(self, model, num_threads=None):
+        ort = import_onnxruntime()
+        in_memory = isinstance(model, (bytes, bytearray))
+        self.path = None if in_memory else Path(model)
+        self._name = str(self.path or "the model")
+        if not in_memory and not self.path.is_file():
+            what = "is a folder" if self.path.is_dir() else "does not exist"
+            raise CheckpointError(f"{self.path} {what}, expected an ONNX file")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors; they are raised as well
+        # Waiting threads sleep: spinning ones take the processor from what else runs on the machine, and on a busy one
+        # from the very thread they wait for.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if num_threads is not None:
+            options.intra_op_num_threads = num_threads
+        try:
+            source = bytes(model) if in_memory else str(self.path)
+            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's errors have no common base
+            reason = (next(iter(str(error).splitlines()), "") or type(error).__name__)[:_LONGEST_REASON]
+            raise CheckpointError(f"{self._name} cannot be run by onnxruntime {ort.__version__}: {reason}") from None
+        self._read_interface()
+        texts = self._session.get_modelmeta().custom_metadata_map
+        self.metadata = {key: _from_json(text) for key, text in texts.items()} if "mindrepvgg" in texts else {}
+
+    def _read_interface(self):
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES or len(outputs) != 1:
+            raise CheckpointError(
+                f"{self._name} has {len(inputs)} inputs and {len(outputs)} outputs, the first of shape "
+                f"{inputs[0].shape if inputs else None}; expected one batch of images in and one array out"
+            )
+        self._input, self._dtype = inputs[0].name, np.dtype(_TYPES[inputs[0].type])
+        self._shape = [size if isinstance(size, int) else None for size in inputs[0].shape]
+        self.preprocesses = self._dtype == np.uint8
+        self.batch_size, *rest = self._shape
+        height, width = rest[:2] if self.preprocesses else rest[1:]
+        self.image_size = (height, width) if height and width else None
+        last = outputs[0].shape[-1] if outputs[0].shape else None
+        self.num_classes = last if isinstance(last, int) else None
+
+    def __call__(self, images):
+        """Logits (N, classes), or probabilities if the file says so. Raises UserError for images of another shape."""
+        images = np.asarray(images)
+        expected = (None, *self._shape[1:])
+        fits = images.ndim == 4 and all(size in (None, has) for size, has in zip(expected, images.shape, strict=True))
+        if not fits or 0 in images.shape or (self.preprocesses and images.dtype != np.uint8):
+            wanted = ", ".join("any" if size is None else str(size) for size in expected)
+            raise UserError(f"{self._name} takes {self._dtype} ({wanted}), not {images.dtype} {images.shape}")
+        images = np.ascontiguousarray(images, self._dtype)
+        if self.batch_size in (None, len(images)):
+            return self._run(images)
+        size = self.batch_size
+        missing = -len(images) % size
+        padded = np.concatenate([images, np.zeros((missing, *images.shape[1:]), self._dtype)]) if missing else images
+        parts = [self._run(padded[start : start + size]) for start in range(0, len(padded), size)]
+        return np.concatenate(parts)[: len(images)]
+
+    def _run(self, images):
+        return self._session.run(None, {self._input: images})[0]
+
+    def require(self, *keys):
+        """The metadata under these keys, in order. Raises CheckpointError when the file does not tell one of them."""
+        missing = [key for key in keys if key not in self.metadata]
+        if missing:
+            lacks = f"{self._name} does not tell its {', '.join(missing)}"
+            if self.metadata:
+                raise CheckpointError(f"{lacks}, nor did {self.metadata.get('checkpoint')}, which it was exported from")
+            raise CheckpointError(f"{lacks}: another program wrote it; tools/export.py makes a file that does")
+        return [self.metadata[key] for key in keys]
+
+
+def _from_json(text):
+    """A metadata value; what is not JSON, from another hand, as it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def network_facts(net) -> dict:
+    """What a network tells of itself for an exported file: plain types by name."""
+    facts = {
+        "mindrepvgg": __version__,
+        "model": net.variant.name,
+        **({"model_args": net.variant.to_dict()} if net.variant.name == "repvgg" else {}),
+        "form": DEPLOY,
+        "num_classes": net.num_classes,
+        "in_channels": net.in_channels,
+    }
+    return {**facts, **{key: net.metadata[key] for key in ("class_names", "dataset") if key in net.metadata}}
+
+
+def engine_of(net, num_threads=None, precision="float32") -> OnnxEngine:
+    """An engine of a MindSpore network, in memory; a train-form one is fused first and stays as it was.
+
+    Takes any batch and image size. Raises UserError where onnx or onnxruntime is missing.
+    """
+    import_onnxruntime()
+    deployed = net if net.deploy else to_deploy(net)
+    options = GraphOptions(precision=precision)
+    model = build_onnx(net.variant, network_arrays(deployed), options, network_facts(net))
+    return OnnxEngine(model.SerializeToString(), num_threads)

@@ -1,0 +1,262 @@
+"""The deploy form as an ONNX graph, node by node from its layout and arrays, and the check of a written file.
+
+    images -- [preprocessing] -- (Conv 3x3 -- [SE] -- Relu) a block -- pool -- Gemm -- [Softmax] -- logits
+
+The package onnx is optional; nothing of MindSpore is needed.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
+from mindrepvgg.models.variants import BlockSpec, Variant
+from mindrepvgg.version import __version__
+
+# The least that is written: from 13 on Softmax has its present meaning. The default is the newest that Ascend's ATC
+# documents ("ai.onnx opset v11 to v15", CANN 8.0, --framework); the operators here are the same in any later one.
+LEAST_OPSET, DEFAULT_OPSET = 13, 15
+
+INPUT = "images"
+PRECISIONS = ("float32", "float16")
+
+# A protobuf message must stay below 2 GiB.
+_MOST_BYTES = 2**31 - 2**20
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What stands around the network in an exported file, and how wide it is.
+
+    batch_size: None for any. image_size: (height, width), None for any. precision: of weights and arithmetic; inputs
+    and outputs stay float32. preprocess: (mean, std) of pixels scaled to 0..1, a value per channel: the input is then
+    uint8 (N, H, W, C), RGB; None: float32 (N, C, H, W), normalised. softmax: probabilities instead of logits.
+    """
+
+    batch_size: int | None = None
+    image_size: tuple[int, int] | None = None
+    precision: str = "float32"
+    preprocess: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    softmax: bool = False
+    opset: int = DEFAULT_OPSET
+
+    @property
+    def output(self) -> str:
+        """The output's name: 'logits' or 'probabilities'."""
+        return "probabilities" if self.softmax else "logits"
+
+    @property
+    def input_type(self) -> str:
+        """The input's type: 'float32', or 'uint8' where preprocessing is in the graph."""
+        return "uint8" if self.preprocess else "float32"
+
+    def input_shape(self, channels, batch="batch", height="height", width="width") -> tuple:
+        """The input's shape in its own order; what is dynamic appears as the given stand-ins."""
+        count = self.batch_size or batch
+        size = self.image_size or (height, width)
+        return (count, *size, channels) if self.preprocess else (count, channels, *size)
+
+    def normalisation(self) -> tuple[np.ndarray, np.ndarray]:
+        """Gain and bias (C, 1, 1) of `preprocess`, as validation has them."""
+        from mindrepvgg.data.crop import gain_and_bias  # here, for the sake of `--help`: it loads OpenCV
+
+        return gain_and_bias(*self.preprocess)
+
+
+def import_onnx():
+    """The package onnx, or UserError with what to install."""
+    try:
+        import onnx
+    except ImportError:
+        raise UserError("writing ONNX needs the package onnx: pip install onnx onnxruntime") from None
+    return onnx
+
+
+def set_metadata(model, metadata):
+    """Make JSON-able facts by name a model's metadata_props, each value as JSON, in place of those it has."""
+    texts = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
+    import_onnx().helper.set_model_props(model, texts)
+
+
+def check_opset(opset):
+    """Refuse an opset that cannot be written, naming the least or the newest."""
+    newest = import_onnx().defs.onnx_opset_version()
+    if opset < LEAST_OPSET:
+        raise UserError(f"opset (={opset}) must be at least {LEAST_OPSET}: older ones have another Softmax and Cast")
+    if opset > newest:
+        raise UserError(f"opset (={opset}) must be at most {newest}, the newest the installed onnx knows")
+
+
+def build_onnx(variant: Variant, arrays, options: GraphOptions = GraphOptions(), metadata=None):
+    """An `onnx.ModelProto` of a deploy-form network.
+
+    arrays: name -> array, as `checkpoint.network_arrays` gives them. metadata: JSON-able facts by name, kept as
+    metadata_props, each value as JSON. Names of nodes and initializers are the network's own.
+    Raises UserError for an opset that is not written, weights that float16 cannot hold, or more than 2 GiB of them.
+    """
+    onnx = import_onnx()
+    check_opset(options.opset)
+    size = sum(array.size for array in arrays.values()) * np.dtype(options.precision).itemsize
+    if size > _MOST_BYTES:
+        raise UserError(f"the weights take {size / 2**30:.1f} GiB, an ONNX file holds 2 at most; export to .mindir")
+    channels, num_classes = arrays["stage0.rbr_reparam.weight"].shape[1], len(arrays["linear.bias"])
+    specs = variant.block_specs(channels)
+    graph = _Graph(onnx, options.precision)
+    x = _add_preprocessing(graph, channels, options)
+    for spec in specs:
+        x = _add_block(graph, x, spec, arrays, variant.se)
+    x = _add_head(graph, x, arrays, options)
+
+    elements = onnx.TensorProto.UINT8 if options.preprocess else onnx.TensorProto.FLOAT
+    shape = options.input_shape(channels)
+    inputs = [onnx.helper.make_tensor_value_info(INPUT, elements, shape)]
+    outputs = [onnx.helper.make_tensor_value_info(x, onnx.TensorProto.FLOAT, (shape[0], num_classes))]
+    opsets = [onnx.helper.make_opsetid("", options.opset)]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(graph.nodes, variant.name, inputs, outputs, graph.initializers),
+        opset_imports=opsets,
+        # The least that goes with the opset: other readers refuse a file that is newer than they are.
+        ir_version=onnx.helper.find_min_ir_version_for(opsets),
+        producer_name="mindrepvgg",
+        producer_version=__version__,
+    )
+    set_metadata(model, metadata or {})
+    return model
+
+
+class _Graph:
+    """Nodes and initializers under construction; every method that adds a node returns its output's name."""
+
+    def __init__(self, onnx, precision):
+        self._onnx = onnx
+        self.dtype = np.dtype(precision)
+        self.nodes = []
+        self.initializers = []
+
+    def add(self, operator, inputs, output, **attributes):
+        """Add a node named as its output."""
+        self.nodes.append(self._onnx.helper.make_node(operator, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name, array, dtype=None):
+        """Add an initializer in the graph's type, or another."""
+        dtype = dtype or self.dtype
+        if dtype == np.float16 and not np.abs(array).max() <= np.finfo(np.float16).max:
+            raise UserError(f"{name} holds values that float16 cannot; export in float32")
+        self.initializers.append(self._onnx.numpy_helper.from_array(np.asarray(array, dtype), name))
+        return name
+
+    def cast(self, x, output, dtype):
+        """Add a Cast."""
+        return self.add("Cast", [x], output, to=self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def conv(self, x, name, arrays, output, stride=1, groups=1):
+        """Add a convolution with PyTorch's padding; arrays: with `name`.weight and `name`.bias."""
+        kernel, bias = arrays[f"{name}.weight"], arrays[f"{name}.bias"]
+        size = kernel.shape[-1]
+        inputs = [x, self.constant(f"{name}.weight", kernel), self.constant(f"{name}.bias", bias)]
+        attributes = {"kernel_shape": [size] * 2, "pads": [size // 2] * 4, "strides": [stride] * 2, "group": groups}
+        return self.add("Conv", inputs, output, **attributes)
+
+
+def _add_preprocessing(graph, channels, options):
+    """From the file's input to what the network takes.
+
+    Normalisation is one operator, a 1x1 convolution of each channel by itself. It is not part of the first 3x3
+    convolution, whose padding is of zeros after normalisation, not before. It is computed in float32.
+    """
+    x = INPUT
+    if options.preprocess:
+        gain, bias = options.normalisation()
+        x = graph.add("Transpose", [x], "preprocess.nchw", perm=[0, 3, 1, 2])
+        x = graph.cast(x, "preprocess.float32", np.float32)
+        weights = [
+            graph.constant("preprocess.gain", gain[:, None], np.float32),
+            graph.constant("preprocess.bias", bias.ravel(), np.float32),
+        ]
+        x = graph.add("Conv", [x, *weights], "preprocess.normalised", kernel_shape=[1, 1], group=channels)
+    return graph.cast(x, "preprocess.float16", np.float16) if options.precision == "float16" else x
+
+
+def _add_block(graph, x, spec: BlockSpec, arrays, se):
+    """One block of the deploy form, SE before ('pre') or after ('post') its ReLU."""
+    name = spec.name
+    x = graph.conv(x, f"{name}.rbr_reparam", arrays, f"{name}.conv", spec.stride, spec.groups)
+    if se == "pre":
+        x = _add_squeeze_excite(graph, x, f"{name}.se", arrays)
+    x = graph.add("Relu", [x], f"{name}.relu")
+    return _add_squeeze_excite(graph, x, f"{name}.post_se", arrays) if se == "post" else x
+
+
+def _add_squeeze_excite(graph, x, name, arrays):
+    """`x * sigmoid(up(relu(down(mean(x)))))`."""
+    pooled = graph.add("GlobalAveragePool", [x], f"{name}.pool")
+    squeezed = graph.add("Relu", [graph.conv(pooled, f"{name}.down", arrays, f"{name}.squeezed")], f"{name}.relu")
+    excited = graph.add("Sigmoid", [graph.conv(squeezed, f"{name}.up", arrays, f"{name}.excited")], f"{name}.sigmoid")
+    return graph.add("Mul", [x, excited], name)
+
+
+def _add_head(graph, x, arrays, options):
+    """Pooling, the linear layer, and what follows it; the last output has the file's name for it."""
+    # Not a ReduceMean, which would need no Flatten: onnxruntime's blocked layout ends before it, a few per cent slower.
+    x = graph.add("Flatten", [graph.add("GlobalAveragePool", [x], "pool")], "pool.flat", axis=1)
+    weights = [graph.constant(f"linear.{leaf}", arrays[f"linear.{leaf}"]) for leaf in ("weight", "bias")]
+    half = options.precision == "float16"
+    x = graph.add("Gemm", [x, *weights], "linear" if half or options.softmax else options.output, transB=1)
+    if half:
+        x = graph.cast(x, "linear.float32" if options.softmax else options.output, np.float32)
+    return graph.add("Softmax", [x], options.output, axis=1) if options.softmax else x
+
+
+def expected_operators(variant: Variant, options: GraphOptions) -> dict[str, int]:
+    """Operator -> how many of it a deploy-form file has, no more and no less."""
+    blocks = len(variant.block_specs())
+    excited = blocks if variant.se else 0
+    preprocess, half = options.preprocess is not None, options.precision == "float16"
+    counts = {
+        "Conv": blocks + 2 * excited + preprocess,
+        "Relu": blocks + excited,
+        **dict.fromkeys(("Sigmoid", "Mul"), excited),
+        "GlobalAveragePool": excited + 1,
+        "Flatten": 1,
+        "Gemm": 1,
+        "Transpose": int(preprocess),
+        "Cast": preprocess + 2 * half,
+        "Softmax": int(options.softmax),
+    }
+    return {operator: count for operator, count in counts.items() if count}
+
+
+def check_operators(model, variant: Variant, options: GraphOptions) -> dict[str, int]:
+    """Count a model's operators and refuse any that the deploy form does not have: a BN, an addition of branches.
+
+    Raises EquivalenceError, whose report is the counts.
+    """
+    found = dict(collections.Counter(node.op_type for node in model.graph.node))
+    expected = expected_operators(variant, options)
+    wrong = [
+        f"{found.get(operator, 0)} {operator} instead of {expected.get(operator, 0)}"
+        for operator in sorted(found.keys() | expected.keys())
+        if found.get(operator, 0) != expected.get(operator, 0)
+    ]
+    if wrong:
+        raise EquivalenceError(f"the graph is not the deploy form of {variant.name}: it has {', '.join(wrong)}", found)
+    return found
+
+
+def check_file(path, variant: Variant, options: GraphOptions) -> dict[str, int]:
+    """Check a written file: ONNX's own checker with strict shape inference, then the operators; returns their counts.
+
+    Raises EquivalenceError when it is not the deploy form, CheckpointError when it is not valid ONNX.
+    """
+    onnx = import_onnx()
+    model = onnx.load(str(path))
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise CheckpointError(f"{path} is not valid ONNX: {next(iter(str(error).splitlines()), '')}") from None
+    return check_operators(model, variant, options)

@@ -1,0 +1,76 @@
+"""Real pictures, prepared as a network's checkpoint says, to compare two programs of the network on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mindrepvgg.data.datasets import labelled_photos, open_source
+from mindrepvgg.errors import DataError, UserError
+from mindrepvgg.evaluation.evaluate import loader_of, recipe_of, spread
+
+_BATCH, _DIGITS = 8, 20
+
+
+class Pictures:
+    """What a file is compared on: uint8 pictures (N, H, W, C), cut as the checkpoint says, and how they are normalised.
+
+    Photos or digits where their package is installed, else seeded noise; `origin` says which. known: whether mean and
+    std are the network's own (or ImageNet's, for colour networks that do not tell).
+    """
+
+    def __init__(self, net, overrides):
+        channels = net.in_channels
+        # The built-in data set's name stands for "no folder needed": the recipe is for the preprocessing alone.
+        overrides = {**overrides, "dataset": "mnist5k"}
+        told = (overrides, net.metadata.get("recipe") or {}, net.metadata.get("preprocessing") or {})
+        self.known = channels == 3 or any("mean" in place for place in told)
+        plain = {} if self.known else {"mean": [0.0] * channels, "std": [1.0] * channels}
+        self.recipe = recipe_of(net, {**overrides, **plain})
+        source, self.origin = _real_pictures(channels)
+        if source:
+            loader = loader_of(self.recipe, source, as_uint8=True)
+            self.pixels = np.concatenate([images[valid] for images, _, valid in loader])
+        else:
+            shape = (_BATCH, *self.recipe.image_size, channels)
+            self.pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        self.origin = f"{len(self.pixels)} {self.origin}"
+
+    def normalisation(self):
+        """(mean, std) for a graph that normalises. Raises UserError where the checkpoint does not tell them."""
+        if not self.known:
+            raise UserError("the checkpoint does not tell mean and std: give --mean and --std, or no --preprocess")
+        return tuple(self.recipe.mean), tuple(self.recipe.std)
+
+    def normalised(self, pixels):
+        """Pixels (N, H, W, C) as the network takes them: float32 (N, C, H, W)."""
+        images = (pixels / 255 - np.asarray(self.recipe.mean)) / np.asarray(self.recipe.std)
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
+
+    def batches(self, options):
+        """Batches of pixels of each kind that the file takes: of its size and others, full and single."""
+        count = options.batch_size or _BATCH
+        pixels = self.pixels
+        if options.batch_size:  # all pictures, in whole batches
+            pixels = pixels[np.arange(max(count, len(pixels) // count * count)) % len(pixels)]
+        batches = [pixels[start : start + count] for start in range(0, len(pixels), count)]
+        if options.image_size is None:
+            height, width = (max(1, side * 3 // 4) for side in pixels.shape[1:3])
+            batches.append(pixels[:count, :height])
+            batches.append(pixels[:count, :, :width])
+        if options.batch_size is None:
+            batches.append(pixels[:1])
+        return batches
+
+
+def _real_pictures(channels):
+    """A source of real pictures of this many channels, or None, and what they are in words."""
+    if channels == 3 and (photos := labelled_photos()) is not None:
+        return photos, "photos of the package foolbox"
+    if channels == 1:
+        try:
+            digits = open_source("mnist5k", None, "val")
+        except DataError:  # the package that carries them is not installed
+            digits = None
+        if digits:
+            return spread(digits, _DIGITS), "digits of mnist5k"
+    return None, "images of seeded noise"

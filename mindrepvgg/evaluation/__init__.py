@@ -1,0 +1,1 @@
+"""A network judged: metrics, validation, predictions, and the cross-check with PyTorch."""

@@ -1,0 +1,186 @@
+"""Two implementations on the same images: how far their logits lie apart, and whether they judge alike."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from mindspore import Tensor
+
+from mindrepvgg.data.datasets import labelled_photos
+from mindrepvgg.errors import CheckpointError, UserError
+from mindrepvgg.evaluation.evaluate import check_classes, eval_loader, loader_of, recipe_of
+from mindrepvgg.evaluation.metrics import MetricSum
+from mindrepvgg.evaluation.torch_reference import TorchReference, import_torch, read_tensors
+from mindrepvgg.runtime.device import inference_mode
+from mindrepvgg.weights.load import import_weights
+from mindrepvgg.weights.rename import from_house
+
+_TOP = 5
+_NOISE_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class CrossCheck:
+    """What two networks made of the same images.
+
+    max_abs: largest logit difference; max_rel: the same over the reference's largest logit. top1_agreement: share of
+    images with the same first class; top5_agreement: with the same set of first five (all, where there are fewer).
+    ours, reference: accuracies where the images carry labels, else None.
+    """
+
+    max_abs: float
+    max_rel: float
+    top1_agreement: float
+    top5_agreement: float
+    num_images: int
+    rtol: float
+    ours: dict | None
+    reference: dict | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the logits agree within the tolerance; NaN does not."""
+        return self.max_rel <= self.rtol
+
+    def to_dict(self) -> dict:
+        """Plain types, for JSON."""
+        return {**asdict(self), "passed": self.passed}
+
+    def format(self) -> str:
+        """A few lines for people."""
+        lines = [
+            f"logits differ by at most {self.max_abs:.2e}, {self.max_rel:.2e} of the largest (tolerance {self.rtol:g})",
+            f"same top-1 on {self.top1_agreement:.2%}, same top-5 on {self.top5_agreement:.2%} of {self.num_images} "
+            "images",
+        ]
+        for name, accuracy in (("ours", self.ours), ("reference", self.reference)):
+            if accuracy:
+                lines.append(f"{name:<9} top-1 {accuracy['top1']:.2f}%  top-5 {accuracy['top5']:.2f}%")
+        lines.append("the two agree" if self.passed else "the two DIFFER")
+        return "\n".join(lines)
+
+
+def cross_check(ours, reference, batches, rtol=1e-4) -> CrossCheck:
+    """Run two networks over the same batches and compare them, batch by batch.
+
+    ours, reference: images (N, C, H, W) float32 array -> logits (N, classes) array. batches: (images, labels, valid)
+    as an `EvalLoader` gives them; labels None where there are none.
+    Raises ValueError when the two have other class counts, or there is no image.
+    """
+    max_abs = scale = 0.0
+    same_top1 = same_top5 = num_images = 0
+    sums = {"ours": MetricSum(), "reference": MetricSum()}
+    labelled = True
+    for images, labels, valid in batches:
+        a, b = ours(images)[valid].astype(np.float64), reference(images)[valid].astype(np.float64)
+        if a.shape != b.shape:
+            raise ValueError(f"logits of shapes {a.shape} and {b.shape} do not compare")
+        # np.maximum keeps a NaN, where max() would lose it.
+        max_abs = float(np.maximum(max_abs, np.abs(a - b).max()))
+        scale = max(scale, float(np.abs(b).max()))
+        tops = [np.argsort(-logits, axis=1, kind="stable")[:, :_TOP] for logits in (a, b)]
+        same_top1 += int((tops[0][:, 0] == tops[1][:, 0]).sum())
+        same_top5 += int((np.sort(tops[0], 1) == np.sort(tops[1], 1)).all(1).sum())
+        num_images += len(a)
+        if labels is None:
+            labelled = False
+        else:
+            sums["ours"].update(a, labels[valid])
+            sums["reference"].update(b, labels[valid])
+    if not num_images:
+        raise ValueError("there was no image to compare on")
+    accuracies = {
+        name: {"top1": 100 * total.top1, "top5": 100 * total.top5, "loss": total.loss} if labelled else None
+        for name, total in sums.items()
+    }
+    return CrossCheck(
+        max_abs=max_abs,
+        max_rel=max_abs / scale if scale else (0.0 if max_abs == 0 else np.inf),
+        top1_agreement=same_top1 / num_images,
+        top5_agreement=same_top5 / num_images,
+        num_images=num_images,
+        rtol=rtol,
+        **accuracies,
+    )
+
+
+def check_file(path, net, overrides, reference=None, against="torch", averaged=False, rtol=1e-4):
+    """Cross-check a network with PyTorch's evaluation of a file; returns the `CrossCheck` and what the images were.
+
+    net: the network made from `path`. overrides: recipe keys of the command line, see `evaluate.recipe_of`.
+    reference: the file PyTorch reads, `path` itself unless given: the original of a fused or converted one.
+    against: 'torch' for the functional evaluation of the file's own tensors, 'timm' for timm's model filled with them.
+    averaged: compare the averaged (EMA) weights. Raises UserError when a package is missing or a file does not fit.
+    """
+    source = reference or path
+    if against == "timm":
+        other, *sizes = _timm_model(source, averaged)
+    else:
+        tensors = read_tensors(source, averaged)
+        try:
+            other = TorchReference(tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from None
+        sizes = [other.num_classes, other.in_channels]
+    if sizes != [net.num_classes, net.in_channels]:
+        raise CheckpointError(
+            f"{source} has {sizes[0]} classes and {sizes[1]} input channels, the network of {path} {net.num_classes} "
+            f"and {net.in_channels}: they do not compare"
+        )
+    batches, images = _batches(net, overrides)
+    with inference_mode(net):
+        checked = cross_check(lambda x: net(Tensor(x)).asnumpy(), other, batches, rtol)
+    return checked, images
+
+
+def _timm_model(path, averaged):
+    """A network of timm, filled with the file's weights (images -> logits), and its classes and input channels."""
+    torch = import_torch()
+    try:
+        import timm
+    except ImportError:
+        raise UserError(
+            "--cross_check timm needs timm (pip install timm); plain --cross_check needs PyTorch only"
+        ) from None
+    found = import_weights(path, "ema" if averaged else "raw").recognised
+    arrays = from_house(found.arrays, "timm", found.variant)
+    options = {"num_classes": found.num_classes, "in_chans": found.in_channels}
+    try:
+        model = timm.create_model(found.variant.name, **options)
+    except RuntimeError as error:
+        raise UserError(f"timm {timm.__version__} has no {found.variant.name}: {error}") from None
+    if found.deploy:
+        model = timm.utils.model.reparameterize_model(model)
+    model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+    model.eval()
+
+    def run(images):
+        with torch.no_grad():
+            return model(torch.from_numpy(images)).numpy()
+
+    return run, found.num_classes, found.in_channels
+
+
+def _batches(net, overrides):
+    """Batches to compare on, and what they are: the data set if one is named, else photos, else noise."""
+    known = net.metadata
+    named = overrides.get("data_dir") or overrides.get("dataset") or known.get("dataset") == "mnist5k"
+    if named:
+        recipe = recipe_of(net, overrides)
+        loader = eval_loader(recipe)
+        check_classes(net, loader.source)
+        return loader, f"{loader.num_images} images of {recipe.dataset}"
+    photos = labelled_photos() if net.in_channels == 3 else None
+    if photos is not None:
+        # The built-in data set's name stands for "no folder needed": the recipe is for the preprocessing alone.
+        loader = loader_of(recipe_of(net, {**overrides, "dataset": "mnist5k"}), photos)
+        labelled = photos.num_classes == net.num_classes
+        batches = ((images, labels if labelled else None, valid) for images, labels, valid in loader)
+        return batches, f"{len(photos)} photos of the package foolbox, as no data set was named"
+    # Of the preprocessing, noise needs the size alone.
+    channels = net.in_channels
+    recipe = recipe_of(net, {**overrides, "dataset": "mnist5k", "mean": [0.0] * channels, "std": [1.0] * channels})
+    shape = (_NOISE_IMAGES, channels, *recipe.image_size)
+    noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    return [(noise, None, np.ones(len(noise), bool))], f"{len(noise)} images of seeded noise, as no data set was named"

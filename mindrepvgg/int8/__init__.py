@@ -1,5 +1,0 @@
-"""INT8 after training: an exported network in 8-bit integers by onnxruntime's tools, repaired and judged."""
-
-from .quantize import QuantizeOptions, quantize_checkpoint
-
-__all__ = ["QuantizeOptions", "quantize_checkpoint"]

@@ -1,0 +1,1 @@
+"""The networks of the RepVGG family: their variants, shapes, forms and costs."""

@@ -1,0 +1,159 @@
+"""The networks: RepVGG, and RepVGGplus with its auxiliary heads, from a `Variant`."""
+
+from __future__ import annotations
+
+from mindspore import nn
+
+from mindrepvgg.errors import UserError
+from mindrepvgg.models import variants
+from mindrepvgg.reparam.blocks import ConvBN, RepVGGBlock, bias_init, kernel_init
+
+
+def _linear(features, num_classes):
+    return nn.Dense(features, num_classes, weight_init=kernel_init(), bias_init=bias_init(features))
+
+
+class RepVGG(nn.Cell):
+    """RepVGG: a stem and four stages of blocks, global average pooling, one linear layer.
+
+    variant: the layout, from `mindrepvgg.models.variants`; it stays readable as `net.variant`. `net.metadata` is what a
+    checkpoint told of the network, empty in a fresh one.
+    Input (N, in_channels, H, W), any H and W, each halved five times (rounded up); output (N, num_classes).
+    deploy: build the inference form, one 3x3 convolution a block. norm: the BN's class, see `RepVGGBlock`.
+    """
+
+    def __init__(self, variant, num_classes=1000, in_channels=3, deploy=False, norm=nn.BatchNorm2d):
+        super().__init__()
+        self.variant = variant
+        self.num_classes = num_classes
+        self.in_channels = in_channels
+        self.metadata = {}
+        blocks = {
+            spec.name: RepVGGBlock(
+                spec.in_channels,
+                spec.out_channels,
+                spec.stride,
+                spec.groups,
+                se=variant.se,
+                se_ratio=variant.se_ratio,
+                deploy=deploy,
+                norm=norm,
+            )
+            for spec in variant.block_specs(in_channels)
+        }
+        self.stage0 = blocks["stage0"]
+        for stage in variant.stages:
+            stage_blocks = [blocks[f"{stage.name}.{i}"] for i in range(stage.num_blocks)]
+            setattr(self, stage.name, nn.SequentialCell(stage_blocks))
+        self.linear = _linear(variant.widths[-1], num_classes)
+
+    @property
+    def deploy(self):
+        """Whether the network is in deploy form."""
+        return self.stage0.deploy
+
+    def forward_features(self, x):
+        """The last stage's map: (N, in_channels, H, W) -> (N, widths[4], H / 32, W / 32)."""
+        x = self.stage0(x)
+        x = self.stage1(x)
+        x = self.stage2(x)
+        x = self.stage3(x)
+        return self.stage4(x)
+
+    def forward_head(self, x):
+        """Logits (N, num_classes) of the last stage's map."""
+        return self.linear(x.mean((2, 3)))
+
+    def construct(self, x):
+        return self.forward_head(self.forward_features(x))
+
+    def recompute_blocks(self):
+        """Let the backward pass recompute what is inside each block, but for BN: less memory, more time.
+
+        For graph mode. In PyNative mode, where no part of a block can be left out, BN's moving statistics would take
+        every batch in twice.
+        """
+        for _, block in self.cells_and_names():
+            if isinstance(block, RepVGGBlock):
+                block.recompute()
+                for _, cell in block.cells_and_names():
+                    if hasattr(cell, "bn_train"):
+                        # A BN that ran twice a step would move its statistics twice.
+                        cell.bn_train.recompute(False)
+
+    def switch_to_deploy(self):
+        """Switch every block to its deploy form, in place; see `RepVGGBlock.switch_to_deploy`."""
+        for _, cell in self.cells_and_names():
+            if isinstance(cell, RepVGGBlock):
+                cell.switch_to_deploy()
+
+
+class AuxHead(nn.Cell):
+    """A training-only classifier on a stage's output: conv 3x3 of stride 2, BN, ReLU, pooling, linear."""
+
+    def __init__(self, channels, num_classes, norm=nn.BatchNorm2d):
+        super().__init__()
+        self.downsample = ConvBN(channels, channels, 3, stride=2, norm=norm)
+        self.relu = nn.ReLU()
+        self.linear = _linear(channels, num_classes)
+
+    def construct(self, x):
+        return self.linear(self.relu(self.downsample(x)).mean((2, 3)))
+
+
+class RepVGGPlus(RepVGG):
+    """RepVGGplus: stage 3 in two halves, and three auxiliary heads that only training knows.
+
+    While training (`set_train(True)`, train form) it returns (logits, aux1, aux2, aux3), each (N, num_classes), the
+    heads' in the order of the stages; otherwise the logits alone, as every RepVGG.
+    """
+
+    def __init__(self, variant, num_classes=1000, in_channels=3, deploy=False, norm=nn.BatchNorm2d):
+        super().__init__(variant, num_classes, in_channels, deploy, norm)
+        if not deploy:
+            for stage in variant.stages:
+                if stage.aux:
+                    setattr(self, f"{stage.name}_aux", AuxHead(stage.width, num_classes, norm))
+
+    def forward_features(self, x):
+        """The last stage's map: (N, in_channels, H, W) -> (N, widths[4], H / 32, W / 32)."""
+        x = self.stage2(self.stage1(self.stage0(x)))
+        return self.stage4(self.stage3_second(self.stage3_first(x)))
+
+    def construct(self, x):
+        if self.deploy or not self.training:
+            return self.forward_head(self.forward_features(x))
+        x = self.stage1(self.stage0(x))
+        aux1 = self.stage1_aux(x)
+        x = self.stage2(x)
+        aux2 = self.stage2_aux(x)
+        x = self.stage3_first(x)
+        aux3 = self.stage3_first_aux(x)
+        x = self.stage4(self.stage3_second(x))
+        return self.forward_head(x), aux1, aux2, aux3
+
+    def drop_aux_heads(self):
+        """Remove the auxiliary heads, in place; inference does not know them."""
+        for stage in self.variant.stages:
+            if stage.aux and hasattr(self, f"{stage.name}_aux"):
+                delattr(self, f"{stage.name}_aux")
+
+    def switch_to_deploy(self):
+        """Switch every block to its deploy form and drop the auxiliary heads, in place."""
+        super().switch_to_deploy()
+        self.drop_aux_heads()
+
+
+def create_model(name, num_classes=1000, in_channels=3, deploy=False, norm=nn.BatchNorm2d, **shape):
+    """The network called `name` ('repvgg_a0', or as the paper writes it, 'RepVGG-A0'), freshly initialised.
+
+    shape: for the name 'repvgg' only: `num_blocks` and `widths`, and optionally `group_size`, `se`, `se_ratio`,
+    `aux_heads`; see `mindrepvgg.models.variants.Variant`.
+    Raises UserError when the name or a number cannot be used; it names the nearest name.
+    """
+    variant = variants.find(name, **shape)
+    for key, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if type(value) is not int or value < 1:
+            raise UserError(f"{key} (={value!r}) must be a whole number of at least 1")
+    network = RepVGGPlus if variant.aux_heads else RepVGG
+    return network(variant, num_classes, in_channels, deploy, norm)

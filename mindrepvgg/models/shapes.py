@@ -1,0 +1,129 @@
+"""A network's parameters, told without building it: their names and shapes, and how arrays differ from them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mindrepvgg.errors import CheckpointError
+from mindrepvgg.models.variants import BlockSpec, Variant
+from mindrepvgg.reparam.arithmetic import BN_LEAVES
+
+_MOST_LISTED = 3
+
+
+def parameter_shapes(
+    variant: Variant, deploy: bool, num_classes: int = 1000, in_channels: int = 3, aux_heads: bool = True
+) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter of `create_model`'s network, BN statistics included, from input to output.
+
+    aux_heads: False leaves the auxiliary heads of a train-form RepVGGplus out; other networks have none.
+    """
+    shapes = {}
+    for spec in variant.block_specs(in_channels):
+        _add_block(shapes, spec, variant, deploy)
+    if aux_heads and not deploy:
+        for stage in variant.stages:
+            if stage.aux:
+                _add_conv_bn(shapes, f"{stage.name}_aux.downsample", (stage.width, stage.width, 3, 3))
+                _add_affine(shapes, f"{stage.name}_aux.linear", (num_classes, stage.width))
+    _add_affine(shapes, "linear", (num_classes, variant.widths[-1]))
+    return shapes
+
+
+def _add_block(shapes, spec: BlockSpec, variant, deploy):
+    out, per_group = spec.out_channels, spec.in_channels // spec.groups
+    if deploy:
+        _add_affine(shapes, f"{spec.name}.rbr_reparam", (out, per_group, 3, 3))
+    else:
+        _add_conv_bn(shapes, f"{spec.name}.rbr_dense", (out, per_group, 3, 3))
+        _add_conv_bn(shapes, f"{spec.name}.rbr_1x1", (out, per_group, 1, 1))
+        if spec.in_channels == out and spec.stride == 1:
+            _add_bn(shapes, f"{spec.name}.rbr_identity", out)
+    if variant.se:
+        se, squeezed = "se" if variant.se == "pre" else "post_se", out // variant.se_ratio
+        _add_affine(shapes, f"{spec.name}.{se}.down", (squeezed, out, 1, 1))
+        _add_affine(shapes, f"{spec.name}.{se}.up", (out, squeezed, 1, 1))
+
+
+def _add_conv_bn(shapes, name, kernel):
+    shapes[f"{name}.conv.weight"] = kernel
+    _add_bn(shapes, f"{name}.bn", kernel[0])
+
+
+def _add_bn(shapes, name, channels):
+    shapes.update({f"{name}.{leaf}": (channels,) for leaf in BN_LEAVES})
+
+
+def _add_affine(shapes, name, weight):
+    """A convolution or linear layer with a bias."""
+    shapes[f"{name}.weight"] = weight
+    shapes[f"{name}.bias"] = weight[:1]
+
+
+class Differences(NamedTuple):
+    """How arrays differ from expected parameters: name -> shape, and for `reshaped` name -> (shape, expected shape)."""
+
+    missing: dict[str, tuple]
+    unexpected: dict[str, tuple]
+    reshaped: dict[str, tuple]
+
+    @property
+    def count(self) -> int:
+        """How many names are concerned."""
+        return sum(map(len, self))
+
+    def text(self, shown=_MOST_LISTED) -> str:
+        """The first few of each kind, in one line: '2 missing: a (3,), b (4,); 1 unexpected: c (5,)'.
+
+        shown: how many of each; None for every one.
+        """
+        kinds = (
+            ("missing", [f"{printable(name)} {shape}" for name, shape in self.missing.items()]),
+            ("unexpected", [f"{printable(name)} {shape}" for name, shape in self.unexpected.items()]),
+            (
+                "of another shape",
+                [f"{printable(n)} {has}, expected {shape}" for n, (has, shape) in self.reshaped.items()],
+            ),
+        )
+        return "; ".join(f"{len(found)} {kind}: {listed(found, shown)}" for kind, found in kinds if found)
+
+
+def differences(expected: dict[str, tuple], arrays: dict[str, np.ndarray]) -> Differences:
+    """Compare arrays with expected shapes by name."""
+    return Differences(
+        {name: shape for name, shape in expected.items() if name not in arrays},
+        {name: array.shape for name, array in arrays.items() if name not in expected},
+        {
+            name: (arrays[name].shape, shape)
+            for name, shape in expected.items()
+            if name in arrays and arrays[name].shape != shape
+        },
+    )
+
+
+def check_finite(arrays: dict[str, np.ndarray]):
+    """Raise CheckpointError when weights are NaN or infinite, naming the first tensors; who allows them skips it."""
+    found = []
+    for name, array in arrays.items():
+        bad = array.size - np.count_nonzero(np.isfinite(array))
+        if bad:
+            found.append(f"{printable(name)} ({bad} of {array.size})")
+    if found:
+        raise CheckpointError(
+            f"{len(found)} of {len(arrays)} tensors hold NaN or infinite values: {listed(found)}; the training that "
+            f"wrote them diverged, or the file is damaged: take an earlier checkpoint"
+        )
+
+
+def printable(name) -> str:
+    """A name from a file for a message: on one line, without control characters, not endless."""
+    return ascii(str(name)[:200])[1:-1][:80]
+
+
+def listed(items, shown=_MOST_LISTED) -> str:
+    """The first `shown` (None: all), and how many more."""
+    shown = len(items) if shown is None else shown
+    more = f", and {len(items) - shown} more" if len(items) > shown else ""
+    return ", ".join(items[:shown]) + more

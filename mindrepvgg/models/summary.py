@@ -1,0 +1,250 @@
+"""A network's layers and what they cost, in train and deploy form side by side, without building it.
+
+Parameters: what training learns. BN's moving statistics are not among them, but are part of the weights' memory.
+MACs: multiply-accumulates of one image's forward pass in convolutions and linear layers. BN, ReLU, biases, additions,
+pooling and SE's scaling count nothing, as in the published tables, which call MACs FLOPs.
+Wino MULs: MACs of which a 3x3 convolution of stride 1 needs 4/9, by Winograd's F(2x2, 3x3); what the paper publishes
+are the deploy form's. Source: RepVGG, arXiv:2101.03697, section 2.4, tables 4 and 5.
+Activations: elements of all feature maps alive while a layer runs in inference, one operation after the other: its
+inputs and outputs, and what later ones still read. BN, additions, ReLU, sigmoid and SE's scaling write over their
+operand. A train-form block so keeps its input and two branches' outputs, a deploy-form block its input and output.
+Auxiliary heads count in the train form's parameters and MACs; inference does not run them, so they keep nothing alive.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mindrepvgg.errors import UserError
+from mindrepvgg.files import atomic_write
+from mindrepvgg.models.shapes import parameter_shapes
+from mindrepvgg.models.variants import Variant
+from mindrepvgg.recipe.schema import KEYS
+
+FORMS = ("train", "deploy")
+NOTES = """\
+MACs: multiply-accumulates of convolutions and linear layers, one image; the rest counts nothing, as published.
+Wino MULs: the same, with 4/9 of them for 3x3 convolutions of stride 1: F(2x2, 3x3), as in the paper.
+alive: elements of activations in memory at once while a layer runs in inference, one image; element-wise in place.
+weights: parameters and BN's moving statistics. Auxiliary heads count in train form, but inference leaves them out."""
+
+_BYTES = {"float32": 4, "float16": 2}
+_HEADINGS = ("parameters", "MACs (M)", "Wino MULs (M)", "alive (M)")
+_GAP = "  "
+
+
+class Figures(NamedTuple):
+    """A layer, or a whole network, in one form; see the module. activations: of one image; a network's is the peak."""
+
+    params: int
+    macs: int
+    wino_muls: int
+    activations: int
+
+
+class Layer(NamedTuple):
+    """A block's branches or its one convolution, an SE, an auxiliary head, the pooling or the classifier.
+
+    output_shape: of one image, (C, H, W) or (C,). deploy: None where the deploy form has no such layer.
+    """
+
+    name: str
+    output_shape: tuple[int, ...]
+    train: Figures
+    deploy: Figures | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A network's layers from input to output; image_size: (height, width). weights: form -> numbers kept in memory."""
+
+    variant: Variant
+    num_classes: int
+    in_channels: int
+    image_size: tuple[int, int]
+    batch_size: int
+    layers: tuple[Layer, ...]
+    weights: dict[str, int]
+
+    def total(self, form: str) -> Figures:
+        """The sums over the layers of a form, 'train' or 'deploy', and of the activations the peak."""
+        columns = list(zip(*(getattr(layer, form) for layer in self.layers if getattr(layer, form)), strict=True))
+        return Figures(*map(sum, columns[:3]), max(columns[3]))
+
+    def memory(self, form: str) -> dict[str, dict[str, int]]:
+        """Bytes by what they hold and by their type; activations are of one image, and of the batch."""
+        peak = self.total(form).activations
+        held = {"weights": self.weights[form], "image_activations": peak, "batch_activations": peak * self.batch_size}
+        return {what: {kind: size * count for kind, size in _BYTES.items()} for what, count in held.items()}
+
+    def to_dict(self) -> dict:
+        """Plain types, for JSON."""
+        return {
+            "model": self.variant.name,
+            "model_args": self.variant.to_dict(),
+            **{key: getattr(self, key) for key in ("num_classes", "in_channels", "image_size", "batch_size")},
+            "layers": [
+                {
+                    "name": layer.name,
+                    "output_shape": layer.output_shape,
+                    "train": layer.train._asdict(),
+                    "deploy": layer.deploy and layer.deploy._asdict(),
+                }
+                for layer in self.layers
+            ],
+            "total": {form: {**self.total(form)._asdict(), "bytes": self.memory(form)} for form in FORMS},
+        }
+
+    def format(self) -> str:
+        """The table for people; no line is longer than 120 characters for any network of the family."""
+        height, width = self.image_size
+        rows = [
+            ("layer", "output", *FORMS * 4),
+            *((layer.name, _shape_text(layer), *_cells(layer.train, layer.deploy)) for layer in self.layers),
+            ("total, peak", "", *_cells(*map(self.total, FORMS))),
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        over_two = [left + len(_GAP) + right for left, right in zip(widths[2::2], widths[3::2], strict=True)]
+        headings = _line(("", "", *_HEADINGS), (*widths[:2], *over_two))
+        names, *lines, total = (_line(row, widths) for row in rows)
+        rule = "-" * len(names)
+        title = f"{self.variant.name}: {self.num_classes} classes, images of {self.in_channels} x {height} x {width}"
+        table = (title, "", headings, names, rule, *lines, rule, total)
+        return "\n".join((*table, "", *self._memory_lines(), "", NOTES))
+
+    def _memory_lines(self) -> Iterator[str]:
+        """The memory table."""
+        labels = {"weights": "weights", "image_activations": "activations, 1 image"}
+        if self.batch_size > 1:
+            labels["batch_activations"] = f"activations, {self.batch_size} images"
+        memory = {form: self.memory(form) for form in FORMS}
+        widths = (max(map(len, labels.values())) + len(", float32"), 12, 12)
+        yield _line(("memory (MiB)", *FORMS), widths)
+        for what, label in labels.items():
+            for kind in _BYTES:
+                sizes = (f"{memory[form][what][kind] / 2**20:,.2f}" for form in FORMS)
+                yield _line((f"{label}, {kind}", *sizes), widths)
+
+
+def summarise(
+    variant: Variant, num_classes=1000, in_channels=3, image_size=224, batch_size=1, aux_heads: bool = True
+) -> Summary:
+    """The layers of a network and their costs, from its layout alone.
+
+    image_size: a side, or (height, width). aux_heads: False leaves a RepVGGplus's auxiliary heads out.
+    The numbers may be a command line's text. Raises UserError for one that is no whole number of at least 1.
+    """
+    num_classes, in_channels, size, batch_size = (
+        _read(option, key, value)
+        for option, key, value in (
+            ("num_classes", "num_classes", num_classes),
+            ("in_channels", "in_channels", in_channels),
+            ("image_size", "image_resize", image_size),
+            ("batch_size", "batch_size", batch_size),
+        )
+    )
+    size = (size, size) if isinstance(size, int) else size
+    places = {place.name: place for place in _places(variant, num_classes, in_channels, size, aux_heads)}
+    figures, weights = {}, {}
+    for form in FORMS:
+        shapes = parameter_shapes(variant, form == "deploy", num_classes, in_channels, aux_heads)
+        weights[form] = sum(map(math.prod, shapes.values()))
+        figures[form] = _figures(places, shapes, form)
+    layers = tuple(
+        Layer(name, place.output_shape, figures["train"][name], None if place.only_train else figures["deploy"][name])
+        for name, place in places.items()
+    )
+    return Summary(variant, num_classes, in_channels, size, batch_size, layers, weights)
+
+
+def write_csv(summary: Summary, path):
+    """The layers as a table with one line of names, atomically: exact numbers, no totals; empty where there is none."""
+    fields = [f"{form}_{field}" for form in FORMS for field in Figures._fields]
+    with atomic_write(path, "w") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("layer", "output_shape", *fields))
+        for layer in summary.layers:
+            deploy = layer.deploy or ("",) * len(Figures._fields)
+            writer.writerow((layer.name, _shape_text(layer), *layer.train, *deploy))
+
+
+class _Place(NamedTuple):
+    """Where a layer's weights work: `area` output positions of every kernel; alive: activations in (train, deploy)."""
+
+    name: str
+    output_shape: tuple[int, ...]
+    area: int
+    stride: int
+    alive: tuple[int, int]
+    only_train: bool = False
+
+
+def _places(variant, num_classes, in_channels, size, aux_heads) -> Iterator[_Place]:
+    """Every layer from input to output."""
+    height, width = size
+    aux = {f"{s.name}.{s.num_blocks - 1}": s for s in variant.stages if s.aux and aux_heads}
+    for spec in variant.block_specs(in_channels):
+        entering = spec.in_channels * height * width
+        height, width = -(-height // spec.stride), -(-width // spec.stride)
+        channels, shape = spec.out_channels, (spec.out_channels, height, width)
+        leaving = math.prod(shape)
+        # The identity branch writes over the input, which nothing reads after it.
+        yield _Place(spec.name, shape, height * width, spec.stride, (entering + 2 * leaving, entering + leaving))
+        if variant.se:
+            name = f"{spec.name}.{'se' if variant.se == 'pre' else 'post_se'}"
+            yield _Place(name, shape, 1, 1, (leaving + channels + channels // variant.se_ratio,) * 2)
+        if spec.name in aux:
+            area = -(-height // 2) * -(-width // 2)
+            yield _Place(f"{aux[spec.name].name}_aux", (num_classes,), area, 2, (0, 0), only_train=True)
+    yield _Place("pool", (channels,), 1, 1, (leaving + channels,) * 2)
+    yield _Place("linear", (num_classes,), 1, 1, (channels + num_classes,) * 2)
+
+
+def _figures(places, shapes, form) -> dict[str, Figures]:
+    """Each layer's figures in a form, from the shapes of its parameters."""
+    counts = {name: [0, 0, 0] for name in places}
+    for name, shape in shapes.items():
+        owner = name
+        while owner not in places:
+            owner = owner.rpartition(".")[0]
+        place = places[owner]
+        # Kernels work at every output position, matrices once; vectors, which are BN's and biases, count nothing.
+        macs = math.prod(shape) * {4: place.area, 2: 1}.get(len(shape), 0)
+        winograd = shape[2:] == (3, 3) and place.stride == 1
+        learned = 0 if ".moving_" in name else math.prod(shape)
+        for i, count in enumerate((learned, macs, macs // 9 * 4 if winograd else macs)):
+            counts[owner][i] += count
+    return {name: Figures(*counts[name], place.alive[FORMS.index(form)]) for name, place in places.items()}
+
+
+def _read(option, key, value):
+    """A number as the recipe's `key` accepts it."""
+    kind = KEYS[key].kind
+    try:
+        return kind.read(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{option} (={value!r}) must be {kind.expected}") from None
+
+
+def _shape_text(layer) -> str:
+    """(64, 56, 56) as 64x56x56."""
+    return "x".join(map(str, layer.output_shape))
+
+
+def _cells(*forms: Figures | None) -> list[str]:
+    """Figures as text, train and deploy in turn: parameters in full, the others in millions."""
+    return [
+        "-" if figures is None else f"{figures[i]:,}" if i == 0 else f"{figures[i] / 1e6:.2f}"
+        for i in range(len(Figures._fields))
+        for figures in forms
+    ]
+
+
+def _line(cells, widths) -> str:
+    """Cells in columns, the first one flush left."""
+    others = (f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))
+    return _GAP.join((f"{cells[0]:<{widths[0]}}", *others))

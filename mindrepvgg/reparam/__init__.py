@@ -1,0 +1,1 @@
+"""Structural re-parameterisation: branches, the blocks that have them, and their folding into one convolution."""

@@ -1,0 +1,287 @@
+"""The RepVGG block, in both of its forms.
+
+    train form                                   deploy form
+
+    x --+-- conv 3x3 -- BN --+                   x -- conv 3x3 + bias -- [SE] -- ReLU -- y
+        +-- conv 1x1 -- BN --+-- [SE] -- ReLU -- y
+        +------------- BN ---+   (identity: only where channels and size stay the same)
+
+Source: RepVGG, figure 4, arXiv:2101.03697; SE after the ReLU ('post') is RepVGGplus's.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import HeUniform, Uniform
+from mindspore.nn.utils import no_init_parameters
+
+from mindrepvgg.reparam import arithmetic
+
+# The classes a network may have BN of; all of them have BatchNorm2d's parameters.
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def kernel_init() -> HeUniform:
+    """U(-b, b) with b = 1 / sqrt(fan_in), for convolution and linear weights.
+
+    The authors' code keeps PyTorch's default initialisation; MindSpore's own default changed over its versions, so
+    it is spelled out. Source: torch.nn.Conv2d, kaiming_uniform with a = sqrt(5).
+    """
+    return HeUniform(negative_slope=math.sqrt(5))
+
+
+def bias_init(fan_in: int) -> Uniform:
+    """U(-b, b) with b = 1 / sqrt(fan_in), PyTorch's default for biases."""
+    return Uniform(1 / math.sqrt(fan_in))
+
+
+def _conv(in_channels, out_channels, size, stride=1, groups=1, dilation=1, bias=False):
+    """A convolution with PyTorch's padding, which keeps (H, W) at stride 1."""
+    return nn.Conv2d(
+        in_channels,
+        out_channels,
+        size,
+        stride=stride,
+        pad_mode="pad",
+        padding=dilation * (size // 2),
+        dilation=dilation,
+        group=groups,
+        has_bias=bias,
+        weight_init=kernel_init(),
+        bias_init=bias_init(size * size * in_channels // groups) if bias else None,
+    )
+
+
+class ConvBN(nn.Cell):
+    """A bias-free convolution and its BN: (N, C_in, H, W) -> (N, C_out, H / stride, W / stride)."""
+
+    def __init__(self, in_channels, out_channels, size, stride=1, groups=1, dilation=1, norm=nn.BatchNorm2d):
+        super().__init__()
+        self.conv = _conv(in_channels, out_channels, size, stride, groups, dilation)
+        self.bn = norm(out_channels)
+
+    def construct(self, x):
+        return self.bn(self.conv(x))
+
+
+class SqueezeExcite(nn.Cell):
+    """Channel weights from the whole map's mean: x * sigmoid(up(relu(down(mean(x))))), (N, C, H, W) -> (N, C, H, W).
+
+    The mean is taken over the map as it comes, of any size and shape. Source: arXiv:1709.01507.
+    """
+
+    def __init__(self, channels, squeezed):
+        super().__init__()
+        self.down = _conv(channels, squeezed, 1, bias=True)
+        self.up = _conv(squeezed, channels, 1, bias=True)
+        self.relu = nn.ReLU()
+        self.sigmoid = nn.Sigmoid()
+
+    def construct(self, x):
+        weights = self.relu(self.down(x.mean((2, 3), keep_dims=True)))  # (N, squeezed, 1, 1)
+        return x * self.sigmoid(self.up(weights))
+
+
+class RepVGGBlock(nn.Cell):
+    """One block: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    dilation: of the 3x3 convolution; the map keeps its size at stride 1.
+    se: None, 'pre' (before the ReLU) or 'post' (after it); squeezed to out_channels // se_ratio.
+    norm: the BN's class; any with BatchNorm2d's parameters, such as SyncBatchNorm.
+    deploy: build the single 3x3 convolution instead of the branches.
+    Raises ValueError when `groups` does not divide the channels, or `se` is unknown.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        stride=1,
+        groups=1,
+        dilation=1,
+        se=None,
+        se_ratio=16,
+        deploy=False,
+        norm=nn.BatchNorm2d,
+    ):
+        super().__init__()
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"in_channels (={in_channels}) and out_channels (={out_channels}) must be divisible by "
+                f"groups (={groups})"
+            )
+        if se not in (None, "pre", "post"):
+            raise ValueError(f"se (={se!r}) must be None, 'pre' or 'post'")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.stride = stride
+        self.groups = groups
+        self.dilation = dilation
+        self.se_place = se
+        self.se_ratio = se_ratio
+        self.deploy = deploy
+        self.has_identity = in_channels == out_channels and stride == 1
+        if deploy:
+            self.rbr_reparam = _conv(in_channels, out_channels, 3, stride, groups, dilation, bias=True)
+        else:
+            self.rbr_dense = ConvBN(in_channels, out_channels, 3, stride, groups, dilation, norm)
+            self.rbr_1x1 = ConvBN(in_channels, out_channels, 1, stride, groups, norm=norm)
+            if self.has_identity:
+                self.rbr_identity = norm(out_channels)
+        if se == "pre":
+            self.se = SqueezeExcite(out_channels, out_channels // se_ratio)
+        elif se == "post":
+            self.post_se = SqueezeExcite(out_channels, out_channels // se_ratio)
+        self.relu = nn.ReLU()
+
+    def construct(self, x):
+        y = self.convolve(x)
+        if self.se_place == "pre":
+            y = self.se(y)
+        y = self.relu(y)
+        if self.se_place == "post":
+            y = self.post_se(y)
+        return y
+
+    def convolve(self, x):
+        """The sum of the branches, or the one convolution they equal: what comes before SE and ReLU."""
+        if self.deploy:
+            return self.rbr_reparam(x)
+        y = self.rbr_dense(x) + self.rbr_1x1(x)
+        if self.has_identity:
+            y = y + self.rbr_identity(x)
+        return y
+
+    def get_equivalent_kernel_bias(self):
+        """The kernel (out, in // groups, 3, 3) and bias (out,) of the one convolution this block equals in inference.
+
+        Tensors, differentiable with respect to kernels, gamma and beta: usable inside a loss at any time of training,
+        in graph mode too. BN counts with its moving statistics. In deploy form these are the convolution's own.
+        For the exact fusion of a finished network, in float64, see `fused_kernel_bias`.
+        """
+        if self.deploy:
+            return self.rbr_reparam.weight, self.rbr_reparam.bias
+        dtype = self.rbr_dense.conv.weight.dtype
+        identity = None
+        if self.has_identity:
+            kernel = Tensor(arithmetic.identity_kernel(self.out_channels, self.groups), dtype)
+            identity = (kernel, *_bn_terms(self.rbr_identity))
+        return arithmetic.fuse_branches(
+            (self.rbr_dense.conv.weight, *_bn_terms(self.rbr_dense.bn)),
+            (self.rbr_1x1.conv.weight, *_bn_terms(self.rbr_1x1.bn)),
+            identity,
+            _add_padded,
+        )
+
+    def fused_kernel_bias(self, dtype=np.float64) -> tuple[np.ndarray, np.ndarray]:
+        """`get_equivalent_kernel_bias` of a train-form block as NumPy arrays, computed in float64 throughout.
+
+        dtype: what they are rounded to at the end. Raises ValueError when the block is in deploy form already.
+        """
+        self._check_train_form()
+        branches = {"rbr_dense": self.rbr_dense.bn, "rbr_1x1": self.rbr_1x1.bn}
+        params = {f"{name}.conv.weight": getattr(self, name).conv.weight for name in branches}
+        prefixes = {name: f"{name}.bn" for name in branches}
+        if self.has_identity:
+            branches["rbr_identity"] = self.rbr_identity
+            prefixes["rbr_identity"] = "rbr_identity"
+        for name, bn in branches.items():
+            for leaf in arithmetic.BN_LEAVES:
+                params[f"{prefixes[name]}.{leaf}"] = getattr(bn, leaf)
+        arrays = {name: parameter.asnumpy() for name, parameter in params.items()}
+        return arithmetic.fuse_block(arrays, {name: bn.eps for name, bn in branches.items()}, dtype)
+
+    def switch_to_deploy(self):
+        """Replace the branches, in place, by the one convolution they equal; does nothing in deploy form.
+
+        Compiled graphs that contain this block are forgotten, so that the next call of any network around it runs the
+        new form. An optimizer made before still holds the branches' parameters: make a new one.
+        To keep the trained network, use `mindrepvgg.to_deploy`, which builds a new one.
+        """
+        if self.deploy:
+            return
+        conv = self.fused_conv()
+        del self.rbr_dense, self.rbr_1x1
+        if self.has_identity:
+            del self.rbr_identity
+        _attach(self, "rbr_reparam", conv)
+        self.deploy = True
+        _forget_graphs(self)
+
+    def deployed(self):
+        """A new block in deploy form that computes the same, under the same parameter names; this one stays as it was.
+
+        Raises ValueError when the block is in deploy form already.
+        """
+        with no_init_parameters():
+            block = RepVGGBlock(
+                self.in_channels,
+                self.out_channels,
+                self.stride,
+                self.groups,
+                self.dilation,
+                self.se_place,
+                self.se_ratio,
+                deploy=True,
+            )
+        _attach(block, "rbr_reparam", self.fused_conv())
+        if self.se_place is not None:
+            attribute = "se" if self.se_place == "pre" else "post_se"
+            _attach(block, attribute, copy.deepcopy(getattr(self, attribute)))
+        return block.set_train(self.training)
+
+    def fused_conv(self) -> nn.Conv2d:
+        """The one convolution this train-form block equals, as a new cell; its parameters carry their final names."""
+        self._check_train_form()
+        trained = self.rbr_dense.conv.weight
+        kernel, bias = self.fused_kernel_bias(trained.asnumpy().dtype)
+        with no_init_parameters():
+            conv = _conv(self.in_channels, self.out_channels, 3, self.stride, self.groups, self.dilation, bias=True)
+        prefix = trained.name.removesuffix("rbr_dense.conv.weight")
+        for leaf, value in (("weight", kernel), ("bias", bias)):
+            parameter = Parameter(Tensor.from_numpy(value), name=f"{prefix}rbr_reparam.{leaf}")
+            setattr(conv, leaf, parameter)
+        return conv
+
+    def _check_train_form(self):
+        if self.deploy:
+            raise ValueError("the block is in deploy form: its branches are fused already")
+
+
+def _add_padded(kernel, kernel_1x1):
+    """A 3x3 and a 1x1 kernel's sum, as `fusion.add_1x1`, in differentiable operators."""
+    return kernel + ops.pad(kernel_1x1, (1, 1, 1, 1))
+
+
+def _bn_terms(bn):
+    """What `fusion.fold` needs of a BN cell."""
+    return bn.gamma, bn.beta, bn.moving_mean, bn.moving_variance, bn.eps
+
+
+def _attach(block, attribute, cell):
+    """Set `block.attribute` to `cell`, whose parameters keep their names.
+
+    A cell put into another after construction would have the attribute's name put in front of its parameters' names,
+    and none of what is around the block: the same few names in every block, of which a checkpoint keeps one.
+    """
+    names = [parameter.name for parameter in cell.get_parameters()]
+    setattr(block, attribute, cell)
+    for parameter, name in zip(cell.get_parameters(), names, strict=True):
+        parameter.name = name
+
+
+def _forget_graphs(changed):
+    """Make every live cell that contains `changed` compile anew at its next call.
+
+    In graph mode a cell keeps its compiled graph and does not notice that a cell inside it became another: it would
+    go on running the old one. The cells around a block are not known to it, so they are looked for.
+    """
+    # By type(): isinstance() would ask a dead weak proxy for its class, which raises.
+    for cell in [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Cell)]:
+        if cell.compile_cache and any(inner is changed for _, inner in cell.cells_and_names()):
+            cell.compile_cache.clear()

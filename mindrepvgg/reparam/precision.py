@@ -1,0 +1,63 @@
+"""Mixed precision of a network: which cells compute in half precision, set and taken back in place.
+
+Parameters stay float32 and keep their names: what is trained in mixed precision is saved, fused and converted like
+any other network. Cells cast their inputs, and the parameters they use, while they compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import mindspore as ms
+from mindspore import nn
+
+from mindrepvgg.errors import UserError
+from mindrepvgg.reparam.blocks import NORMS
+
+DTYPES = {"float16": ms.float16, "bfloat16": ms.bfloat16}
+
+# Everything between two BNs. A convolution takes what the ReLU before it gives, and gives what the BN after it takes.
+_HALF_CELLS = (nn.Conv2d, nn.Dense, nn.ReLU, nn.Sigmoid)
+
+
+def set_precision(net, level="O0", dtype="float16"):
+    """Let a network compute in mixed precision from its next call on; 'O0' is float32 again. Returns `net`.
+
+    level: 'O2': convolutions, linear layers and activations in half precision, BN and the sum of the branches in
+    float32; 'O3': BN takes and gives half precision too, its weights and statistics staying float32.
+    dtype: 'float16' or 'bfloat16'. Logits come out in half precision: a loss casts them.
+    A graph that was compiled before keeps its precision, and BN that was in O2 keeps float32. Go back to 'O0' before
+    fusing: the proof needs float32. Raises UserError for what no device can compute.
+    """
+    if level not in ("O0", "O2", "O3"):
+        raise UserError(f"amp_level (={level}) must be O0, O2 or O3")
+    if dtype not in DTYPES:
+        raise UserError(f"amp_dtype (={dtype}) must be one of {', '.join(DTYPES)}")
+    if level == "O3" and dtype == "bfloat16":
+        raise UserError("amp_level O3 needs amp_dtype float16: MindSpore's BN takes no bfloat16; use amp_level O2")
+    half = ms.float32 if level == "O0" else DTYPES[dtype]
+    for _, cell in net.cells_and_names():
+        if isinstance(cell, _HALF_CELLS):
+            cell.to_float(half)
+        elif isinstance(cell, NORMS) and level == "O2":
+            # Left alone, BN follows its input and keeps float32 weights beside it; to_float would cast those as well.
+            cell.to_float(ms.float32)
+    return net
+
+
+def check_precision(level, dtype, device):
+    """Raise UserError for a half precision that the device does not compute in."""
+    if level != "O0" and dtype == "bfloat16" and device == "CPU":
+        raise UserError(
+            "amp_dtype bfloat16 cannot be used on CPU: MindSpore has no bfloat16 convolution there; use float16"
+        )
+
+
+@contextlib.contextmanager
+def float32_precision(net, level, dtype):
+    """Run the body with the network in float32, then return it to `level` and `dtype`."""
+    set_precision(net, "O0")
+    try:
+        yield
+    finally:
+        set_precision(net, level, dtype)

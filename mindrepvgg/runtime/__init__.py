@@ -1,0 +1,1 @@
+"""The process around a network: its environment, device, ranks and compiled graphs."""

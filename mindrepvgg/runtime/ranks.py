@@ -1,0 +1,187 @@
+"""The processes of a data-parallel run: who they are, what they tell each other, and what happens when one dies."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.communication import get_group_size, get_rank, init
+
+from mindrepvgg.errors import UserError
+from mindrepvgg.runtime.environment import launched_processes
+
+# msrun looks once a second and kills what is left: the shorter this is, the likelier the message comes first.
+_WATCH_SECONDS = 0.1
+
+
+class Ranks:
+    """A process's `rank` among the `size` of a run; one that was started alone is rank 0 of 1.
+
+    Every process must call the same methods in the same order.
+    """
+
+    def __init__(self, rank=0, size=1):
+        self.rank = rank
+        self.size = size
+        self.watch = None
+
+    def leave(self):
+        """Wait until every rank is here; from then on each may end when it likes."""
+        self.any(False)  # all have done their work ...
+        if self.watch:
+            self.watch.stop()
+            self.watch = None
+        self.any(False)  # ... and none takes the end of another for a death any more
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def gather(self, array) -> np.ndarray:
+        """Every rank's array (all of one shape and type, of 4 or 8 bytes an item), stacked by rank, bit for bit."""
+        array = np.asarray(array, order="C")  # ascontiguousarray makes a row of a scalar
+        if self.size == 1:
+            return array[None]
+        # As 32-bit integers: a device may flush or canonicalise floats, and MindSpore 2.10's AllGather on CPU keeps the
+        # lower half only of an int64.
+        bits = array.reshape(1, -1).view(np.int32)
+        gathered = ops.AllGather()(Tensor(bits)).asnumpy()
+        return gathered.view(array.dtype).reshape(self.size, *array.shape)
+
+    def union(self, numbers) -> list[int]:
+        """The whole numbers of all ranks, each once, sorted."""
+        own = np.array(sorted(numbers), np.int64)
+        counts = self.gather(np.int64(len(own)))
+        padded = np.zeros(max(int(counts.max()), 1), np.int64)
+        padded[: len(own)] = own
+        return sorted({int(n) for row, count in zip(self.gather(padded), counts, strict=True) for n in row[:count]})
+
+    def any(self, flag) -> bool:
+        """Whether the flag is set on any rank; the answer is the same on all."""
+        return bool(self.gather(np.int32(flag)).any())
+
+    def broadcast(self, parameters):
+        """Give every rank the first one's values of the parameters."""
+        if self.size > 1:
+            broadcast = ops.Broadcast(0)
+            for parameter in parameters:
+                # One by one: of several at once, MindSpore 2.10 returns garbage after the first outside of a graph.
+                # A copy: the value lies in a buffer of the collective.
+                parameter.set_data(Tensor(broadcast((parameter,))[0].asnumpy()))
+
+    def average(self, parameters):
+        """Replace the parameters' values, on every rank, by their mean over the ranks."""
+        parameters = list(parameters)
+        if self.size > 1 and parameters:
+            for parameter, total in zip(parameters, _Sum()(*parameters), strict=True):
+                # Not set_data: a compiled step would go on writing a moving average to the memory of before.
+                ops.assign(parameter, Tensor(total.asnumpy() / np.float32(self.size)))
+
+
+class _Sum(nn.Cell):
+    """Sums of tensors over the ranks."""
+
+    def __init__(self):
+        super().__init__()
+        self.all_reduce = ops.AllReduce()
+
+    def construct(self, *tensors):
+        sums = ()
+        for tensor in tensors:
+            sums += (self.all_reduce(tensor),)
+        return sums
+
+
+def start(distribute="auto", device="CPU") -> Ranks:
+    """Join the other processes of a data-parallel run, if there are any; call it before the first network is built.
+
+    distribute: 'auto': if a launcher started this process, True: it must have; False: stay alone, whatever
+    RANK_TABLE_FILE says, which one may have exported for other programs; msrun and mpirun must not have started it.
+    Raises UserError when a launcher is missing or there against the request, or the processes do not find each other.
+    """
+    processes = launched_processes()
+    if distribute is False and processes is not None and not os.environ.get("RANK_TABLE_FILE"):
+        # Each would write its own run into the same folder, and msrun's scheduler would train as well.
+        raise UserError(
+            f"distribute (=False) trains in one process, but a launcher started {processes}: start train.py without "
+            f"msrun or mpirun, or leave distribute at auto"
+        )
+    if distribute is False or (distribute == "auto" and processes is None):
+        return Ranks()
+    if processes is None:
+        raise UserError(
+            "distribute (=True) needs a launcher: msrun --worker_num 8 --local_worker_num 8 python train.py ...; "
+            "leave distribute at auto to train on one device when there is none"
+        )
+    global _joined
+    if _joined is None:
+        _joined = _join(processes, device)
+    if _joined.size > 1 and _joined.watch is None:
+        _joined.watch = _Watch(_joined)
+    return _joined
+
+
+# A process joins once; whoever starts again gets the same.
+_joined = None
+
+
+def _join(processes, device) -> Ranks:
+    """Find the other processes, and say how gradients are to be averaged."""
+    try:
+        init()
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        if os.environ.get("MS_ROLE") == "MS_SCHED":
+            raise UserError(f"the scheduler of this run's {processes} processes lost one of them: {reason}") from None
+        raise UserError(f"the {processes} processes of this run did not find each other: {reason}") from None
+    ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
+    if device == "Ascend":
+        # Gradients are sent in pieces of 16 MB, the first while the backward pass is still at work on the others. The
+        # default of 'auto' is 64 MB: more than all gradients of a small network, whose one piece would come last.
+        ms.set_auto_parallel_context(comm_fusion={"allreduce": {"mode": "size", "config": 16}})
+    return Ranks(get_rank(), get_group_size())
+
+
+class _Watch:
+    """Ends this process soon after another rank on this machine died: a collective would wait for it for minutes."""
+
+    def __init__(self, ranks):
+        self.rank = ranks.rank
+        host = np.frombuffer(hashlib.sha256(socket.gethostname().encode()).digest()[:8], np.int64)[0]
+        table = ranks.gather(np.array([host, os.getpid()], np.int64))
+        self.peers = {int(pid): rank for rank, (place, pid) in enumerate(table) if place == host and rank != ranks.rank}
+        self._done = threading.Event()
+        threading.Thread(target=self._run, name="mindrepvgg-peers", daemon=True).start()
+
+    def stop(self):
+        """From now on, others may end."""
+        self._done.set()
+
+    def _run(self):
+        while not self._done.wait(_WATCH_SECONDS):
+            dead = [pid for pid in self.peers if not _is_alive(pid)]
+            if dead and not self._done.is_set():
+                names = ", ".join(f"rank {self.peers[pid]} (process {pid})" for pid in dead)
+                print(
+                    f"error: {names} died, so rank {self.rank} ends too; its own output tells why. Every checkpoint is "
+                    f"whole: start again with --resume",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(1)  # the main thread may be inside a collective that never returns
+
+
+def _is_alive(pid):
+    """Whether a process runs; one that has ended and was not waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

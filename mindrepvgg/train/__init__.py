@@ -1,5 +1,0 @@
-"""Training: one compiled step, the loop around it, and what a person and a program see of it."""
-
-from .trainer import RunResult, Trainer
-
-__all__ = ["RunResult", "Trainer"]

@@ -1,0 +1,174 @@
+"""The parts of a run as a recipe describes them."""
+
+from __future__ import annotations
+
+from mindspore import nn
+
+from mindrepvgg.data.augment import Augmentation
+from mindrepvgg.data.datasets import open_source
+from mindrepvgg.data.loader import TrainLoader
+from mindrepvgg.data.normalize import Normalize
+from mindrepvgg.errors import CheckpointError, DataError, RecipeError
+from mindrepvgg.evaluation.evaluate import check_classes, loader_of, spread
+from mindrepvgg.models import qat
+from mindrepvgg.reparam.precision import set_precision
+from mindrepvgg.training.freeze import freeze
+from mindrepvgg.training.loss import build_loss
+from mindrepvgg.training.optim import build_optimizer
+from mindrepvgg.training.schedule import learning_rates, scaled_lr
+from mindrepvgg.training.step import LossScale, NetworkWithLoss, TrainStep
+from mindrepvgg.weights.load import create_model, load_weights
+
+# Training images, spread over the classes, from which BN and ranges are set before the first step.
+_CALIBRATION_IMAGES = 1024
+
+
+def build_train_loader(recipe, ranks) -> TrainLoader:
+    """The training split, of which every rank reads its own part; as pixels wherever the augmentation keeps them."""
+    augmentation = Augmentation.of(recipe)
+    return TrainLoader(
+        open_source(recipe.dataset, recipe.data_dir, "train", recipe.num_classes, recipe.val_share),
+        batch_size=recipe.batch_size,
+        image_size=recipe.image_size,
+        mean=recipe.mean,
+        std=recipe.std,
+        in_channels=recipe.in_channels,
+        augmentation=augmentation,
+        as_uint8=augmentation.keeps_pixels,
+        interpolation=recipe.interpolation,
+        seed=recipe.seed,
+        num_parallel_workers=recipe.num_parallel_workers,
+        drop_remainder=recipe.drop_remainder,
+        shuffle=recipe.shuffle,
+        num_classes=recipe.num_classes,
+        on_bad_image=recipe.on_bad_image,
+        bad_image_limit=recipe.bad_image_limit,
+        rank=ranks.rank,
+        rank_size=ranks.size,
+    )
+
+
+def count_steps(recipe, loader) -> int:
+    """The steps of an epoch: groups of `gradient_accumulation_steps` batches; those that fill no group are left out."""
+    steps = loader.steps_per_epoch // recipe.gradient_accumulation_steps
+    if not steps:
+        raise DataError(
+            f"gradient_accumulation_steps (={recipe.gradient_accumulation_steps}) is more than an epoch's "
+            f"{loader.steps_per_epoch} batches; lower it or batch_size (={recipe.batch_size})"
+        )
+    return steps
+
+
+def build_learning_rates(recipe, steps_per_epoch, images_per_step):
+    """The learning rate of every step, scaled to the global batch where the recipe asks for it."""
+    return learning_rates(
+        scheduler=recipe.scheduler,
+        lr=scaled_lr(recipe.lr, recipe.lr_per_batch, images_per_step),
+        min_lr=scaled_lr(recipe.min_lr, recipe.lr_per_batch, images_per_step),
+        steps_per_epoch=steps_per_epoch,
+        epoch_size=recipe.epoch_size,
+        warmup_epochs=recipe.warmup_epochs,
+        warmup_factor=recipe.warmup_factor,
+        decay_epochs=recipe.decay_epochs,
+        decay_rate=recipe.decay_rate,
+        multi_step_decay_milestones=recipe.multi_step_decay_milestones,
+        num_cycles=recipe.num_cycles,
+        cycle_decay=recipe.cycle_decay,
+        lr_epoch_stair=recipe.lr_epoch_stair,
+    )
+
+
+def build_network(recipe, ranks, weights=None):
+    """The network in train form and in the recipe's precision, the same on every rank.
+
+    With the recipe's `quantization` in one of `quantization.FORMS` instead; without weights BN and ranges say nothing.
+    """
+    net = _new_network(recipe, ranks, weights) if recipe.quantization == "none" else _fused_network(recipe, weights)
+    freeze(net, recipe.freeze_stages, recipe.freeze_bn)
+    if recipe.recompute:
+        net.recompute_blocks()
+    ranks.broadcast(net.get_parameters())
+    return set_precision(net, recipe.amp_level, recipe.amp_dtype)
+
+
+def _new_network(recipe, ranks, weights):
+    norm = nn.BatchNorm2d
+    if recipe.sync_bn and ranks.size > 1:
+        norm = nn.SyncBatchNorm
+    try:
+        return create_model(
+            recipe.model, recipe.num_classes, recipe.in_channels, weights=weights, norm=norm, **recipe.model_args
+        )
+    except ValueError as error:
+        if norm is nn.BatchNorm2d:
+            raise
+        raise RecipeError(f"sync_bn (=True) is not possible on this device: {error}; leave it out") from error
+
+
+def _fused_network(recipe, weights):
+    """The network for INT8, calibrated on some training images as validation sees them: the same on every rank."""
+    batches = None
+    if weights is None:
+        net = create_model(recipe.model, recipe.num_classes, recipe.in_channels, deploy=True, **recipe.model_args)
+    else:
+        net = load_weights(weights)
+        has, wants = ((x.variant, x.num_classes, x.in_channels) for x in (net, recipe))
+        if has != wants:
+            texts = (f"{variant.name} of {n} classes and {c} channels" for variant, n, c in (has, wants))
+            raise CheckpointError(f"{weights} holds a {' instead of a '.join(texts)}: it cannot be fine-tuned for INT8")
+        source = open_source(recipe.dataset, recipe.data_dir, "train", recipe.num_classes, recipe.val_share)
+        check_classes(net, source)
+        net.metadata = {}
+        batches = CalibrationBatches(loader_of(recipe, spread(source, _CALIBRATION_IMAGES)))
+    net = qat.to_trainable_deploy(net, batches)
+    return qat.to_fake_quantized(net, batches) if recipe.quantization == qat.QAT else net
+
+
+class CalibrationBatches:
+    """The images of an `EvalLoader` without those that fill up the last batch; iterate over it as often as needed."""
+
+    def __init__(self, loader):
+        self._loader = loader
+
+    def __iter__(self):
+        for images, _, valid in self._loader:
+            yield images[valid]
+
+
+def build_step(recipe, net, learning_rates, ranks) -> TrainStep:
+    """The compiled step with its optimizer and its loss scale."""
+    optimizer = build_optimizer(
+        net,
+        learning_rates,
+        opt=recipe.opt,
+        momentum=recipe.momentum,
+        use_nesterov=recipe.use_nesterov,
+        betas=recipe.betas,
+        eps=recipe.eps,
+        weight_decay=recipe.weight_decay,
+        weight_decay_filter=recipe.decay_rule,
+    )
+    return TrainStep(
+        NetworkWithLoss(
+            net,
+            build_loss(recipe.loss, recipe.label_smoothing),
+            recipe.aux_weight,
+            prepare=Normalize(recipe.mean, recipe.std),
+            penalty=qat.CustomL2(net, recipe.weight_decay) if recipe.custom_l2 else None,
+        ),
+        optimizer,
+        ranks=ranks.size,
+        clip_norm=recipe.clip_value if recipe.clip_grad else None,
+        loss_scale=_build_loss_scale(recipe),
+        ema_decay=recipe.ema_decay if recipe.ema else None,
+        accumulation=recipe.gradient_accumulation_steps,
+    )
+
+
+def _build_loss_scale(recipe):
+    """The recipe's loss scale; None where nothing can overflow that float32 would not show in the loss itself."""
+    dynamic = recipe.loss_scale_type == "dynamic"
+    half = recipe.amp_level != "O0" and recipe.amp_dtype == "float16"
+    if not dynamic and recipe.loss_scale == 1 and not half:
+        return None
+    return LossScale(recipe.loss_scale, dynamic, recipe.loss_scale_window, recipe.drop_overflow_update)

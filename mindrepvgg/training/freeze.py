@@ -1,0 +1,28 @@
+"""Training parts of a network only: the first stages frozen, or every BN."""
+
+from __future__ import annotations
+
+from mindrepvgg.errors import RecipeError
+from mindrepvgg.reparam.blocks import NORMS
+
+
+def freeze(net, stages=0, bn=False):
+    """Exclude parts of a RepVGG from training, before its optimizer is made. Returns `net`.
+
+    stages: how many from the input on: 1 is stage0 alone, 5 all but the head; their BN normalises with its moving
+    statistics, as in inference, and these stay. RepVGGplus's auxiliary heads go with the stage they hang on.
+    bn: every BN of the network, weights and statistics.
+    Raises RecipeError when nothing is left to train.
+    """
+    frozen = tuple(f"stage{number}" for number in range(stages))
+    for name, cell in net.cells_and_names():
+        is_norm = isinstance(cell, NORMS)
+        if name.startswith(frozen) or (bn and is_norm):
+            for parameter in cell.get_parameters(expand=False):
+                parameter.requires_grad = False
+            if is_norm:
+                # MindSpore's own switch: without it, set_train(True) has the BN use the batch's statistics again.
+                cell.use_batch_statistics = False
+    if not net.trainable_params():
+        raise RecipeError(f"freeze_stages (={stages}) and freeze_bn (={bn}) leave nothing to train")
+    return net

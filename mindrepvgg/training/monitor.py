@@ -1,0 +1,239 @@
+"""Watching a run: a log that programs read, a picture of the curves, a progress bar, and a polite way to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mindrepvgg.errors import UserError
+from mindrepvgg.files import atomic_write
+
+
+class RunLog:
+    """A file of one JSON object a line, each with `event`, `epoch` and `step`; complete lines survive a crash.
+
+    step counts the run's steps from 1. With `keep_until`, a file of an earlier session is taken up: what it logged
+    after that step is dropped, as those steps will be run again. path: None keeps the records in memory alone.
+    events: an `EventFiles` that gets the numbers too.
+    """
+
+    def __init__(self, path, keep_until=None, events=None):
+        self.path = path and Path(path)
+        self.events = events
+        self.records = []
+        if keep_until is not None and self.path and self.path.exists():
+            self.records = [record for record in _read_lines(self.path) if record["step"] <= keep_until]
+        if self.path:
+            with atomic_write(self.path, "w") as stream:
+                stream.writelines(json.dumps(record) + "\n" for record in self.records)
+
+    def write(self, event, epoch, step, **values):
+        """Append one record."""
+        record = {"event": event, "epoch": epoch, "step": step, **values}
+        self.records.append(record)
+        if self.path:
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+        if self.events:
+            self.events.write(event, step, values)
+
+
+class EventFiles:
+    """TensorBoard's event files in a folder: a curve for each number of each event."""
+
+    def __init__(self, folder, first_step=0):
+        try:
+            from tensorboardX import SummaryWriter
+        except ModuleNotFoundError:
+            raise UserError(
+                "tensorboard (=True) needs the package tensorboardX, which is not installed: pip install tensorboardX"
+            ) from None
+        # What an interrupted session wrote beyond `first_step` is hidden: those steps are run again.
+        self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+
+    def write(self, event, step, values):
+        """Add the numbers of one record."""
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(f"{event}/{name}", value, step)
+
+    def close(self):
+        """Write what is left."""
+        self._writer.close()
+
+
+def _read_lines(path):
+    """The records of a log; a last line cut short by a crash is left out."""
+    records = []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if line.endswith("\n"):
+                raise UserError(f"line {number} of {path} is not JSON; move the file away to start a new log") from None
+    return records
+
+
+class Progress:
+    """A bar over the steps of the whole run with loss, learning rate, images a second and the time left.
+
+    Shown on a terminal; elsewhere (a log file, a pipe) only `say` prints, so that files stay readable. silent: not even
+    that, for all processes of a run but one.
+    """
+
+    def __init__(self, total_steps, first_step, silent=False):
+        self.silent = silent
+        disable = silent or not sys.stderr.isatty()
+        self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=disable)
+
+    def step(self, epoch, epochs, count=1):
+        """Move on by `count` steps."""
+        self.bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
+        self.bar.update(count)
+
+    def show(self, loss, lr, images_per_second):
+        """Refresh the figures."""
+        self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {images_per_second:.0f} img/s")
+
+    def say(self, text):
+        """Print a line above the bar."""
+        if not self.silent:
+            self.bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self):
+        """End the bar's line; what is written next starts below it."""
+        self.bar.close()
+
+
+class Meter:
+    """Where the time of the steps goes, without graph compilation, validation and saving."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self):
+        """Leave out what happened since the last reading."""
+        self._images, self._waited, self._since = 0, 0.0, time.perf_counter()
+
+    def count(self, images):
+        """Some images are done."""
+        self._images += images
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """The body waits for data."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waited += time.perf_counter() - start
+
+    def read(self) -> tuple[float, float]:
+        """Images a second, and the share of the time spent waiting for data, since the last reading."""
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        images, waited = self._images, self._waited
+        self.restart()
+        return images / seconds, waited / seconds
+
+
+class Profile:
+    """MindSpore's profiler over the first steps after compilation, written into a folder."""
+
+    def __init__(self, folder, steps=10):
+        self.folder = folder
+        self._left = steps
+        self._profiler = None
+
+    def start(self):
+        """Compilation is over: record from here on."""
+        from mindspore.profiler import profile, tensorboard_trace_handler
+
+        self._profiler = profile(on_trace_ready=tensorboard_trace_handler(str(self.folder)), start_profile=False)
+        self._profiler.start()
+
+    def step(self):
+        """A step is done; after the last one to record, write what was found."""
+        self._left -= 1
+        if not self._left:
+            self.close()
+        elif self._profiler:
+            self._profiler.step()
+
+    def close(self):
+        """Write what was recorded, if anything."""
+        if self._profiler:
+            self._profiler.stop()
+            self._profiler = None
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a request that the loop honours after the current step; a second one is at once.
+
+    A context manager; `asked` is True once a signal has come.
+    """
+
+    def __init__(self):
+        self.asked = False
+        self._before = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, _number, _frame):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        # Without the signal's name: MindSpore, once it has compiled a graph, turns Ctrl-C into SIGTERM.
+        print("\nstopping soon, the state will be saved; Ctrl-C once more to stop at once", file=sys.stderr)
+
+
+def draw_curves(records, path, title=""):
+    """Draw loss, accuracy and learning rate over the epochs as a PNG, from a run's log records."""
+    # Drawn without pyplot: no global state, no display.
+    from matplotlib.figure import Figure
+
+    trained = [record for record in records if record["event"] == "train" and record["loss"] is not None]
+    judged = [record for record in records if record["event"] == "validate"]
+    averaged = [record for record in records if record["event"] == "validate_ema"]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    loss.plot([r["progress"] for r in trained], [r["loss"] for r in trained], lw=0.9, label="training")
+    rate.plot([r["progress"] for r in trained], [r["lr"] for r in trained], color="tab:green")
+    if judged:
+        epochs = [r["epoch"] for r in judged]
+        loss.plot(epochs, [r["loss"] for r in judged], "o-", ms=3, label="validation")
+        best = max(judged, key=lambda r: r["top1"])
+        accuracy.plot(epochs, [r["top1"] for r in judged], "o-", ms=3, label="top-1")
+        accuracy.plot(epochs, [r["top5"] for r in judged], "o-", ms=3, label="top-5")
+        if averaged:
+            accuracy.plot([r["epoch"] for r in averaged], [r["top1"] for r in averaged], "o-", ms=3, label="top-1, EMA")
+        accuracy.axhline(best["top1"], color="grey", lw=0.6, ls=":")
+        accuracy.set_title(f"accuracy, best top-1 {best['top1']:.2f}% (epoch {best['epoch']})")
+        accuracy.legend(loc="lower right")
+    else:
+        accuracy.set_title("accuracy (not validated yet)")
+    loss.set_title("loss")
+    loss.set_yscale("log")
+    loss.legend()
+    rate.set_title("learning rate")
+    accuracy.set_ylabel("%")
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.25)
+    figure.suptitle(title)
+    with atomic_write(path) as stream:
+        figure.savefig(stream, format="png", dpi=110)

@@ -1,0 +1,221 @@
+"""Which parameters decay, and the optimizer over them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+
+from mindrepvgg.models.qat import is_block_kernel
+
+_NORM = ("gamma", "beta")
+_STATISTICS = ("moving_mean", "moving_variance")
+
+
+def decay_groups(net, rule: str) -> tuple[list, list]:
+    """Split a network's trainable parameters into those with weight decay and those without.
+
+    rule: 'paper': every bias and the BN of the 3x3 and 1x1 branches (and of auxiliary heads) go without, the identity
+    BN's gamma decays; 'norm_and_bias': every bias and every BN go without; 'norm': every BN goes without; 'all': all
+    decay; 'custom_l2': as 'paper', without the blocks' kernels, for which the loss has `CustomL2`.
+    Source of 'paper': the authors' README on ImageNet training, and their `set_weight_decay`.
+    """
+    decayed, free = [], []
+    for parameter in net.trainable_params():
+        (decayed if _decays(parameter.name, rule) else free).append(parameter)
+    return decayed, free
+
+
+def _decays(name, rule):
+    if rule == "all":
+        return True
+    if rule == "custom_l2":
+        return not is_block_kernel(name) and _decays(name, "paper")
+    parts = name.split(".")
+    if rule == "paper" and parts[-2:] == ["rbr_identity", "gamma"]:
+        return True
+    return parts[-1] not in _NORM and (rule == "norm" or parts[-1] != "bias")
+
+
+class ParameterRow(NamedTuple):
+    """One parameter of a network, with the weight decay it is trained with; None: it is frozen."""
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
+    weight_decay: float | None
+
+
+def parameter_groups(net, weight_decay: float, rule: str) -> list[ParameterRow]:
+    """A row for each parameter in the network's order, BN's moving statistics left out; rule: see `decay_groups`."""
+    return [
+        ParameterRow(
+            parameter.name,
+            tuple(parameter.shape),
+            math.prod(parameter.shape),
+            weight_decay * _decays(parameter.name, rule) if parameter.requires_grad else None,
+        )
+        for parameter in net.get_parameters()
+        if parameter.name.rpartition(".")[2] not in _STATISTICS
+    ]
+
+
+def format_parameter_groups(rows: Iterable[ParameterRow]) -> str:
+    """The rows as a table of name, shape and weight decay; the last line counts what each weight decay falls on."""
+    parameters, elements = Counter(), Counter()
+    cells = [("parameter", "shape", "weight decay")]
+    for row in rows:
+        parameters[row.weight_decay] += 1
+        elements[row.weight_decay] += row.size
+        cells.append((row.name, "x".join(map(str, row.shape)), _decay_in_words(row.weight_decay)))
+    width, shape_width = (max(len(line[column]) for line in cells) for column in (0, 1))
+    lines = [f"{name:<{width}}  {shape:<{shape_width}}  {decay}" for name, shape, decay in cells]
+    totals = [
+        f"{_decay_in_words(decay)}: {parameters[decay]} ({elements[decay]:,})"
+        for decay in sorted(parameters, key=lambda decay: -1 if decay is None else decay, reverse=True)
+    ]
+    return "\n".join([*lines, f"parameters (elements) a weight decay: {', '.join(totals)}"])
+
+
+def _decay_in_words(weight_decay):
+    return "frozen" if weight_decay is None else f"{weight_decay:g}"
+
+
+def build_optimizer(
+    net,
+    learning_rates,
+    *,
+    opt="momentum",
+    momentum=0.9,
+    use_nesterov=False,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    weight_decay_filter="all",
+):
+    """The optimizer over the network's trainable parameters, in their order.
+
+    With g the gradient, lr the step's learning rate, and decay being weight_decay or 0:
+        momentum, sgd: v = momentum * v + (g + decay * w); w = w - lr * v. Nesterov's form with g' = g + decay * w:
+            w = w - lr * (g' + momentum * v)
+        adamw: see `AdamW`
+        lamb: see `Lamb`; what the filter leaves without decay has no trust ratio either
+    learning_rates: (steps,) float, the rate of every step of the run. weight_decay_filter: see `decay_groups`.
+    The optimizer's own parameters, moments and counts, have names of their own and hold all of its state.
+    Raises ValueError for another `opt`.
+    """
+    decayed, free = decay_groups(net, weight_decay_filter)
+    # Always in explicit groups: without them MindSpore leaves out every gamma and beta on its own account.
+    groups = [
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in ((decayed, weight_decay), (free, 0.0))
+        if parameters
+    ]
+    groups.append({"order_params": net.trainable_params()})
+    rates = learning_rates.tolist()
+    if opt == "adamw":
+        return AdamW(groups, rates, betas, eps)
+    if opt == "lamb":
+        return Lamb(groups, rates, betas, eps, adapted={parameter.name for parameter in decayed})
+    if opt not in ("momentum", "sgd"):
+        raise ValueError(f"opt (={opt!r}) must be one of momentum, sgd, adamw, lamb")
+    if use_nesterov and momentum:
+        # Not nn.Momentum(use_nesterov=True), which on a CPU takes the plain step all the same (2.8 to 2.10).
+        return nn.SGD(groups, rates, momentum, nesterov=True)
+    return nn.Momentum(groups, rates, momentum)
+
+
+class _Moments(nn.Optimizer):
+    """Running means of every gradient and of its square, from 0 on, and the weight that gradients have in them.
+
+    m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g ** 2. The weights, 1 - beta1 ** t and
+    1 - beta2 ** t after t updates, are running means of 1: as exact as the moments they correct, which 1 - beta2 ** t
+    in float32 is not.
+    """
+
+    def __init__(self, groups, learning_rates, betas, eps):
+        super().__init__(learning_rates, groups)
+        self.beta1, self.beta2 = (Tensor([beta], ms.float32) for beta in betas)
+        self.eps = eps
+        self.decays = tuple(self.group_weight_decay)
+        self.moments1 = self.parameters.clone("moment1", init="zeros")
+        self.moments2 = self.parameters.clone("moment2", init="zeros")
+        self.weight1 = Parameter(Tensor([0], ms.float32), "moment1_weight", requires_grad=False)
+        self.weight2 = Parameter(Tensor([0], ms.float32), "moment2_weight", requires_grad=False)
+
+    def _begin(self):
+        """The step's learning rate and the weights of both moments after it; the counts go on."""
+        lr = self.get_lr()
+        self.assignadd(self.global_step, self.global_step_increase_tensor)
+        weight1 = self.beta1 * self.weight1 + (1 - self.beta1)
+        weight2 = self.beta2 * self.weight2 + (1 - self.beta2)
+        ops.assign(self.weight1, weight1)
+        ops.assign(self.weight2, weight2)
+        return lr, weight1, weight2
+
+
+class AdamW(_Moments):
+    """AdamW with bias correction: w = w - lr * (m' / (sqrt(v') + eps) + decay * w).
+
+    m' = m / (1 - beta1 ** t) and v' = v / (1 - beta2 ** t) being the corrected moments after t updates.
+    Source: arXiv:1711.05101, algorithm 2 with alpha = 1 and eta_t = lr, as in PyTorch.
+    """
+
+    # nn.AdamWeightDecay has no bias correction, nn.Adam's decay is part of the gradient, the rate of
+    # experimental.optim.AdamW changes only from outside the graph. MindCV's is right, but on a CPU it takes some three
+    # times as long to compile and to run as this one, which has the fused kernel of nn.AdamWeightDecay.
+
+    def __init__(self, groups, learning_rates, betas, eps):
+        super().__init__(groups, learning_rates, betas, eps)
+        self.fused = ops.AdamWeightDecay()
+
+    @ms.jit(backend="ms_backend")
+    def construct(self, gradients):
+        lr, weight1, weight2 = self._begin()
+        # The kernel's step with m and v as they are: the corrections go into its rate, eps and decay.
+        root = ops.sqrt(weight2)
+        update = ops.partial(self._update, lr * root / weight1, self.eps * root, weight1 / root)
+        return self.hyper_map(update, self.parameters, self.moments1, self.moments2, gradients, self.decays)
+
+    def _update(self, lr, eps, decay_factor, w, m, v, gradient, decay):
+        self.fused(w, m, v, lr, self.beta1, self.beta2, eps, decay * decay_factor, gradient)
+        return True
+
+
+class Lamb(_Moments):
+    """LAMB: w = w - lr * trust * u, u = m' / (sqrt(v') + eps) + decay * w, m' and v' corrected as in `AdamW`.
+
+    trust = norm(w) / norm(u) over the whole parameter, 1 where either norm is 0, and 1 for parameters not in `adapted`,
+    a set of names. The norm of w is not clipped and neither are the gradients.
+    Source: arXiv:1904.00962, algorithm 2, with phi(x) = x; parameters without trust ratio: Google Research's program,
+    which leaves those without weight decay out of the adaptation.
+    """
+
+    # nn.Lamb does not run on a CPU, and adapts every parameter.
+
+    def __init__(self, groups, learning_rates, betas, eps, adapted):
+        super().__init__(groups, learning_rates, betas, eps)
+        self.adapted = tuple(parameter.name in adapted for parameter in self.parameters)
+
+    @ms.jit(backend="ms_backend")
+    def construct(self, gradients):
+        lr, weight1, weight2 = self._begin()
+        update = ops.partial(self._update, lr, weight1, weight2)
+        return self.hyper_map(
+            update, self.parameters, self.moments1, self.moments2, gradients, self.decays, self.adapted
+        )
+
+    def _update(self, lr, weight1, weight2, w, m, v, gradient, decay, adapted):
+        m = ops.assign(m, self.beta1 * m + (1 - self.beta1) * gradient)
+        v = ops.assign(v, self.beta2 * v + (1 - self.beta2) * ops.square(gradient))
+        u = m / weight1 / (ops.sqrt(v / weight2) + self.eps) + decay * w
+        if adapted:
+            norm_w, norm_u = ops.sqrt(ops.square(w).sum()), ops.sqrt(ops.square(u).sum())
+            both = ops.minimum(norm_w, norm_u) > 0
+            # The divisor is replaced too: a device that notes overflows would note a division by 0 nobody uses.
+            lr = lr * ops.select(both, norm_w, 1.0) / ops.select(both, norm_u, 1.0)
+        return ops.assign(w, w - lr * u)

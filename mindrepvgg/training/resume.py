@@ -1,0 +1,181 @@
+"""Where a run stands, and taking it up from a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+from mindspore import Tensor
+
+from mindrepvgg.errors import TrainingError
+from mindrepvgg.models.repvgg import RepVGG
+from mindrepvgg.recipe.schema import KEYS, Recipe
+from mindrepvgg.recipe.sources import recipe_from_dict
+from mindrepvgg.runtime.ranks import Ranks
+from mindrepvgg.training.step import TrainStep, bn_statistics, is_bn_statistic
+from mindrepvgg.weights.checkpoint import TRAIN, load_arrays, load_checkpoint_and_state
+from mindrepvgg.weights.containers import read_weights
+
+log = logging.getLogger(__name__)
+
+# What may differ between the sessions of one run: where things lie and how they are shown, not what is computed.
+_FREE_KEYS = {
+    *("data_dir", "ckpt_save_dir", "keep_checkpoint_max", "ckpt_save_policy", "ckpt_save_interval", "tensorboard"),
+    *("on_bad_image", "bad_image_limit"),  # or a run that ends at a damaged file could not go on
+    *("num_parallel_workers", "device_target", "jit_level", "dataset_sink_mode", "compile_cache", "distribute"),
+}
+# ... and, on another number of devices, what makes up the global batch.
+_FREE_KEYS_ELSEWHERE = {*_FREE_KEYS, "batch_size", "gradient_accumulation_steps"}
+
+_STATISTICS = "statistics_of_ranks"
+
+
+@dataclass
+class Position:
+    """How far a run has come; `interval_losses` are those of the steps since the last log record.
+
+    ranks, images_per_step: what the run is counted in. skipped: steps whose update was left out after an overflow.
+    """
+
+    ranks: int = 1
+    images_per_step: int = 0
+    epoch: int = 0  # epochs completed
+    step_in_epoch: int = 0  # steps completed in the epoch under way
+    skipped: int = 0
+    best_top1: float = -math.inf
+    best_epoch: int = 0
+    best_ema_top1: float = -math.inf
+    kept: list = field(default_factory=list)  # (epoch, top-1 or null) of each epoch checkpoint that is kept
+    interval_losses: list = field(default_factory=list)
+    bad_images: list = field(default_factory=list)  # indices found unreadable in the epoch under way, by any rank
+
+    def to_dict(self) -> dict:
+        """Plain types for the checkpoint; no accuracy yet is null there, JSON knows no infinity."""
+        values = asdict(self)
+        return {key: None if value == -math.inf else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values):
+        """The position that `to_dict` wrote."""
+        return cls(**{k: -math.inf if v is None else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything of a run that a checkpoint must hold, as named parameters: what is read from them and put back.
+
+    net: the network; step: its `TrainStep`, with the optimizer; ranks: the processes it is trained by.
+    """
+
+    net: RepVGG
+    step: TrainStep
+    ranks: Ranks
+
+    @property
+    def _own(self):
+        weights = {parameter.name for parameter in self.net.get_parameters()}
+        own = {p.name: p for p in self.step.optimizer.get_parameters() if p.name not in weights}
+        return {**own, **self.step.state}
+
+    @property
+    def _statistics(self):
+        """BN's moving statistics, and their averages: the only parameters that differ between ranks."""
+        return bn_statistics(self.net) + [p for p in self.step.state.values() if is_bn_statistic(p)]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The state besides the network; on several ranks after `gather_statistics` only, the same on all of them."""
+        return {name: parameter.asnumpy() for name, parameter in self._own.items()}
+
+    def average_statistics(self):
+        """Make BN's statistics the same on all ranks: their mean."""
+        self.ranks.average(self._statistics)
+        self.step.accept_statistics()
+
+    def gather_statistics(self) -> dict[str, np.ndarray]:
+        """Every rank's own BN statistics for a checkpoint between two averagings; nothing on a single rank."""
+        if self.ranks.size == 1:
+            return {}
+        own = np.concatenate([parameter.asnumpy() for parameter in self._statistics])
+        return {_STATISTICS: self.ranks.gather(own)}
+
+    def fill(self, state, source):
+        """Put back what `arrays` and `gather_statistics` gave."""
+        state = dict(state)
+        of_ranks = state.pop(_STATISTICS, None)
+        load_arrays(_Parameters(self._own.values()), state, f"the optimizer's state in {source}")
+        if of_ranks is not None and len(of_ranks) == self.ranks.size:
+            own = np.split(of_ranks[self.ranks.rank], np.cumsum([p.size for p in self._statistics])[:-1])
+            for parameter, values in zip(self._statistics, own, strict=True):
+                parameter.set_data(Tensor(values))
+        self.step.accept_statistics()
+
+
+def restore(path, state: RunState, recipe, now: Position, steps_per_epoch) -> Position:
+    """Fill a run's state from its checkpoint and return where it stopped.
+
+    now: the run's position before its first step. On the same number of ranks the run goes on exactly. On another one
+    it goes on, which is said in the log, from the same epoch; with another global batch from that epoch's start.
+    Raises TrainingError when the checkpoint belongs to a finished network only, or to a run of another recipe.
+    """
+    _, arrays = load_checkpoint_and_state(path, net=state.net, form=TRAIN)
+    _check_resumable(path, state.net.metadata)
+    before = Position.from_dict(state.net.metadata["position"])
+    free = _FREE_KEYS if before.ranks == now.ranks else _FREE_KEYS_ELSEWHERE
+    _check_same_recipe(path, recipe_from_dict(state.net.metadata["recipe"], str(path)), recipe, free)
+    state.fill(arrays, path)
+    state.step.set_train()  # loading a network sets it to inference
+    if before.ranks == now.ranks:
+        return before
+    log.warning(
+        "%s was saved on %d devices (%d images a step), this run is on %d (%d): it goes on, but not bit for bit",
+        *(path, before.ranks, before.images_per_step, now.ranks, now.images_per_step),
+    )
+    position = replace(before, ranks=now.ranks, images_per_step=now.images_per_step)
+    if before.images_per_step != now.images_per_step:
+        if before.step_in_epoch:
+            log.warning("epoch %d is started again: its steps are others now", before.epoch + 1)
+        position = replace(position, step_in_epoch=0, interval_losses=[])
+        done = position.epoch * steps_per_epoch
+        counter = state.step.optimizer.global_step
+        counter.set_data(Tensor([done], counter.dtype))
+    return position
+
+
+def recipe_of_run(path) -> Recipe:
+    """The recipe a run's checkpoint was made with."""
+    description = read_weights(path).description
+    _check_resumable(path, description)
+    return recipe_from_dict(description["recipe"], str(path))
+
+
+class _Parameters:
+    """A bare collection with a cell's way of listing parameters."""
+
+    def __init__(self, parameters):
+        self._parameters = parameters
+
+    def get_parameters(self):
+        return self._parameters
+
+
+def _check_resumable(path, description):
+    if "position" not in description or "recipe" not in description:
+        raise TrainingError(
+            f"{path} holds a network but not the state of a run; resume from the *_last.ckpt of the run's folder"
+        )
+
+
+def _check_same_recipe(path, before: Recipe, now: Recipe, free):
+    """Refuse to go on with a recipe that would compute something else."""
+    changed = [
+        f"{key} was {getattr(before, key)!r} and is now {getattr(now, key)!r}"
+        for key in KEYS
+        if key not in free and getattr(before, key) != getattr(now, key)
+    ]
+    if changed:
+        raise TrainingError(
+            f"the run in {path} cannot be continued exactly: {'; '.join(changed)}. Resume with the run's own recipe "
+            f"(leave out -c and these options), or start a new run in another --ckpt_save_dir"
+        )

@@ -1,0 +1,172 @@
+"""Checkpoints from one project, form and container to another; what is fused is proven before it is written."""
+
+from __future__ import annotations
+
+import gc
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mindrepvgg.errors import CheckpointError, UserError
+from mindrepvgg.files import atomic_write, write_json
+from mindrepvgg.reparam.deploy import EquivalenceReport, to_deploy, verify_equivalence
+from mindrepvgg.weights.checkpoint import network_arrays, save_checkpoint
+from mindrepvgg.weights.containers import SUFFIXES, write_weights
+from mindrepvgg.weights.dialects import find_dialect
+from mindrepvgg.weights.load import ImportedWeights, build_network, import_weights
+from mindrepvgg.weights.rename import from_house
+
+HOUSE = "mindrepvgg"
+FORMS = ("deploy", "train")
+_TORCH_SUFFIXES = (".pth", ".pt")
+
+# Fusion is exact at any size: a small picture shows an error as well as a large one, and borders weigh more in it.
+_VERIFIED_SHAPE = (2, 64, 64)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion read and wrote; `report` is the proof where branches were fused, else None."""
+
+    source: dict  # as `describe` has it; the weights themselves are not kept
+    destination: Path
+    dialect: str
+    form: str
+    report: EquivalenceReport | None
+
+    def to_dict(self) -> dict:
+        """Plain types, for JSON."""
+        return {
+            "source": self.source,
+            "destination": {"path": str(self.destination), "dialect": self.dialect, "form": self.form},
+            "equivalence": self.report and self.report.to_dict(),
+        }
+
+
+def convert_checkpoint(
+    source,
+    destination,
+    dialect=HOUSE,
+    form="deploy",
+    weights="raw",
+    num_classes=None,
+    rtol=1e-4,
+    allow_nonfinite=False,
+) -> Conversion:
+    """Convert a checkpoint of any project into another's names, form and container.
+
+    dialect: whose names `destination` gets, see `dialects.DIALECTS`. form: 'deploy' fuses the branches of a train-form
+    source, in float64, and compares both forms on seeded noise first; 'train' keeps them. weights: 'raw' or 'ema'.
+    num_classes: refuse a source of another class count. The suffix chooses the container: `.ckpt` and `.safetensors`,
+    and with PyTorch installed `.pth`.
+    Raises EquivalenceError, and writes nothing, when the forms differ by more than rounding; CheckpointError when the
+    source cannot be used, or the destination cannot hold it.
+    """
+    source, destination = Path(source), Path(destination)
+    _check_destination(source, destination, dialect)
+    imported = import_weights(source, weights, allow_nonfinite)
+    if num_classes not in (None, imported.recognised.num_classes):
+        raise CheckpointError(f"{source} is for {imported.recognised.num_classes} classes, expected {num_classes}")
+    net = build_network(imported, form="train" if form == "train" else None)
+    facts = describe(imported)
+    del imported  # large networks: what is done with is let go, so that two copies at most are in memory
+    report = None
+    if form == "deploy" and not net.deploy:
+        net, report = _fuse(net, rtol)
+        gc.collect()  # the train form's cells refer to one another, and would stay while the file is written
+    _write(net, destination, dialect, source, report)
+    return Conversion(facts, destination, dialect, form, report)
+
+
+def _fuse(net, rtol):
+    """The deploy form, and the proof of it."""
+    deployed = to_deploy(net)
+    return deployed, verify_equivalence(net, deployed, _noise(net), rtol)
+
+
+def describe(imported: ImportedWeights) -> dict:
+    """What was found in a file, in plain types: the content of `--inspect`."""
+    found = imported.recognised
+    facts = {
+        "path": str(imported.path),
+        "container": imported.container,
+        "dialect": find_dialect(found.dialect).project,
+        "model": found.variant.name,
+        "form": "deploy" if found.deploy else "train",
+        "num_classes": found.num_classes,
+        "in_channels": found.in_channels,
+        "tensors": len(found.arrays),
+        "parameters": int(sum(a.size for name, a in found.arrays.items() if ".moving_" not in name)),
+        "raw_weights": imported.has_raw,
+        "averaged_weights": imported.has_ema,
+        "wrapper": imported.wrapper,
+        "prefix": imported.prefix,
+        "ignored": list(imported.ignored),
+    }
+    if found.variant.name == "repvgg":
+        facts["model_args"] = found.variant.to_dict()
+    if found.variant.aux_heads and not found.deploy:
+        facts["auxiliary_heads"] = found.has_aux
+    told = imported.description
+    return {
+        **facts,
+        **{key: told[key] for key in ("epoch", "step", "dataset", "image_size", "versions") if key in told},
+    }
+
+
+def write_report(conversion: Conversion, path):
+    """Save what was found, done and measured as JSON."""
+    write_json(path, conversion.to_dict())
+
+
+def _check_destination(source, destination, dialect):
+    """Refuse, before anything is read, what could not be written at the end."""
+    find_dialect(dialect)
+    if destination.exists() and source.exists() and destination.samefile(source):
+        raise CheckpointError(f"{destination} is the source itself; give the result another name")
+    if destination.suffix in _TORCH_SUFFIXES:
+        if dialect == HOUSE:
+            raise CheckpointError(
+                f"{destination}: a PyTorch file needs a PyTorch project's names; add --dialect official"
+            )
+        _import_torch(destination)
+    elif destination.suffix not in SUFFIXES:
+        known = ", ".join((*SUFFIXES, *_TORCH_SUFFIXES))
+        raise CheckpointError(f"{destination} must end in one of {known}: the suffix says how it is written")
+
+
+def _write(net, destination, dialect, source, report):
+    if dialect == HOUSE:
+        facts = {"converted_from": source.name}
+        if report:
+            facts["equivalence"] = {key: getattr(report, key) for key in ("max_abs", "max_rel", "rtol", "num_inputs")}
+        save_checkpoint(net, destination, **facts)
+        return
+    arrays = from_house(network_arrays(net), dialect, net.variant)
+    if destination.suffix in _TORCH_SUFFIXES:
+        torch = _import_torch(destination)
+        content = io.BytesIO()
+        torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, content)
+        with atomic_write(destination) as stream:
+            stream.write(content.getbuffer())
+    else:
+        write_weights(destination, arrays)
+
+
+def _import_torch(destination):
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{destination}: writing {destination.suffix} needs PyTorch (pip install torch); .safetensors does not"
+        ) from None
+    return torch
+
+
+def _noise(net):
+    """Standard normal images, about as normalised photos are spread: (2, C, 64, 64)."""
+    count, height, width = _VERIFIED_SHAPE
+    shape = (count, net.in_channels, height, width)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)

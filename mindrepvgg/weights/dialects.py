@@ -1,0 +1,264 @@
+"""How each project names RepVGG's parameters, and what its networks cannot be: facts, as data.
+
+Read off each project's published code and, where the tests can, checked against its networks. Official, RepVGGplus:
+repvgg.py, repvggplus.py and se_block.py of the authors' repository; timm: byobnet.py; mmpretrain: backbones/repvgg.py;
+MindCV: models/repvgg.py and layers/squeeze_excite.py; the MindSpore model zoo: its RepVGG's SEBlock; basecls:
+models/repvgg.py, layers/heads.py, layers/modules.py, and MegEngine's Conv2d, ConvBn2d and BatchNorm2d for the shapes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+from mindrepvgg.errors import UserError
+from mindrepvgg.models.variants import Variant
+from mindrepvgg.reparam.arithmetic import BN_LEAVES
+
+BATCHES = "num_batches_tracked"  # what PyTorch's BN counts beside its statistics; it plays no part in inference
+
+_STAGES = tuple(f"stage{s}" for s in range(5))
+_PLUS_STAGES = ("stage0", "stage1", "stage2", "stage3_first", "stage3_second", "stage4")
+AUX_HEADS = ("stage1_aux", "stage2_aux", "stage3_first_aux")
+
+_MINDSPORE_BN = {leaf: leaf for leaf in BN_LEAVES}
+_MEGENGINE_BN = dict(zip(BN_LEAVES, ("weight", "bias", "running_mean", "running_var"), strict=True))
+_TORCH_BN = {**_MEGENGINE_BN, BATCHES: BATCHES}
+
+_BN_MODULES = {"rbr_dense.bn", "rbr_1x1.bn", "rbr_identity", "downsample.bn"}
+_BLOCK = ("rbr_dense.conv", "rbr_dense.bn", "rbr_1x1.conv", "rbr_1x1.bn", "rbr_identity", "rbr_reparam")
+_PRE_SE, _POST_SE = ("se.down", "se.up"), ("post_se.down", "post_se.up")
+_AUX = ("downsample.conv", "downsample.bn", "linear")
+
+
+class Parts(NamedTuple):
+    """A parameter's name taken apart, in our terms: `stage1` `0` `rbr_dense.bn` `gamma`; index, module may be None."""
+
+    place: str
+    index: str | None
+    module: str | None
+    leaf: str
+
+
+@dataclass(frozen=True, eq=False)
+class Dialect:
+    """A project's names for our `places` (stages, heads), the `modules` in them, and the leaves of a `bn`.
+
+    What its networks cannot be: `se_ratio`, `in_channels` and `stem` (the widest one) are fixed where they are not
+    None; `no_deploy` says why a deploy form is not written, `no_deploy_se` why not one with SE.
+    megengine_shapes: kernels of grouped convolutions are (groups, out / groups, in / groups, kh, kw), and biases of
+    convolutions and all of BN are (1, C, 1, 1).
+    """
+
+    name: str
+    project: str
+    places: dict[str, str]
+    modules: dict[str, str]
+    bn: dict[str, str] = field(default_factory=lambda: _TORCH_BN)
+    se_ratio: int | None = None
+    in_channels: int | None = None
+    stem: int | None = None
+    no_deploy: str = ""
+    no_deploy_se: str = ""
+    megengine_shapes: bool = False
+
+    def split(self, name: str) -> Parts | None:
+        """The parts of one of this dialect's names, in our terms; None for a name that is none."""
+        match = self._pattern.fullmatch(name)
+        if match is None:
+            return None
+        head, place, index, module, leaf = match.groups()
+        if head:
+            return Parts("linear", None, None, leaf) if leaf in ("weight", "bias") else None
+        module = self._our_modules[module]
+        if module in _BN_MODULES:
+            leaf = self._our_bn.get(leaf)
+        elif leaf not in ("weight", "bias"):
+            return None
+        return leaf and Parts(self._our_places[place], index, module, leaf)
+
+    def join(self, parts: Parts) -> str:
+        """Put a name together in this dialect. Raises KeyError when it has no such place, module or leaf."""
+        leaf = self.bn[parts.leaf] if parts.module in _BN_MODULES else parts.leaf
+        module = parts.module and self.modules[parts.module]
+        return ".".join(part for part in (self.places[parts.place], parts.index, module, leaf) if part is not None)
+
+    def refusal(self, variant: Variant, deploy: bool, in_channels: int = 3) -> str | None:
+        """Why the project's code has no such network, or None when it has."""
+        if any(stage.name not in self.places for stage in variant.stages):
+            return "it has no RepVGGplus" if variant.aux_heads else "it has RepVGGplus only"
+        if variant.se and not set(_PRE_SE if variant.se == "pre" else _POST_SE) <= set(self.modules):
+            return f"it has no SE {'before' if variant.se == 'pre' else 'after'} the ReLU"
+        if variant.se and self.se_ratio not in (None, variant.se_ratio):
+            return f"its SE squeezes to channels // {self.se_ratio}, not // {variant.se_ratio}"
+        if self.in_channels not in (None, in_channels):
+            return f"it takes {self.in_channels} input channels, not {in_channels}"
+        stem, first = variant.widths[:2]
+        if self.stem is not None and stem != min(self.stem, first):
+            return f"its stage 0 before a stage 1 of width {first} is {min(self.stem, first)} wide, not {stem}"
+        if deploy and self.no_deploy:
+            return self.no_deploy
+        if deploy and variant.se and self.no_deploy_se:
+            return self.no_deploy_se
+        return None
+
+    @cached_property
+    def _pattern(self):
+        def one_of(names):
+            return "|".join(map(re.escape, names))
+
+        places = one_of(place for ours, place in self.places.items() if ours != "linear")
+        leaves = one_of({*self.bn.values(), "weight", "bias"})
+        return re.compile(
+            rf"(?:({re.escape(self.places['linear'])})|"
+            rf"({places})(?:\.(0|[1-9][0-9]*))?\.({one_of(self.modules.values())}))\.({leaves})"
+        )
+
+    @cached_property
+    def _our_places(self):
+        return {theirs: ours for ours, theirs in self.places.items()}
+
+    @cached_property
+    def _our_modules(self):
+        return {theirs: ours for ours, theirs in self.modules.items()}
+
+    @cached_property
+    def _our_bn(self):
+        return {theirs: ours for ours, theirs in self.bn.items()}
+
+
+def _same(*names) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+HOUSE = Dialect(
+    "mindrepvgg",
+    "mindrepvgg",
+    places=_same(*_STAGES, *_PLUS_STAGES, *AUX_HEADS, "linear"),
+    modules=_same(*_BLOCK, *_PRE_SE, *_POST_SE, *_AUX),
+    bn=_MINDSPORE_BN,
+)
+
+_MINDCV = Dialect(
+    "mindcv",
+    "MindCV",
+    places=_same(*_STAGES, "linear"),
+    modules={
+        "rbr_dense.conv": "rbr_dense.0",
+        "rbr_dense.bn": "rbr_dense.1",
+        "rbr_1x1.conv": "rbr_1x1.0",
+        "rbr_1x1.bn": "rbr_1x1.1",
+        "rbr_identity": "rbr_identity",
+        "rbr_reparam": "rbr_reparam",
+        "se.down": "se.conv_reduce",
+        "se.up": "se.conv_expand",
+    },
+    bn=_MINDSPORE_BN,
+    se_ratio=16,
+    stem=64,
+    no_deploy="its deploy form cannot be built (pad_mode 'zeros')",
+)
+
+# The order decides between dialects that name a network alike: without SE, a deploy form of the official repository,
+# MindCV, the model zoo and ours; without SE, a train form of MindCV and the model zoo.
+DIALECTS = {
+    dialect.name: dialect
+    for dialect in (
+        Dialect(
+            "official",
+            "the official repository",
+            places=_same(*_STAGES, "linear"),
+            modules=_same(*_BLOCK, *_PRE_SE),
+            se_ratio=16,
+            in_channels=3,
+            stem=64,
+        ),
+        Dialect(
+            "repvggplus",
+            "the official RepVGGplus",
+            places={
+                "stage0": "stage0",
+                **{stage: f"{stage}.blocks" for stage in _PLUS_STAGES[1:]},
+                **_same(*AUX_HEADS, "linear"),
+            },
+            modules={
+                **_same(*_BLOCK, *_POST_SE),
+                "downsample.conv": "0.conv",
+                "downsample.bn": "0.bn",
+                "linear": "3",
+            },
+            se_ratio=4,
+            in_channels=3,
+            stem=64,
+        ),
+        Dialect(
+            "timm",
+            "timm",
+            places={"stage0": "stem", **{f"stage{s}": f"stages.{s - 1}" for s in range(1, 5)}, "linear": "head.fc"},
+            modules={
+                "rbr_dense.conv": "conv_kxk.conv",
+                "rbr_dense.bn": "conv_kxk.bn",
+                "rbr_1x1.conv": "conv_1x1.conv",
+                "rbr_1x1.bn": "conv_1x1.bn",
+                "rbr_identity": "identity",
+                "rbr_reparam": "reparam_conv",
+                "se.down": "attn.fc1",
+                "se.up": "attn.fc2",
+            },
+        ),
+        Dialect(
+            "mmpretrain",
+            "mmpretrain",
+            places={
+                "stage0": "backbone.stem",
+                **{f"stage{s}": f"backbone.stage_{s}" for s in range(1, 5)},
+                "linear": "head.fc",
+            },
+            modules={
+                "rbr_dense.conv": "branch_3x3.conv",
+                "rbr_dense.bn": "branch_3x3.norm",
+                "rbr_1x1.conv": "branch_1x1.conv",
+                "rbr_1x1.bn": "branch_1x1.norm",
+                "rbr_identity": "branch_norm",
+                "rbr_reparam": "branch_reparam",
+                "se.down": "se_layer.conv1.conv",
+                "se.up": "se_layer.conv2.conv",
+            },
+            no_deploy_se="its deploy form leaves SE out and computes something else",
+        ),
+        _MINDCV,
+        Dialect(
+            "modelzoo",
+            "the MindSpore model zoo",
+            places=_MINDCV.places,
+            modules={**_MINDCV.modules, **_same(*_PRE_SE)},
+            bn=_MINDSPORE_BN,
+            se_ratio=16,
+            in_channels=3,
+            stem=64,
+        ),
+        Dialect(
+            "basecls",
+            "MegEngine basecls",
+            places={**_same(*_STAGES), "linear": "head.fc"},
+            modules={**_same(*_BLOCK), "se.down": "se.f_ex.0", "se.up": "se.f_ex.2"},
+            bn=_MEGENGINE_BN,
+            in_channels=3,
+            stem=64,
+            megengine_shapes=True,
+        ),
+        HOUSE,
+    )
+}
+
+
+def find_dialect(name: str) -> Dialect:
+    """The dialect called `name`. Raises UserError, which lists them, when there is none."""
+    if name not in DIALECTS:
+        near = difflib.get_close_matches(str(name), DIALECTS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"dialect (={name!r}) is unknown; {hint}known: {', '.join(DIALECTS)}")
+    return DIALECTS[name]

@@ -1,0 +1,118 @@
+"""Renaming between the dialects, with our names as the hub; values stay as they are, bit for bit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from mindrepvgg.errors import CheckpointError
+from mindrepvgg.models.shapes import differences, listed, parameter_shapes, printable
+from mindrepvgg.models.variants import Variant
+from mindrepvgg.reparam.arithmetic import BN_LEAVES
+from mindrepvgg.weights.dialects import AUX_HEADS, BATCHES, DIALECTS, HOUSE, Dialect, Parts, find_dialect
+
+
+class Translation(NamedTuple):
+    """Arrays under our names; `theirs`: our name -> the name in the file; `unknown`: arrays no name was found for."""
+
+    dialect: Dialect
+    arrays: dict[str, np.ndarray]
+    theirs: dict[str, str]
+    unknown: dict[str, np.ndarray]
+
+
+def translate(arrays: dict[str, np.ndarray], dialect: Dialect) -> Translation:
+    """Read arrays as a dialect's, whether or not they make a whole network."""
+    translation = Translation(dialect, {}, {}, {})
+    for name, array in arrays.items():
+        parts = dialect.split(name)
+        if parts is None:
+            translation.unknown[name] = array
+        elif parts.leaf != BATCHES:
+            ours = HOUSE.join(parts)
+            translation.theirs[ours] = name
+            translation.arrays[ours] = _from_megengine(array, parts.leaf) if dialect.megengine_shapes else array
+    return translation
+
+
+def to_house(arrays: dict[str, np.ndarray], dialect: str) -> dict[str, np.ndarray]:
+    """Rename a dialect's arrays to our names, their values untouched; `num_batches_tracked` is dropped.
+
+    Whether they make a network is not asked here; `recognise` does. Raises CheckpointError for a foreign name.
+    """
+    translation = translate(arrays, find_dialect(dialect))
+    if translation.unknown:
+        names = [printable(name) for name in translation.unknown]
+        raise CheckpointError(f"{len(names)} names are not {translation.dialect.project}'s: {listed(names)}")
+    return translation.arrays
+
+
+def from_house(
+    arrays: dict[str, np.ndarray], dialect: str, variant: Variant, batches_tracked: int = 0
+) -> dict[str, np.ndarray]:
+    """Rename a network's arrays from our names to a dialect's, their values untouched.
+
+    arrays: the whole network in either form; a train-form RepVGGplus may lack its auxiliary heads.
+    batches_tracked: the value of every `num_batches_tracked` (int64), where the dialect's BN has one.
+    Raises CheckpointError when the arrays are not the variant's, or the project has no such network; it names those
+    dialects that do.
+    """
+    target = find_dialect(dialect)
+    deploy = "stage0.rbr_reparam.weight" in arrays
+    in_channels = _size(arrays, f"stage0.{'rbr_reparam' if deploy else 'rbr_dense.conv'}.weight", 1)
+    aux_heads = any(name.startswith(AUX_HEADS) for name in arrays)
+    shapes = parameter_shapes(variant, deploy, _size(arrays, "linear.weight", 0), in_channels, aux_heads)
+    found = differences(shapes, arrays)
+    if found.count:
+        raise CheckpointError(f"the arrays are no {variant.name} in {form_name(deploy)} form: {found.text()}")
+    reason = target.refusal(variant, deploy, in_channels)
+    if reason:
+        able = [name for name, other in DIALECTS.items() if not other.refusal(variant, deploy, in_channels)]
+        raise CheckpointError(
+            f"{variant.name} in {form_name(deploy)} form cannot be written for {target.project}: {reason}; "
+            f"possible: {', '.join(able)}"
+        )
+    groups = {spec.name: spec.groups for spec in variant.block_specs(in_channels)}
+    renamed = {}
+    for name in shapes:
+        parts = HOUSE.split(name)
+        array = arrays[name]
+        if target.megengine_shapes:
+            array = _to_megengine(array, parts, groups)
+        renamed[target.join(parts)] = array
+        if BATCHES in target.bn and parts.leaf == BN_LEAVES[-1]:
+            renamed[target.join(parts._replace(leaf=BATCHES))] = np.array(batches_tracked, np.int64)
+    return renamed
+
+
+def form_name(deploy: bool) -> str:
+    """'deploy' or 'train'."""
+    return "deploy" if deploy else "train"
+
+
+def _size(arrays, name, axis) -> int:
+    """One dimension of an array; 1 where there is no such array, which `differences` then reports."""
+    shape = arrays[name].shape if name in arrays else ()
+    return shape[axis] if axis < len(shape) else 1
+
+
+def _from_megengine(array, leaf):
+    shape = array.shape
+    if array.ndim == 5:  # (groups, out / groups, ...)
+        return array.reshape(shape[0] * shape[1], *shape[2:])
+    # By version, MegEngine writes BN as (1, C, 1, 1) or (C,), and reads both.
+    if leaf != "weight" and array.ndim == 4 and shape == (1, shape[1], 1, 1):
+        return array.reshape(shape[1])
+    return array
+
+
+def _to_megengine(array, parts: Parts, groups):
+    if parts.place == "linear":
+        return array
+    if parts.leaf != "weight":
+        return array.reshape(1, -1, 1, 1)
+    block = parts.place if parts.index is None else f"{parts.place}.{parts.index}"
+    if parts.module.startswith("rbr_") and groups[block] > 1:
+        return array.reshape(groups[block], -1, *array.shape[1:])
+    return array

@@ -1,0 +1,110 @@
+"""The commands' shell: exit statuses, and errors of one line."""
+
+import errno
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mindrepvgg.cli import entry
+from mindrepvgg.errors import DataError, EquivalenceError, RecipeError
+from mindrepvgg.recipe.sources import add_recipe_arguments, recipe_from_arguments
+
+ROOT = Path(__file__).parents[2]
+
+
+def raising(error):
+    """A main that raises the error."""
+
+    def main(argv):
+        raise error
+
+    return main
+
+
+def train(argv):
+    """A main as the entry scripts have it."""
+    parser = entry.ArgumentParser(prog="train.py")
+    add_recipe_arguments(parser)
+    parser.add_argument("--resume", metavar="CKPT")
+    recipe_from_arguments(parser.parse_args(argv))
+
+
+def test_run_passes_arguments_and_gives_mains_status():
+    assert entry.run(lambda argv: len(argv), ["a", "b", "c"]) == 3
+    assert entry.run(lambda argv: None) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (RecipeError("lr (=0) must be\n  a number above 0"), 2, "error: lr (=0) must be a number above 0\n"),
+        (DataError("no images"), 2, "error: no images\n"),
+        (EquivalenceError("max difference 0.3", report=None), 1, "error: max difference 0.3\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "out/a.ckpt"), 2, "error: out/a.ckpt: Permission denied\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device\n"),
+        (FileExistsError(errno.EEXIST, "File exists", "outputs"), 2, "error: outputs: File exists\n"),
+    ],
+)
+def test_expected_errors_are_one_line_and_a_status(capsys, error, status, line):
+    assert entry.run(raising(error)) == status
+    assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize("error", [ValueError("bug"), OSError("no errno"), OSError(errno.EBADF, "Bad descriptor")])
+def test_bugs_propagate(error):
+    with pytest.raises(type(error)) as caught:
+        entry.run(raising(error))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--bathc_size", "3"], "error: unknown option --bathc_size; did you mean --batch_size?\n"),
+        (["--bathc-size=3"], "error: unknown option --bathc-size; did you mean --batch_size?\n"),
+        (["--epochs", "3"], "error: unknown option --epochs; did you mean --epoch_size?\n"),
+        (["--resum", "x"], "error: unknown option --resum; did you mean --resume?\n"),
+        (["--qqq"], "error: unknown option --qqq; --help lists the options\n"),
+        (["configs/x.yaml"], "error: unexpected argument 'configs/x.yaml'; --help shows the usage\n"),
+        (["--lr"], "error: argument --lr: expected one argument\n"),
+        (["--lr", "fast"], "error: lr (='fast' on the command line) must be a number above 0\n"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(capsys, argv, line):
+    assert entry.run(train, argv) == 2
+    assert capsys.readouterr() == ("", line)
+
+
+def test_a_prefix_of_an_option_is_not_the_option(capsys):
+    assert entry.run(train, ["--warmup", "3"]) == 2
+    assert "unknown option --warmup; did you mean --warmup_" in capsys.readouterr().err
+
+
+def test_outside_run_the_parser_exits_as_argparse_does(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train(["--bathc_size", "3"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_is_status_0_on_stdout(capsys):
+    assert entry.run(train, ["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert "--resume CKPT" in out
+    assert err == ""
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    program = (
+        "import sys; from mindrepvgg import cli\n"
+        "sys.exit(cli.run(lambda argv: [print(i) for i in range(100000)] and None))"
+    )
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}"
+    run = subprocess.run(
+        ["bash", "-c", f"{command} | head -1; echo ${{PIPESTATUS[0]}}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (run.stdout, run.stderr) == ("0\n141\n", "")

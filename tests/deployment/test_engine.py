@@ -1,0 +1,149 @@
+"""onnxruntime as a function of arrays: right numbers, any number of images, and errors that say what is wrong."""
+
+import sys
+
+import mindspore as ms
+import numpy as np
+import onnx
+import pytest
+from mindspore import Tensor
+from support import SMALL, context_mode, images, noise, randomise_bn, relative_difference, weights
+
+from mindrepvgg import create_model, to_deploy
+from mindrepvgg.deployment.engine import OnnxEngine, engine_of, network_facts
+from mindrepvgg.deployment.graph import GraphOptions, build_onnx
+from mindrepvgg.errors import CheckpointError, UserError
+from mindrepvgg.weights.checkpoint import network_arrays
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _pynative():
+    with context_mode("pynative"):
+        yield
+
+
+def make(**options):
+    ms.set_seed(0)
+    return randomise_bn(create_model("repvgg", 10, 3, **SMALL["d2se"], **options)).set_train(False)
+
+
+def content(**options):
+    """An ONNX model in memory."""
+    net = make(deploy=True)
+    return build_onnx(net.variant, network_arrays(net), GraphOptions(**options), network_facts(net)).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def foreign():
+    """The content of another program's file: one Relu over images."""
+    helper, shape = onnx.helper, ["n", 3, 8, 8]
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    helper.set_model_props(model, {"mean": "none of ours"})
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+def test_a_network_in_memory(deploy):
+    """Both forms, any batch and size; the network stays as it was, branches, names and all."""
+    net = make()
+    net = to_deploy(net) if deploy else net
+    before = weights(net)
+    engine = engine_of(net, num_threads=1)
+    for shape in ((2, 3, 32, 32), (1, 3, 45, 33)):
+        x = images(*shape)
+        assert relative_difference(engine(x), net(Tensor(x))) < 1e-5
+    assert net.deploy == deploy
+    after = weights(net)
+    assert list(after) == list(before)
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+    assert engine.metadata["model"] == "repvgg"
+    assert (engine.batch_size, engine.image_size, engine.num_classes) == (None, None, 10)
+
+
+@pytest.mark.parametrize("count", [1, 4, 6, 8])
+def test_a_fixed_batch_takes_any_number(count):
+    """In batches of the file's; what fills the last one up does not count."""
+    fixed, free = OnnxEngine(content(batch_size=4, image_size=(32, 32))), OnnxEngine(content())
+    assert (fixed.batch_size, fixed.image_size) == (4, (32, 32))
+    x = images(count, 3, 32, 32)
+    assert fixed(x).shape == (count, 10)
+    assert relative_difference(fixed(x), free(x)) < 1e-5
+
+
+def test_a_file_and_its_content_are_the_same(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content())
+    x = images()
+    assert np.array_equal(OnnxEngine(path, 1)(x), OnnxEngine(content(), 1)(x))
+    assert OnnxEngine(str(path)).path == path
+
+
+def test_float64_and_strided_images_are_taken():
+    engine = OnnxEngine(content())
+    x = images(2, 3, 32, 32)
+    assert np.array_equal(engine(x.astype(np.float64)), engine(x))
+    assert np.array_equal(engine(x[:, ::-1][:, ::-1]), engine(x))
+
+
+def test_bytes_for_a_file_that_normalises():
+    engine = OnnxEngine(content(preprocess=((0.5,) * 3, (0.25,) * 3), image_size=(32, 40)))
+    assert engine.preprocesses
+    assert engine.image_size == (32, 40)
+    assert engine(np.zeros((2, 32, 40, 3), np.uint8)).shape == (2, 10)
+    with pytest.raises(UserError, match=r"takes uint8 \(any, 32, 40, 3\), not float64 \(1, 32, 40, 3\)"):
+        engine(np.zeros((1, 32, 40, 3)))
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 1, 32, 32), (1, 3, 32, 33), (0, 3, 32, 32), (1, 32, 32, 3)])
+def test_images_of_another_shape_are_refused(shape):
+    engine = OnnxEngine(content(image_size=(32, 32)))
+    with pytest.raises(UserError, match=r"the model takes float32 \(any, 3, 32, 32\), not float32 \("):
+        engine(noise(*shape))
+
+
+def test_what_is_no_onnx_file(tmp_path):
+    (tmp_path / "text.onnx").write_text("no model")
+    for name, problem in (
+        ("none.onnx", "none.onnx does not exist, expected an ONNX file"),
+        ("", "is a folder, expected an ONNX file"),
+        ("text.onnx", "text.onnx cannot be run by onnxruntime"),
+    ):
+        with pytest.raises(CheckpointError, match=problem) as caught:
+            OnnxEngine(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="the model cannot be run by onnxruntime"):
+        OnnxEngine(content()[:-100])
+
+
+def test_what_is_no_network_of_images():
+    helper = onnx.helper
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    with pytest.raises(CheckpointError, match="expected one batch of images in and one array out"):
+        OnnxEngine(model.SerializeToString())
+
+
+def test_another_programs_file_runs_and_tells_nothing(foreign):
+    engine = OnnxEngine(foreign)
+    assert engine.metadata == {}
+    assert engine(noise(1, 3, 8, 8)).min() == 0
+    with pytest.raises(CheckpointError, match="does not tell its mean, std: another program wrote it"):
+        engine.require("mean", "std")
+
+
+def test_facts_are_asked_for_by_name():
+    engine = OnnxEngine(content())
+    assert engine.require("model", "num_classes") == ["repvgg", 10]
+    with pytest.raises(CheckpointError, match="does not tell its class_names, nor did"):
+        engine.require("model", "class_names")
+
+
+def test_without_onnxruntime_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="needs the package onnxruntime: pip install onnxruntime"):
+        OnnxEngine("any.onnx")
+    with pytest.raises(UserError, match="pip install onnxruntime"):
+        engine_of(make())

@@ -1,0 +1,436 @@
+"""Validation: every image counts once, a checkpoint says how it is to be judged, wrong data are refused."""
+
+import math
+import threading
+import types
+
+import cv2
+import numpy as np
+import pytest
+from mindspore import Tensor
+from support import context_mode
+
+from mindrepvgg import create_model, load_checkpoint, save_checkpoint, to_deploy
+from mindrepvgg.data.datasets import Source, labelled_photos, open_source
+from mindrepvgg.data.loader import EvalLoader
+from mindrepvgg.errors import DataError, RecipeError, UnreadableImageError
+from mindrepvgg.evaluation.evaluate import check_classes, eval_loader, evaluate, recipe_of, spread
+from mindrepvgg.evaluation.metrics import ConfusionSum
+from mindrepvgg.reparam.precision import set_precision
+from mindrepvgg.runtime.ranks import Ranks
+from mindrepvgg.training.assemble import build_train_loader
+
+pytestmark = pytest.mark.compat
+
+SHAPE = {"num_blocks": (1, 1, 2, 1), "widths": (4, 4, 8, 8, 8)}
+NUM_IMAGES, NUM_CLASSES, SIDE = 23, 7, 16
+MEAN, STD = 0.5, 0.25
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _graph_mode():
+    with context_mode("graph"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def net():
+    net = create_model("repvgg", NUM_CLASSES, 1, **SHAPE)
+    rng = np.random.default_rng(1)
+    for parameter in net.get_parameters():
+        if parameter.name.endswith(("moving_mean", "beta")):
+            parameter.set_data(Tensor(rng.normal(0, 0.3, parameter.shape), parameter.dtype))
+        if parameter.name == "linear.weight":  # Logits that differ from image to image.
+            parameter.set_data(Tensor(rng.normal(0, 30, parameter.shape), parameter.dtype))
+    return net.set_train(False)
+
+
+@pytest.fixture(scope="module")
+def source():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (NUM_IMAGES, SIDE, SIDE, 1)).astype(np.uint8)
+    # Smooth pictures of different brightness, which the network can tell apart.
+    images = (images // 4 + rng.integers(0, 190, (NUM_IMAGES, 1, 1, 1))).astype(np.uint8)
+    labels = rng.integers(0, NUM_CLASSES, NUM_IMAGES).astype(np.int32)
+    return Source("mnist5k", tuple("abcdefg"), labels, images=images)
+
+
+def loader(source, batch_size, **changes):
+    return EvalLoader(
+        source,
+        batch_size,
+        (SIDE, SIDE),
+        crop_pct=1.0,
+        mean=(MEAN,),
+        std=(STD,),
+        in_channels=1,
+        interpolation="bilinear",
+        num_parallel_workers=1,
+        **changes,
+    )
+
+
+def prepared(source):
+    """The images of a source as the network sees them."""
+    return ((source.images.transpose(0, 3, 1, 2) / 255.0 - MEAN) / STD).astype(np.float32)
+
+
+class Recorder:
+    """In a `ConfusionSum`'s place: the logits that were judged."""
+
+    def __init__(self):
+        self.logits = []
+
+    def update(self, logits, labels, valid):
+        self.logits += list(logits[valid])
+
+
+@pytest.fixture(scope="module")
+def expected(net, source):
+    """top1, top5, loss and correct, image by image in NumPy and plain Python."""
+    logits = net(Tensor(prepared(source))).asnumpy().astype(np.float64)
+    correct = among_five = 0
+    losses = []
+    for row, label in zip(logits, source.labels, strict=True):
+        best = sorted(range(NUM_CLASSES), key=lambda i: -row[i])
+        correct += best[0] == label
+        among_five += label in best[:5]
+        losses.append(math.log(sum(math.exp(x - row[label]) for x in row)))
+    assert 0 < correct < among_five < NUM_IMAGES, "the figures must be able to be wrong"
+    return {
+        "top1": 100 * correct / NUM_IMAGES,
+        "top5": 100 * among_five / NUM_IMAGES,
+        "loss": sum(losses) / NUM_IMAGES,
+        "correct": correct,
+    }
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 22, 23, 64])
+def test_every_image_counts_once(net, source, expected, batch_size):
+    result = evaluate(net, loader(source, batch_size))
+    assert result.num_images == NUM_IMAGES
+    assert result.correct == expected["correct"]
+    assert result.top1 == pytest.approx(expected["top1"], abs=1e-9)
+    assert result.top5 == pytest.approx(expected["top5"], abs=1e-9)
+    assert result.loss == pytest.approx(expected["loss"], rel=1e-4)
+    assert result.images_per_second > 0
+
+
+def test_the_network_is_left_as_it_was(net, source):
+    net.set_train(True)
+    net.stage1.set_train(False)
+    before = {name: cell.training for name, cell in net.cells_and_names()}
+    statistics = net.stage2[0].rbr_dense.bn.moving_mean.asnumpy()
+    try:
+        evaluate(net, loader(source, 23))
+        assert {name: cell.training for name, cell in net.cells_and_names()} == before
+        np.testing.assert_array_equal(net.stage2[0].rbr_dense.bn.moving_mean.asnumpy(), statistics)
+    finally:
+        net.set_train(False)
+
+
+def linear(images):
+    """A network of a few lines: a function of images (N, C, H, W) that returns logits (N, NUM_CLASSES)."""
+    weights = np.random.default_rng(3).normal(size=(images[0].size, NUM_CLASSES))
+    return (images.reshape(len(images), -1) @ weights).astype(np.float32)
+
+
+def test_any_function_of_images(source):
+    logits = linear(prepared(source))
+    found = evaluate(linear, loader(source, 5))
+    assert found.correct == np.sum(logits.argmax(axis=1) == source.labels)
+    assert found.num_images == NUM_IMAGES
+
+
+def test_flip_is_the_mean_of_both_views(net, source):
+    images = prepared(source)
+    views = [
+        net(Tensor(np.ascontiguousarray(view))).asnumpy().astype(np.float64) for view in (images, images[..., ::-1])
+    ]
+    assert np.abs(views[0] - views[1]).max() > 1e-2 * np.abs(views[0]).max(), "the network is not symmetrical"
+    recorder = Recorder()
+    found = evaluate(net, loader(source, NUM_IMAGES), flip=True, confusion=recorder)
+    mean = (views[0] + views[1]) / 2
+    np.testing.assert_allclose(recorder.logits, mean, rtol=0, atol=1e-5 * np.abs(mean).max())
+    assert found.correct == np.sum(mean.argmax(axis=1) == source.labels)
+    assert found.num_images == NUM_IMAGES
+
+
+@pytest.mark.parametrize("form", ["train", "deploy"])
+def test_half_precision(net, source, form):
+    other = create_model("repvgg", NUM_CLASSES, 1, **SHAPE)
+    for parameter, trained in zip(other.get_parameters(), net.get_parameters(), strict=True):
+        parameter.set_data(trained)
+    single, half = Recorder(), Recorder()
+    evaluate(net, loader(source, NUM_IMAGES), confusion=single)
+    other = set_precision(to_deploy(other) if form == "deploy" else other, "O2")
+    evaluate(other.set_train(False), loader(source, NUM_IMAGES), confusion=half)
+    assert half.logits[0].dtype == np.float16
+    difference = np.abs(np.array(half.logits, np.float64) - np.array(single.logits)).max()
+    assert 1e-6 < difference / np.abs(single.logits).max() < 5e-3
+
+
+class Together(Ranks):
+    """Ranks as threads of this process: what one gives to gather, all get."""
+
+    def __init__(self, rank, size, barrier, table):
+        super().__init__(rank, size)
+        self._barrier, self._table = barrier, table
+
+    def gather(self, array):
+        self._table[self.rank] = np.array(array)
+        self._barrier.wait(30)
+        rows = np.stack([self._table[rank] for rank in range(self.size)])
+        self._barrier.wait(30)
+        return rows
+
+
+def on_ranks(size, work):
+    """What work(rank) returns, or raises, for each of `size` ranks that run at once."""
+    barrier, table, found = threading.Barrier(size), {}, [None] * size
+
+    def run(rank):
+        try:
+            found[rank] = work(Together(rank, size, barrier, table))
+        except DataError as error:
+            found[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+class SomeDamaged:
+    """Files in memory, some of which cannot be read."""
+
+    def __init__(self, images, damaged):
+        self._encoded = [cv2.imencode(".png", image)[1] for image in images]
+        self._damaged = damaged
+
+    def __len__(self):
+        return len(self._encoded)
+
+    def name(self, index):
+        return f"file {index}"
+
+    def read(self, index):
+        if index in self._damaged:
+            raise UnreadableImageError(f"file {index} is damaged")
+        return self._encoded[index]
+
+
+def judged(source, batch_size=4, ranks=None, **changes):
+    """Evaluation without the speed, and the confusion, of `linear`."""
+    confusion = ConfusionSum.of(NUM_CLASSES)
+    place = {"rank": ranks.rank, "rank_size": ranks.size} if ranks else {}
+    found = evaluate(linear, loader(source, batch_size, **place, **changes), ranks=ranks, confusion=confusion)
+    facts = {name: value for name, value in vars(found).items() if name not in ("images_per_second", "loss")}
+    return facts, round(found.loss, 9), *(array.tolist() for array in vars(confusion).values())
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(2, 4), (3, 5), (4, 1), (5, 64)])
+def test_ranks_count_what_one_counts(source, size, batch_size):
+    """23 images are shared out unevenly, and the last batches are not full."""
+    expected = judged(source)
+    assert on_ranks(size, lambda ranks: judged(source, batch_size, ranks)) == [expected] * size
+
+
+def test_a_rank_without_images(source):
+    few = spread(source, 2)
+    assert on_ranks(3, lambda ranks: judged(few, 4, ranks)) == [judged(few)] * 3
+
+
+@pytest.mark.parametrize("damaged", [(), (0,), (3, 7, 22)])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_unreadable_images_are_in_no_denominator(source, damaged, size):
+    files = Source("photos", source.class_names, source.labels, files=SomeDamaged(source.images, damaged))
+    readable = np.setdiff1d(np.arange(NUM_IMAGES), damaged)
+    expected = judged(Source("mnist5k", source.class_names, source.labels[readable], images=source.images[readable]))
+    assert expected[0]["num_images"] == NUM_IMAGES - len(damaged)
+    expected[0]["unreadable"] = len(damaged)
+    options = {"on_bad_image": "skip", "bad_image_limit": 0.2}
+    assert on_ranks(size, lambda ranks: judged(files, 4, ranks, **options)) == [expected] * size
+
+
+def test_ranks_know_together_that_too_many_are_unreadable(source):
+    """Each of them has one, which is allowed."""
+    files = Source("photos", source.class_names, source.labels, files=SomeDamaged(source.images, (3, 8)))
+    options = {"on_bad_image": "skip", "bad_image_limit": 1 / 23}
+    found = on_ranks(2, lambda ranks: judged(files, 4, ranks, **options))
+    assert len({type(error) for error in found}) == 1
+    for error, known in zip(found, ("file 3; file 8 is damaged", "file 3 is damaged; file 8"), strict=True):
+        assert str(error) == (
+            f"2 of 23 pictures could not be read, more than bad_image_limit (=0.0434783) allows: {known}. "
+            "tools/check_data.py finds them all"
+        )
+
+
+class TestSpread:
+    """A few pictures of a source, of all its classes."""
+
+    @staticmethod
+    def source_of(labels):
+        labels = np.array(labels, np.int32)
+        images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
+        return Source("mnist5k", tuple("abcdefg"), labels, images=images)
+
+    @pytest.mark.parametrize("order", ["sorted", "cyclic", "random"])
+    @pytest.mark.parametrize("limit", [1, 6, 7, 14, 20, 139])
+    def test_every_class_keeps_its_share(self, order, limit):
+        labels = np.repeat(np.arange(7), 20)
+        if order == "cyclic":  # a plain step of 7 through it would find one class alone
+            labels = labels.reshape(7, 20).T.ravel()
+        elif order == "random":
+            labels = np.random.default_rng(0).permutation(labels)
+        source = self.source_of(labels)
+        few = spread(source, limit)
+        chosen = few.images.ravel().tolist()
+        assert len(few) == len(set(chosen)) == limit
+        assert chosen == sorted(chosen), "in the source's order"
+        np.testing.assert_array_equal(few.labels, labels[chosen])
+        assert np.abs(np.bincount(few.labels, minlength=7) - limit / 7).max() < 1
+        assert few.class_names == source.class_names
+
+    def test_classes_of_unequal_sizes(self):
+        few = spread(self.source_of([0] * 50 + [3] * 30 + [6] * 20), 10)
+        assert np.bincount(few.labels).tolist() == [5, 0, 0, 3, 0, 0, 2]
+
+    def test_they_are_spread_within_a_class_too(self):
+        assert spread(self.source_of([0] * 100), 4).images.ravel().tolist() == [12, 37, 62, 87]
+
+    @pytest.mark.parametrize("limit", [None, 23, 24, 10**9])
+    def test_all_of_them(self, source, limit):
+        assert spread(source, limit) is source
+
+    def test_files_keep_their_names(self, source):
+        files = Source("photos", source.class_names, source.labels, files=SomeDamaged(source.images, (11,)))
+        few = spread(files, 3)
+        places = [int(few.name(index).split()[1]) for index in range(3)]
+        np.testing.assert_array_equal(few.labels, source.labels[places])
+        for index, place in enumerate(places):
+            if place != 11:
+                np.testing.assert_array_equal(few.files.read(index), files.files.read(place))
+
+    def test_real_photos(self):
+        photos = labelled_photos()
+        if photos is None:
+            pytest.skip("the photos are in the package foolbox, which is not installed")
+        few = spread(photos, 5)
+        assert len(few.files) == len(few) == 5
+        for index, label in enumerate(few.labels):
+            assert few.name(index).endswith(f"_{label}.jpg")
+            assert (
+                few.files.read(index).tobytes()
+                == photos.files.read(photos.files.paths.index(few.name(index))).tobytes()
+            )
+
+    def test_what_is_validated_is_the_part(self, source):
+        few = spread(source, 9)
+        chosen = [np.flatnonzero((source.images == image).all(axis=(1, 2, 3)))[0] for image in few.images]
+        logits = linear(prepared(source))[chosen]
+        found = evaluate(linear, loader(few, 4))
+        assert (found.num_images, found.correct) == (9, np.sum(logits.argmax(axis=1) == source.labels[chosen]))
+
+
+class TestRecipeOf:
+    """How a checkpoint says it is to be validated."""
+
+    PREPROCESSING = {"mean": [0.1], "std": [0.3], "crop_pct": 0.9, "interpolation": "bicubic"}  # noqa: RUF012
+
+    @pytest.fixture
+    def known(self, tmp_path):
+        """A network with this metadata, as it comes from a file."""
+
+        def make(**metadata):
+            net = create_model("repvgg", 10, 1, **SHAPE)
+            save_checkpoint(net, tmp_path / "net.ckpt", **metadata)
+            return load_checkpoint(tmp_path / "net.ckpt")
+
+        return make
+
+    def test_everything_is_told(self, known):
+        net = known(preprocessing=self.PREPROCESSING, image_size=[24, 32], dataset="mnist5k")
+        recipe = recipe_of(net, {})
+        assert (recipe.mean, recipe.std, recipe.crop_pct, recipe.interpolation) == ((0.1,), (0.3,), 0.9, "bicubic")
+        assert (recipe.image_size, recipe.dataset) == ((24, 32), "mnist5k")
+        assert (recipe.model, recipe.num_classes, recipe.in_channels) == ("repvgg", 10, 1)
+        assert recipe.variant == net.variant
+
+    def test_the_training_recipe_is_the_rest(self, known):
+        recipe = {"batch_size": 17, "in_channels": 1, "mean": [0.7], "std": [0.7], "image_resize": 99, "num_classes": 3}
+        found = recipe_of(
+            known(recipe=recipe, preprocessing=self.PREPROCESSING, image_size=[24, 32]), {"dataset": "mnist5k"}
+        )
+        assert found.batch_size == 17
+        assert (found.image_size, found.mean, found.num_classes) == ((24, 32), (0.1,), 10)
+
+    def test_the_command_line_comes_last(self, known):
+        net = known(preprocessing=self.PREPROCESSING, image_size=[24, 32], dataset="mnist5k")
+        recipe = recipe_of(net, {"image_resize": "64", "batch_size": "9", "crop_pct": "0.5"})
+        assert (recipe.image_size, recipe.batch_size, recipe.crop_pct) == ((64, 64), 9, 0.5)
+        assert recipe.sources["crop_pct"] == "command line"
+
+    def test_an_override_that_does_not_fit(self, known):
+        net = known(preprocessing=self.PREPROCESSING, dataset="mnist5k")
+        with pytest.raises(RecipeError, match=r"batch_size \(='0' on the command line\) must be a whole number"):
+            recipe_of(net, {"batch_size": "0"})
+
+    def test_a_folder_that_is_named_nowhere(self, known):
+        with pytest.raises(RecipeError, match=r"data_dir is not given .* add --data_dir FOLDER, or --dataset mnist5k"):
+            recipe_of(known(preprocessing=self.PREPROCESSING), {})
+
+    def test_a_divided_folder_is_divided_again(self, known, tmp_path):
+        for path in [tmp_path / f"{name}/{i}.jpg" for name in range(10) for i in range(4)]:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        net = known(preprocessing=self.PREPROCESSING, recipe={"dataset": "imagenet", "val_share": 0.25})
+        folder = {"data_dir": str(tmp_path)}
+        own = recipe_of(net, folder)
+        train, val = build_train_loader(own.replace(batch_size=1), Ranks()).source, eval_loader(own).source
+        assert (len(train), len(val)) == (30, 10)
+        assert not set(map(train.name, range(len(train)))) & set(map(val.name, range(len(val))))
+        assert eval_loader(recipe_of(net, {**folder, "val_share": "0"})).num_images == 40
+
+    def test_a_key_of_a_later_version(self, known):
+        net = known(preprocessing=self.PREPROCESSING, recipe={"colour_of_2030": 0.4}, dataset="mnist5k")
+        with pytest.raises(RecipeError, match="unknown key 'colour_of_2030' in the checkpoint"):
+            recipe_of(net, {})
+
+    def test_the_loader_is_the_recipes(self, known):
+        net = known(preprocessing=self.PREPROCESSING, image_size=[24, 32], dataset="mnist5k")
+        built = eval_loader(recipe_of(net, {"batch_size": "5000"}))
+        assert (built.num_images, built.batch_size, built.image_size) == (1000, 1000, (24, 32))
+        assert (built.crop_pct, built.interpolation) == (0.9, "bicubic")
+
+
+class TestCheckClasses:
+    @staticmethod
+    def check(names, expected):
+        net = types.SimpleNamespace(metadata={} if expected is None else {"class_names": expected})
+        check_classes(net, types.SimpleNamespace(class_names=tuple(names)))
+
+    @pytest.mark.parametrize("expected", [["cat", "dog"], None])
+    def test_the_same_or_unknown(self, expected):
+        self.check(["cat", "dog"], expected)
+
+    def test_another_order(self):
+        with pytest.raises(DataError, match=r"are the checkpoint's in another order: \['dog', 'cat'\]\.\.\., not \['c"):
+            self.check(["dog", "cat"], ["cat", "dog"])
+
+    def test_others(self):
+        with pytest.raises(DataError) as caught:
+            self.check(["cat", "cow", "dog"], ["bee", "cat"])
+        assert str(caught.value) == (
+            "the data's 3 classes are not the checkpoint's 2: missing ['bee'], unknown ['cow', 'dog']; "
+            "give the data set the network was trained on"
+        )
+
+    def test_many_others(self):
+        with pytest.raises(DataError, match=r"missing \[0, 1, 2, 3, 4\], unknown \[100, 101, 102, 103, 104\];"):
+            self.check(range(100, 150), list(range(60)))
+
+    def test_mnist5k_is_what_it_says(self):
+        self.check(open_source("mnist5k", None, "val").class_names, list("0123456789"))

@@ -1,0 +1,427 @@
+"""The benchmark: every engine in a process of its own, turns, ratios from known times, and what is left out and why."""
+
+import csv
+import itertools
+import os
+import signal
+import statistics
+import sys
+
+import numpy as np
+import pytest
+import torch
+from recipe.test_configs import ACCURACY
+from support import SMALL, context_mode, images, randomise_bn, relative_difference, script
+
+from mindrepvgg import create_model, save_checkpoint, to_deploy
+from mindrepvgg.cli import entry
+from mindrepvgg.errors import UserError
+from mindrepvgg.evaluation.torch_reference import TorchReference
+from mindrepvgg.measure import contest, process, torch_network
+from mindrepvgg.measure.report import ENGINES, PUBLISHED_TOP1, Contestant, Report, Result, Settings
+from mindrepvgg.models import variants
+from mindrepvgg.weights.checkpoint import network_arrays
+
+MAIN = script("tools/benchmark").main
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _graph_mode():
+    """The command sets the process's mode."""
+    with context_mode("graph"):
+        yield
+
+
+def result(network, seconds, form="deploy", engine="mindspore", precision="float32", batch=4, parameters=7):
+    """Made up, times and all."""
+    contestant = Contestant(network, form, engine, precision, batch)
+    return Result(contestant, "CPU", tuple(seconds), 1.5, 3 * 2**20, parameters)
+
+
+# ------------------------------------------------------------------------------------------------ the command, for real
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A network of one's own in all engines: (checkpoint, exit status, stdout, rows of the CSV, markdown)."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    path, table, out = folder / "own.ckpt", folder / "results.csv", folder / "results.md"
+    save_checkpoint(randomise_bn(create_model("repvgg", 10, 3, **SMALL["plain"])), path)
+    capture = pytest.MonkeyPatch()
+    printed = []
+    capture.setattr("builtins.print", lambda *values: printed.append(*values))
+    arguments = ["--ckpt_path", path, "--engines", "mindspore,onnxruntime,torch", "--batch_sizes", 2, "--rounds", 2]
+    arguments += ["--warmup", 1, "--image_size", 32, "--num_threads", 1, "--csv", table, "--out", out]
+    arguments += ["--forms", "deploy"]
+    try:
+        status = entry.run(MAIN, list(map(str, arguments)))
+    finally:
+        capture.undo()
+    with table.open() as stream:
+        rows = list(csv.DictReader(stream))
+    return path, status, "\n".join(printed), rows, out.read_text()
+
+
+def test_every_engine_measures_the_same_network(run):
+    path, status, _, rows, _ = run
+    assert status == 0
+    told = [(row["network"], row["engine"], row["form"], row["precision"], row["batch_size"]) for row in rows]
+    assert told == [(str(path), engine, "deploy", "float32", "2") for engine in ENGINES]
+    params = variants.cost(variants.custom(**SMALL["plain"]), True, 10).params
+    for row in rows:
+        assert 0 < float(row["q1_ms"]) <= float(row["median_ms"]) <= float(row["q3_ms"])
+        assert float(row["images_per_second"]) == pytest.approx(2000 / float(row["median_ms"]))
+        assert float(row["first_call_s"]) > 0
+        assert 0 < float(row["memory_mib"]) < 1000
+        assert int(row["parameters"]) == params
+        assert (row["device"], row["image_size"], row["published_top1"]) == ("CPU", "32", "")
+    assert float(rows[0]["speed_ratio"]) == 1
+    # Compiling a graph takes longer than running it: the two are apart.
+    assert float(rows[0]["first_call_s"]) > 10 * float(rows[0]["median_ms"]) / 1000
+
+
+def test_the_table_tells_what_the_csv_tells(run):
+    path, _, printed, rows, written = run
+    assert written == printed + "\n"
+    header, _, headings, _, *lines = written.splitlines()
+    assert header.startswith("Inference, 32x32, median of 2 rounds after 1 of warm-up, in turns; ")
+    assert ", 1 core; mindspore 2" in header
+    assert header.endswith(" on CPU")
+    keys = [cell.strip() for cell in headings.split("|")[1:-1]]
+    for line, row in zip(lines, rows, strict=False):
+        cells = dict(zip(keys, (cell.strip() for cell in line.split("|")[1:-1]), strict=True))
+        assert [cells[key] for key in ("network", "form", "engine", "batch")] == [
+            row[key] for key in ("network", "form", "engine", "batch_size")
+        ]
+        assert float(cells["median ms"]) == pytest.approx(float(row["median_ms"]), abs=0.006)
+        quartiles = [float(number) for number in cells["quartiles"].split(" - ")]
+        assert quartiles == pytest.approx([float(row["q1_ms"]), float(row["q3_ms"])], abs=0.006)
+        assert float(cells["images/s"]) == pytest.approx(float(row["images_per_second"]), abs=0.06)
+        assert float(cells["speed ratio"]) == pytest.approx(float(row["speed_ratio"]), abs=0.006)
+        assert cells["parameters"].replace(",", "") == row["parameters"]
+    assert lines[len(rows) :] == [
+        "",
+        f"- speed ratio 1: {path}, deploy form, mindspore, float32, batch 2",
+    ]
+
+
+def test_a_process_that_breaks_down_or_dies_says_so():
+    settings, contestant = Settings("repvgg_nano"), Contestant("own", "deploy", "none", "float32", 1)
+    broken = process.Process(contestant, None, None, settings)
+    with pytest.raises(process.BrokenDown, match=r"^KeyError: 'none'$"):
+        broken.answer()
+    broken.close()
+    killed = process.Process(contestant, None, None, settings)
+    os.kill(killed._process.pid, signal.SIGKILL)
+    with pytest.raises(process.BrokenDown, match="its process was killed by signal 9, for want of memory perhaps"):
+        killed.answer()
+    killed.close()
+    assert not killed._process.is_alive()
+
+
+# ---------------------------------------------------------------------------------------------------- PyTorch's network
+
+
+@pytest.fixture
+def _one_torch_thread():
+    """For networks so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_torch_thread")
+@pytest.mark.parametrize("kind", SMALL)
+def test_torch_computes_the_network(kind):
+    """In both forms and half precision too, against a reference that shares no code."""
+    net = randomise_bn(create_model("repvgg", 10, 3, **SMALL[kind]))
+    x = images(2, 3, 33, 17)
+    if net.variant.aux_heads:
+        net.drop_aux_heads()
+    for form in (net, to_deploy(net)):
+        arrays = network_arrays(form)
+        expected = TorchReference({name: torch.tensor(array) for name, array in arrays.items()})(x)
+        found = {
+            precision: torch_network.torch_eager(torch_network.torch_network(net.variant, arrays), x, precision)()
+            for precision in ("float32", "float16")
+        }
+        assert relative_difference(found["float32"], expected) < 1e-5
+        assert 1e-5 < relative_difference(found["float16"], expected) < 5e-2
+        arrays["stage4.0.rbr_reparam.bias" if form.deploy else "stage4.0.rbr_1x1.bn.beta"][0] += 1
+        changed = torch_network.torch_eager(torch_network.torch_network(net.variant, arrays), x)()
+        assert relative_difference(changed, expected) > 1e-4
+
+
+def test_torch_refuses_arrays_that_do_not_fit():
+    arrays = network_arrays(create_model("repvgg", 10, deploy=True, **SMALL["plain"]))
+    del arrays["stage1.1.rbr_reparam.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*stage1\.1\.rbr_reparam\.bias"):
+        torch_network.torch_network(variants.custom(**SMALL["plain"]), arrays)
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_figures_of_known_times():
+    own, other = result("repvgg_a0", (1, 2, 4, 40), batch=8), result("resnet18", (4, 4, 20, 20), form="", batch=8)
+    assert own.quartiles == (*statistics.quantiles((1, 2, 4, 40), n=4, method="inclusive"),)
+    assert own.images_per_second == 8 / 3
+    # The rounds' ratios are 4, 2, 5 and 0.5; the medians' would be 4.
+    assert own.speed_ratio(other) == 3
+    assert other.speed_ratio(own) == pytest.approx((1 / 4 + 1 / 2) / 2)
+    assert own.speed_ratio(own) == 1
+
+
+def test_resnet18_is_the_measure_where_it_takes_part():
+    settings = Settings("repvgg_a0,repvgg_b2", baselines="resnet18,resnet50", batch_sizes="4,2")
+    rows = [result("resnet50", (4,), form=""), result("resnet18", (2,), form=""), result("repvgg_a0", (1,))]
+    rows += [result("repvgg_b2", (3,), batch=2), result("repvgg_a0", (1,), batch=2)]
+    report = Report(settings, rows)
+    assert [(row["speed_ratio"], row["reference"]) for row in report.rows()] == [
+        *((0.5, "resnet18"), (1, "resnet18"), (2, "resnet18"), (1, "repvgg_b2"), (3, "repvgg_b2")),
+    ]
+    assert [row["published_top1"] for row in report.rows()] == [None, None, 72.41, 78.78, 72.41]
+    assert report.format().splitlines()[-2:] == [
+        "- speed ratio 1: repvgg_b2, deploy form, mindspore, float32, batch 2",
+        "- speed ratio 1: resnet18, mindspore, float32, batch 4",
+    ]
+
+
+def test_accuracies_are_of_the_released_weights_alone():
+    """A checkpoint may be called as a network is; and an own network has none unless it is given."""
+    settings = Settings("RepVGG-A0", ["repvgg_b1", "x.ckpt"], baselines="resnet18", top1="resnet18=70,x.ckpt=61.5")
+    assert [settings.published(name) for name in ("repvgg_a0", "repvgg_b1", "x.ckpt", "resnet18")] == [
+        *(72.41, None, 61.5, 70)
+    ]
+    names = [name for name in variants.list_models() if ACCURACY.get(name) and name != "repvggplus_l2pse"]
+    assert {name: ACCURACY[name][0] for name in names} == PUBLISHED_TOP1
+
+
+def test_memory_is_what_came_on_top():
+    peak = process.host_memory()
+    block = np.ones(2**23)
+    assert block.nbytes <= peak()
+    assert process.status_bytes("VmRSS") <= process.status_bytes("VmHWM")
+    assert process.status_bytes("VmNone") is None
+
+
+# ----------------------------------------------------------------------------------------------------------------- plot
+
+
+def test_the_plot_has_a_point_a_network_and_a_line_a_family(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **b: (figures.append(self), save(self, *a, **b)))
+    settings = Settings(
+        "repvgg_b0,repvgg_a0", baselines="resnet18,resnet34,resnet50", batch_sizes="4,1", top1="resnet18=70,resnet50=76"
+    )
+    rows = [result(*row, form="") for row in (("resnet18", (2,)), ("resnet34", (4,)), ("resnet50", (8,)))]
+    rows += [result("repvgg_b0", (2.5,)), result("repvgg_a0", (2,), form="train"), result("repvgg_a0", (1,))]
+    rows += [result("repvgg_a0", (0.5,), engine="torch"), result("repvgg_b0", (0.1,), batch=1)]
+    Report(settings, rows).draw(tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").read_bytes().startswith(PNG)
+    (axes,) = figures[0].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"}
+    assert lines == {"RepVGG": [[1.6, 75.14], [4, 72.41]], "ResNet": [[0.5, 76], [2, 70]]}
+    assert sorted(text.get_text() for text in axes.texts) == [
+        *("repvgg_a0", "repvgg_b0", "resnet18", "resnet34", "resnet50")
+    ]
+    assert [line.get_xdata() for line in axes.lines if line.get_marker() != "o"] == [[1, 1]]
+    assert axes.get_xlabel() == "images/s, 224x224, batch 4, mindspore, float32"
+
+
+# ---------------------------------------------------------------------------------------------------------------- turns
+
+
+class Scripted:
+    """Stands for the other process: notes who does what, and does as it was told for a network and form."""
+
+    done: list
+    orders: dict
+
+    def __init__(self, contestant, network, source, settings):
+        self.contestant, self.order = contestant, self.orders.get((contestant.form, contestant.precision))
+        self.done.append(("start", contestant))
+
+    def answer(self):
+        if self.order == "refuse":
+            raise process.BrokenDown("no room")
+        logits = np.array([[1.0, 2.0]]) + {"differ": 0.5, "near": 0.1, "nan": np.nan}.get(self.order, 0)
+        return process.Facts("CPU", None, 1.0, logits)
+
+    def call(self):
+        self.done.append(("call", self.contestant))
+        if self.order == "die" and self.done.count(("call", self.contestant)) == 3:
+            raise process.BrokenDown("its process ended with 1")
+        return float(self.done.count(("call", self.contestant)))
+
+    def peak_memory(self):
+        return 2**20
+
+    def close(self):
+        self.done.append(("close", self.contestant))
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """A function (orders by (form, precision), **settings): a run's reports without processes, and what was done."""
+    monkeypatch.setattr(contest, "Process", Scripted)
+    monkeypatch.setattr(contest, "_REST", 0)
+
+    def measure(orders=None, **settings):
+        monkeypatch.setattr(Scripted, "done", [], raising=False)
+        monkeypatch.setattr(Scripted, "orders", orders or {}, raising=False)
+        settings = Settings("repvgg_nano", **{"rounds": 20, "warmup": 2, **settings})
+        return list(contest.measure(settings)), Scripted.done
+
+    return measure
+
+
+def test_each_round_calls_everyone_once_in_an_order_of_its_own(scripted):
+    (first, second), done = scripted(batch_sizes="1,2", precisions="float32,float16")
+    assert first is second  # and grows
+    assert len(first.results) == 8
+    # Warm-up calls, the first two, are not counted.
+    assert {row.seconds for row in first.results} == {tuple(map(float, range(3, 23)))}
+    for batch_size in (1, 2):
+        calls = [own for what, own in done if what == "call" and own.batch_size == batch_size]
+        rounds = [tuple(calls[start : start + 4]) for start in range(0, len(calls), 4)]
+        assert len(rounds) == 22
+        assert {frozenset(turns) for turns in rounds} == {frozenset(calls)}
+        assert len(set(rounds)) > 5
+    starts = [own.batch_size for what, own in done if what in ("start", "close")]
+    assert [(size, len(list(run))) for size, run in itertools.groupby(starts)] == [(1, 8), (2, 8)]
+
+
+def test_alone_means_one_process_at_a_time(scripted):
+    reports, done = scripted(batch_sizes="1", alone=True)
+    assert len(reports) == 2
+    assert [key for key, _ in itertools.groupby(done)] == [
+        (what, own.contestant) for own in reports[-1].results for what in ("start", "call", "close")
+    ]
+    assert "one after the other" in reports[-1].format()
+
+
+@pytest.mark.parametrize(
+    ("order", "reason"),
+    [
+        ("refuse", "no room"),
+        ("die", "its process ended with 1"),
+        ("differ", "its logits differ from the first contestant's by 2.5e-01 of the largest"),
+        ("near", "its logits differ from the first contestant's by 5.0e-02 of the largest"),
+        ("nan", "its logits are not finite"),
+    ],
+)
+def test_who_breaks_down_is_left_out_with_the_reason(scripted, order, reason):
+    (report,), done = scripted({("deploy", "float32"): order}, batch_sizes="3")
+    assert [row.contestant.form for row in report.results] == ["train"]
+    assert len(report.results[0].seconds) == 20
+    assert report.left_out == [f"repvgg_nano, deploy form, mindspore, float32, batch 3: {reason}"]
+    assert report.failed
+    assert report.format().endswith(f"- left out: {report.left_out[0]}")
+    deploy = [what for what, own in done if own.form == "deploy"]
+    assert deploy.count("call") == {"die": 3}.get(order, 0)
+    assert "close" in deploy
+
+
+def test_agreement_holds_across_groups_too(scripted):
+    reports, _ = scripted({("deploy", "float32"): "differ"}, batch_sizes="3", alone=True)
+    assert len(reports[-1].results) == 1
+    assert "its logits differ" in reports[-1].left_out[0]
+
+
+def test_the_first_contestant_is_no_truth_of_its_own(scripted):
+    """One without finite logits is nobody's measure, and float32 may differ from float16 as float16 may from it."""
+    (report,), _ = scripted({("train", "float32"): "nan"}, batch_sizes="3")
+    assert [(row.contestant.form, row.contestant.batch_size) for row in report.results] == [("deploy", 3)]
+    for order, count in (("near", 2), ("differ", 1)):
+        settings = {"forms": "deploy", "batch_sizes": "3", "precisions": "float16,float32"}
+        (report,), _ = scripted({("deploy", "float32"): order}, **settings)
+        assert len(report.results) == count
+
+
+def test_nothing_left_is_an_error(scripted):
+    with pytest.raises(UserError, match=r"nothing could be measured: repvgg_nano, deploy form, .*: no room"):
+        scripted({("deploy", "float32"): "refuse"}, forms="deploy", batch_sizes="3")
+
+
+# ------------------------------------------------------------------------------------------------------------ wrong use
+
+
+def test_what_makes_no_sense_is_left_out_with_a_line(tmp_path):
+    path = tmp_path / "deploy.ckpt"
+    save_checkpoint(create_model("repvgg", 10, deploy=True, **SMALL["plain"]), path)
+    settings = Settings("repvgg_nano", [path], batch_sizes="1")
+    networks = contest._prepare(settings, tmp_path)
+    contestants, left_out = contest._plan(settings, networks)
+    told = [(own.network, own.form) for own in contestants]
+    assert told == [("repvgg_nano", "train"), ("repvgg_nano", "deploy"), (str(path), "deploy")]
+    fused = f"{path}, train form: its branches are fused and cannot be recovered"
+    assert left_out == [fused]
+    settings = Settings("repvgg_nano", [path], engines="onnxruntime,torch", batch_sizes="2,1", baselines="resnet18")
+    contestants, left_out = contest._plan(settings, networks)
+    told = [(own.network, own.form, own.engine) for own in contestants if own.batch_size == 2]
+    nano, own = "repvgg_nano", str(path)
+    assert told == [
+        *((nano, "deploy", "onnxruntime"), (own, "deploy", "onnxruntime")),
+        *((nano, "train", "torch"), (nano, "deploy", "torch"), (own, "deploy", "torch")),
+    ]
+    assert [own.batch_size for own in contestants] == [2] * 5 + [1] * 5
+    assert left_out == [
+        "train form under onnxruntime: only the deploy form is exported",
+        "resnet18: run under mindspore, which is not among the engines",
+        fused,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("--models repvgg_a3", "model (='repvgg_a3') is not a network of the family; did you mean repvgg_b3"),
+        ("--ckpt_path none.ckpt", "none.ckpt does not exist"),
+        ("--forms fused", "forms (='fused') must be train or deploy"),
+        ("--forms ,", "forms is empty; give at least one"),
+        ("--engines tensorrt", "engines (='tensorrt') must be mindspore, onnxruntime or torch"),
+        ("--precisions bfloat16", "precisions (='bfloat16') must be float32 or float16"),
+        ("--batch_sizes 1,0", "batch_sizes (='0') must be a whole number of at least 1"),
+        ("--rounds 0", "rounds (='0') must be a whole number of at least 1"),
+        ("--image_size x", "image_size (='x') must be a whole number of at least 1"),
+        ("--num_threads 9999", "num_threads (=9999) must be at most "),
+        (
+            "--baselines resnet19",
+            "baselines (='resnet19') must be networks of MindCV, as resnet18; did you mean resnet1",
+        ),
+        ("--baselines resnet18 --engines torch", "nothing to measure: resnet18: run under mindspore, which is not"),
+        ("--forms train --engines onnxruntime", "nothing to measure: train form under onnxruntime: only the deploy"),
+        ("--plot speed.pdf", "speed.pdf must end in .png"),
+        ("--models repvgg_nano --plot x.png", "none of the networks has a published accuracy to plot; give them with"),
+        ("--top1 72", "top1 (='72') must be NAME=PERCENT,..."),
+        ("--top1 repvgg_a0=101", "top1 of repvgg_a0 (='101') must be a number of at least 0 and at most 100"),
+        ("--top1 resnet18=70", "top1 tells of resnet18, which is not among the networks to measure"),
+        ("--model repvgg_a0", "unknown option --model; did you mean --models?"),
+    ],
+)
+def test_wrong_use_is_refused_in_one_line(capsys, arguments, text):
+    assert entry.run(MAIN, arguments.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {text}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "engine", "text"),
+    [
+        ("torch", "torch", "the engine torch needs PyTorch: pip install torch"),
+        ("onnxruntime", "onnxruntime", "running an ONNX file needs the package onnxruntime: pip install onnxruntime"),
+        ("onnx", "onnxruntime", "writing ONNX needs the package onnx: pip install onnx"),
+    ],
+)
+def test_a_missing_package_is_named_before_anything_starts(monkeypatch, capsys, package, engine, text):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(contest, "_prepare", lambda *_: pytest.fail("it went on"))
+    assert entry.run(MAIN, ["--engines", engine]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {text}")

@@ -1,0 +1,60 @@
+"""Names and shapes told without building, against the built cells; differences and non-finite values in words."""
+
+import numpy as np
+import pytest
+from mindspore.nn.utils import no_init_parameters
+from support import SMALL
+
+from mindrepvgg import create_model
+from mindrepvgg.errors import CheckpointError
+from mindrepvgg.models import variants
+from mindrepvgg.models.shapes import check_finite, differences, parameter_shapes
+
+NETWORKS = [(name, {}) for name in variants.list_models() if name != "repvgg"]
+NETWORKS += [("repvgg", SMALL[kind]) for kind in SMALL]
+IDS = [name for name, shape in NETWORKS if not shape] + [f"small-{kind}" for kind in SMALL]
+
+
+def built(name, deploy, *sizes, **shape):
+    with no_init_parameters():  # gigabytes of random numbers would be made only to be counted
+        net = create_model(name, *sizes, deploy=deploy, **shape)
+    return net, {parameter.name: tuple(parameter.shape) for parameter in net.get_parameters()}
+
+
+@pytest.mark.parametrize("deploy", [False, True], ids=["train", "deploy"])
+@pytest.mark.parametrize(("name", "shape"), NETWORKS, ids=IDS)
+def test_shapes_are_those_of_the_built_network(name, shape, deploy):
+    net, expected = built(name, deploy, **shape)
+    assert parameter_shapes(net.variant, deploy) == expected
+
+
+@pytest.mark.parametrize("deploy", [False, True], ids=["train", "deploy"])
+def test_classes_and_input_channels_count_in_every_head_and_the_stem(deploy):
+    net, expected = built("repvgg", deploy, 7, 4, **SMALL["plus"])
+    assert parameter_shapes(net.variant, deploy, 7, 4) == expected
+
+
+def test_auxiliary_heads_can_be_left_out():
+    net, _ = built("repvgg", False, **SMALL["plus"])
+    net.drop_aux_heads()
+    expected = {parameter.name: tuple(parameter.shape) for parameter in net.get_parameters()}
+    assert parameter_shapes(net.variant, False, aux_heads=False) == expected
+
+
+def test_differences_tell_each_kind_and_the_first_few():
+    expected = {"a": (1,), "b": (2,), "c": (3,), "d": (4,), "e": (5,)}
+    found = differences(expected, {"e": np.zeros(6), "x\n": np.zeros((2, 2))})
+    assert found.count == 6
+    assert found.text() == (
+        "4 missing: a (1,), b (2,), c (3,), and 1 more; 1 unexpected: x\\n (2, 2); "
+        "1 of another shape: e (6,), expected (5,)"
+    )
+    assert differences(expected, {name: np.zeros(shape) for name, shape in expected.items()}).count == 0
+
+
+def test_non_finite_weights_are_named():
+    arrays = {"a": np.ones(3), "b": np.array([1, np.nan, np.inf], np.float16), "n": np.int64(3), "c": np.array(-np.inf)}
+    with pytest.raises(CheckpointError) as caught:
+        check_finite(arrays)
+    assert "2 of 4 tensors hold NaN or infinite values: b (2 of 3), c (1 of 1); the training" in str(caught.value)
+    check_finite({"a": arrays["a"], "n": np.arange(3), "empty": np.zeros(0)})

@@ -1,0 +1,175 @@
+"""The family's table: names, sizes, refusals; counts against the published ones and against built networks."""
+
+import dataclasses
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+from support import SMALL, context_mode
+
+from mindrepvgg import create_model
+from mindrepvgg.errors import UserError
+from mindrepvgg.models import variants
+
+pytestmark = pytest.mark.compat
+
+# Learnable parameters in train and deploy form, and their MACs in G at 224x224; from running the authors' definitions.
+GOLDEN = {
+    "repvgg_a0": (9_108_968, 8_309_384, 1.513, 1.361),
+    "repvgg_a1": (14_092_264, 12_789_864, 2.626, 2.364),
+    "repvgg_a2": (28_210_600, 25_499_944, 5.685, 5.117),
+    "repvgg_b0": (15_817_960, 14_339_048, 3.397, 3.058),
+    "repvgg_b1": (57_415_016, 51_829_480, 13.128, 11.815),
+    "repvgg_b1g2": (45_782_376, 41_360_104, 9.788, 8.810),
+    "repvgg_b1g4": (39_966_056, 36_125_416, 8.119, 7.307),
+    "repvgg_b2": (89_022_376, 80_315_112, 20.418, 18.377),
+    "repvgg_b2g2": (70_846_376, 63_956_712, 15.200, 13.680),
+    "repvgg_b2g4": (61_758_376, 55_777_512, 12.591, 11.332),
+    "repvgg_b3": (123_085_288, 110_960_872, 29.121, 26.209),
+    "repvgg_b3g2": (96_911_848, 87_404_776, 21.606, 19.446),
+    "repvgg_b3g4": (83_825_128, 75_626_728, 17.849, 16.064),
+    "repvgg_d2se": (133_334_836, 120_387_572, 36.477, 32.830),
+    "repvggplus_l2pse": (146_062_864, 127_151_960, 37.027, None),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_counts_are_the_published_ones(name):
+    variant = variants.find(name)
+    train, deploy = variants.cost(variant, deploy=False), variants.cost(variant, deploy=True)
+    assert (train.params, deploy.params) == GOLDEN[name][:2]
+    for cost, expected in zip((train, deploy), GOLDEN[name][2:], strict=True):
+        assert expected is None or round(cost.macs / 1e9, 3) == expected
+
+
+def test_l2pse_without_its_auxiliary_heads():
+    variant = dataclasses.replace(variants.find("repvggplus_l2pse"), aux_heads=False)
+    assert variants.cost(variant, deploy=False).params == 140_099_224
+
+
+def test_the_golden_table_covers_the_family():
+    assert variants.list_models() == [*GOLDEN, "repvgg_nano", "repvgg"]
+
+
+def count_by_running(net, image_size):
+    """(parameters, MACs) read off a network's own convolutions and linear layers while it runs."""
+    macs = []
+
+    def count(cell, inputs, output):
+        if isinstance(cell, nn.Conv2d):  # every output element sums over one kernel
+            macs.append(output.size * int(np.prod(cell.weight.shape[1:])))
+        else:
+            macs.append(output.size * cell.in_channels)
+
+    for _, cell in net.cells_and_names():
+        if isinstance(cell, (nn.Conv2d, nn.Dense)):
+            cell.register_forward_hook(count)
+    with context_mode("pynative"):
+        net(Tensor(np.zeros((1, net.in_channels, *image_size)), ms.float32))
+    return sum(parameter.size for parameter in net.trainable_params()), sum(macs)
+
+
+@pytest.mark.parametrize("deploy", [False, True], ids=["train", "deploy"])
+@pytest.mark.parametrize(
+    ("name", "shape", "num_classes", "in_channels", "image_size"),
+    [
+        ("repvgg_nano", {}, 10, 3, (224, 224)),
+        ("repvgg_a0", {}, 1000, 3, (224, 224)),
+        ("repvgg_b1g4", {}, 1000, 3, (96, 96)),
+        *(("repvgg", SMALL[kind], 7, 4, (75, 49)) for kind in ("g4", "d2se", "plus")),
+    ],
+    ids=["nano", "a0", "b1g4", "small-g4", "small-d2se", "small-plus"],
+)
+def test_costs_are_those_of_the_built_network(name, shape, num_classes, in_channels, image_size, deploy):
+    net = create_model(name, num_classes, in_channels, deploy=deploy, **shape)
+    net.set_train(not deploy and net.variant.aux_heads)  # only training runs the auxiliary heads
+    expected = variants.cost(net.variant, deploy, num_classes, in_channels, image_size)
+    assert count_by_running(net, image_size) == expected
+
+
+def test_the_layout_follows_the_paper():
+    specs = variants.find("repvgg_b1g4").block_specs()
+    assert len(specs) == 28
+    assert [i for i, spec in enumerate(specs) if spec.groups == 4] == list(range(2, 27, 2))
+    assert specs[0] == ("stage0", 3, 64, 2, 1)
+    assert [spec.name for spec in specs if spec.stride == 2] == ["stage0", *(f"stage{s}.0" for s in (1, 2, 3, 4))]
+    assert variants.find("repvgg_a0").widths == (48, 48, 96, 192, 1280)
+
+
+def test_plus_splits_stage_3_in_two_halves():
+    stages = variants.find("repvggplus_l2pse").stages
+    assert [(s.name, s.num_blocks, s.stride, s.aux) for s in stages] == [
+        ("stage1", 8, 2, True),
+        ("stage2", 14, 2, True),
+        ("stage3_first", 12, 2, True),
+        ("stage3_second", 12, 1, False),
+        ("stage4", 1, 2, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("repvgg_b1g4", "repvgg_b1g4"),
+        ("RepVGG-B1g4", "repvgg_b1g4"),
+        ("RepVGG-D2se", "repvgg_d2se"),
+        (" RepVGGplus-L2pse ", "repvggplus_l2pse"),
+    ],
+)
+def test_both_spellings_are_known(spelling, name):
+    assert variants.find(spelling).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("repvgg_a3", "model (='repvgg_a3') is not a network of the family; did you mean repvgg_b3 or repvgg_a2"),
+        ("RepVGG-B1g8", "did you mean repvgg_b1g4 or repvgg_b1g2 or "),
+        ("repvgplus_l2pse", "did you mean repvggplus_l2pse"),
+        ("xyz", "is not a network of the family; known: repvgg_a0, repvgg_a1, "),
+    ],
+)
+def test_unknown_names_are_told_the_nearest(name, text):
+    with pytest.raises(UserError) as caught:
+        variants.find(name)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"num_blocks": (1, 1, 1)}, "num_blocks (=(1, 1, 1)) must be four whole numbers of at least 1"),
+        ({"num_blocks": (1, 0, 1, 1)}, "num_blocks (=(1, 0, 1, 1)) must be four whole numbers of at least 1"),
+        ({"num_blocks": (1, True, 1, 1)}, "num_blocks (=(1, True, 1, 1)) must be four whole numbers"),
+        ({"num_blocks": 4}, "num_blocks (=4) must be a list of whole numbers"),
+        ({"num_blocks": None}, "repvgg needs num_blocks (four numbers, stages 1-4) and widths (five numbers"),
+        ({"widths": (8, 8, 8, 8)}, "widths (=(8, 8, 8, 8)) must be five whole numbers of at least 1"),
+        ({"widths": (8, 8, 8, 8.0, 8)}, "widths (=(8, 8, 8, 8.0, 8)) must be five whole numbers"),
+        ({"widths": "88888"}, "widths (='88888') must be a list of whole numbers"),
+        ({"group_size": 0}, "group_size (=0) must be a whole number of at least 1"),
+        ({"group_size": 3}, "group_size (=3) must divide the channels of stage1.1 (8 -> 8)"),
+        ({"se": "before"}, "se (='before') must be None, 'pre' or 'post'"),
+        ({"se": "pre", "se_ratio": 16}, "se_ratio (=16) must be a whole number from 1 to the narrowest width (8)"),
+        ({"se_ratio": 0}, "se_ratio (=0) must be a whole number from 1 to the narrowest width (8)"),
+        ({"aux_heads": 1}, "aux_heads (=1) must be true or false"),
+        ({"aux_heads": True, "num_blocks": (2, 2, 1, 1)}, "aux_heads needs at least two blocks in stage 3 to split"),
+        ({"depth": 3, "bn": 1}, "repvgg does not know bn, depth; it takes num_blocks, widths, group_size, se, "),
+    ],
+)
+def test_custom_shapes_that_cannot_be_built_are_refused(change, text):
+    sizes = {"num_blocks": (2, 2, 2, 1), "widths": (8, 8, 8, 8, 8), **change}
+    with pytest.raises(UserError) as caught:
+        variants.find("repvgg", **sizes)
+    assert text in str(caught.value)
+
+
+def test_a_fixed_network_takes_no_shape():
+    with pytest.raises(UserError, match="repvgg_a0 has a fixed shape and takes no se, widths; the name 'repvgg' does"):
+        variants.find("RepVGG-A0", widths=(8,) * 5, se="pre")
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_to_dict_rebuilds_the_shape(kind):
+    variant = variants.find("repvgg", **SMALL[kind])
+    assert variants.custom(**variant.to_dict()) == variant

@@ -1,0 +1,175 @@
+"""The recipes in configs/: each loads, is the published one, says where it comes from, and states differences only."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mindrepvgg.models import variants
+from mindrepvgg.recipe import kinds
+from mindrepvgg.recipe.schema import KEYS
+from mindrepvgg.recipe.sources import load_recipe
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+
+FAMILY = [name for name in variants.list_models() if name not in ("repvgg", "repvgg_nano")]
+FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
+PAPER = [Path(f"{model}.yaml") for model in FAMILY]
+SMALL = [Path("fashion_mnist.yaml"), Path("quickstart.yaml"), Path("quickstart_qat.yaml")]
+MINDCV = [path for path in FILES if path.parts[0] == "mindcv"]
+
+# What the published recipes say, in the schema's terms.
+S = {
+    **{"epoch_size": 120, "scheduler": "cosine_decay", "lr": 0.1, "min_lr": 0.0, "warmup_epochs": 0},
+    **{"lr_per_batch": None, "opt": "momentum", "momentum": 0.9, "use_nesterov": False, "weight_decay": 1e-4},
+    **{"weight_decay_filter": "paper", "loss": "CE", "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0},
+    **{"auto_augment": None, "color_jitter": 0.0, "re_prob": 0.0, "hflip": 0.5, "image_resize": 224},
+    **{"interpolation": "bilinear", "crop_pct": 0.875, "ema": False, "amp_level": "O0", "batch_size": 32},
+}
+H = {**S, "epoch_size": 200, "auto_augment": "autoaug-mstd0", "label_smoothing": 0.1, "mixup": 0.2}
+P = {
+    **{**S, "epoch_size": 300, "lr_per_batch": 256, "weight_decay": 4e-5, "warmup_epochs": 5, "label_smoothing": 0.1},
+    **{"auto_augment": "randaug-m14-n4-mstd101-mmax14", "mixup": 0.2, "image_resize": 256, "use_nesterov": True},
+    "aux_weight": 0.1,
+}
+M = {
+    **{**S, "epoch_size": 240, "lr": 0.05, "min_lr": 1e-6, "warmup_epochs": 5, "decay_epochs": 235},
+    **{"weight_decay_filter": "all", "label_smoothing": 0.1, "color_jitter": 0.4, "loss_scale_type": "dynamic"},
+}
+PUBLISHED = {
+    **dict.fromkeys(("repvgg_a0", "repvgg_a1", "repvgg_a2", "repvgg_b0"), S),
+    **dict.fromkeys(("repvgg_b1", "repvgg_b1g2", "repvgg_b1g4", "repvgg_b2"), S),
+    **dict.fromkeys(("repvgg_b2g2", "repvgg_b2g4", "repvgg_b3", "repvgg_b3g2", "repvgg_b3g4", "repvgg_d2se"), H),
+    "repvggplus_l2pse": P,
+    "mindcv/repvgg_a0": {**M, "epoch_size": 400, "warmup_epochs": 10, "decay_epochs": 390, "interpolation": "bicubic"},
+    **{f"mindcv/{name}": M for name in ("repvgg_a1", "repvgg_a2", "repvgg_b0", "repvgg_b1")},
+    **{f"mindcv/repvgg_b1{g}": {**M, "amp_level": "O2", "interpolation": "bicubic"} for g in ("g2", "g4")},
+    "mindcv/repvgg_b2": {**M, "lr": 0.4},
+    "mindcv/repvgg_b2g4": {**M, "amp_level": "O2"},
+    "mindcv/repvgg_b3": {**M, "lr": 0.4, "auto_augment": "autoaug", "mixup": 0.8, "cutmix": 1.0},
+}
+# Top-1 and top-5 of the released weights at 224x224 (RepVGGplus: 320x320, no top-5); None: not published.
+ACCURACY = {
+    **{"repvgg_a0": (72.41, 90.50), "repvgg_a1": (74.47, 91.85), "repvgg_a2": (76.48, 93.01)},
+    **{"repvgg_b0": (75.14, 92.42), "repvgg_b1": (78.37, 94.11), "repvgg_b1g2": (77.79, 93.88)},
+    **{"repvgg_b1g4": (77.58, 93.84), "repvgg_b2": (78.78, 94.42), "repvgg_b2g2": None, "repvgg_b2g4": (79.38, 94.68)},
+    **{"repvgg_b3": (80.52, 95.26), "repvgg_b3g2": None, "repvgg_b3g4": (80.22, 95.10)},
+    **{"repvgg_d2se": (81.81, 95.94), "repvggplus_l2pse": (84.06,)},
+    **{"mindcv/repvgg_a0": (72.19, 90.75), "mindcv/repvgg_a1": (74.19, 91.89), "mindcv/repvgg_a2": (76.63, 93.42)},
+    **{"mindcv/repvgg_b0": (74.99, 92.40), "mindcv/repvgg_b1": (78.81, 94.37), "mindcv/repvgg_b1g2": (78.03, 94.09)},
+    **{"mindcv/repvgg_b1g4": (77.64, 94.03), "mindcv/repvgg_b2": (79.29, 94.66), "mindcv/repvgg_b2g4": (78.80, 94.36)},
+    "mindcv/repvgg_b3": (80.46, 95.34),
+}
+
+
+def named(path):
+    """The key of the tables above for a file."""
+    return path.with_suffix("").as_posix()
+
+
+def own_values(path):
+    """What a file itself states, and the path of its base."""
+    values = yaml.safe_load((CONFIGS / path).read_text(encoding="utf-8"))
+    base = values.pop("base", None)
+    return values, None if base is None else (CONFIGS / path).parent / base
+
+
+def header(path):
+    """The comment a file begins with, line by line."""
+    lines = (CONFIGS / path).read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
+
+
+def entries(path):
+    """The labelled entries of a header, each with the lines that continue it."""
+    found = {}
+    for line in header(path)[1:]:
+        label = re.match(r"(\w[\w ]*): +(.*)", line)
+        if label:
+            found[label[1]] = label[2]
+        else:
+            found[next(reversed(found))] += f" {line}"
+    return found
+
+
+def test_there_is_one_for_every_network():
+    assert set(PAPER) | set(MINDCV) == {Path(f"{name}.yaml") for name in PUBLISHED}
+    assert [path for path in FILES if path.parent == Path()] == sorted([*SMALL, *PAPER])
+    assert set(ACCURACY) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_it_loads(path):
+    load_recipe(CONFIGS / path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_it_states_differences_only(path):
+    """The network is named all the same: it is what a file is for."""
+    values, base = own_values(path)
+    below = load_recipe(base)
+    repeated = [
+        name
+        for name, value in values.items()
+        if name != "model" and KEYS[name].kind.read(value) == getattr(below, name)
+    ]
+    assert repeated == []
+
+
+@pytest.mark.parametrize("path", [*PAPER, *MINDCV], ids=str)
+def test_it_is_the_published_recipe_of_its_network(path):
+    loaded = load_recipe(CONFIGS / path)
+    expected = PUBLISHED[named(path)]
+    assert {name: kinds.plain(getattr(loaded, name)) for name in expected} == expected
+    assert loaded.model == own_values(path)[0]["model"] == path.stem
+    assert loaded.variant == variants.find(path.stem)
+    assert (loaded.num_classes, loaded.in_channels, loaded.dataset) == (1000, 3, "imagenet")
+    assert (loaded.scale, loaded.ratio) == ((0.08, 1.0), (0.75, 1.333))
+    assert (loaded.mean, loaded.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize("path", [*PAPER, *MINDCV], ids=str)
+def test_its_header_says_what_to_run_and_what_to_expect(path):
+    found = entries(path)
+    recipe = load_recipe(CONFIGS / path)
+    title = header(path)[0]
+    assert variants.normalise_name(title.split()[0]) == recipe.model
+    assert ("MindCV's recipe" if path in MINDCV else "RepVGG") in title
+    assert [label for label in found if label != "at 320"] == ["command", "batch", "hardware", "accuracy"]
+
+    devices = int(re.search(r"--worker_num (\d+) --local_worker_num 8 ", found["command"])[1])
+    assert f"python train.py -c configs/{path} --data_dir IMAGENET" in found["command"]
+    assert found["batch"].startswith(f"{devices} devices x 32 = {recipe.global_batch(devices)}")
+    assert found["hardware"] == f"meant for {devices} Ascend NPUs; it has not been run on an NPU"
+    assert recipe.lr_per_batch in (None, recipe.global_batch(devices)), "the learning rate is the published one"
+
+    published = ACCURACY[named(path)]
+    if published is None:
+        assert found["accuracy"].startswith("not published")
+    else:
+        words = [f"top-{k} {value:.2f}" for k, value in zip((1, 5), published, strict=False)]
+        assert all(word in found["accuracy"] for word in words)
+        by = "MindCV" if path in MINDCV else "the authors"
+        assert f"published by {by}" in found["accuracy"]
+
+
+@pytest.mark.parametrize("path", [Path("repvgg_d2se.yaml"), Path("repvggplus_l2pse.yaml")], ids=str)
+def test_what_is_judged_at_320_says_how(path):
+    command = entries(path)["at 320"]
+    assert f"python validate.py --ckpt_path outputs/{path.stem}/{path.stem}_best.ckpt" in command
+    assert command.endswith("--image_resize 320 --crop_pct 1.0")
+
+
+def test_recipes_of_one_family_write_to_different_folders():
+    folders = [load_recipe(CONFIGS / path).ckpt_save_dir for path in [*PAPER, *SMALL]]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_it_is_written_like_the_others(path):
+    text = (CONFIGS / path).read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert text.endswith("\n")
+    assert all(len(line) <= 120 for line in text.splitlines())

@@ -1,0 +1,82 @@
+"""The process around the network: device, compile level, and temporary changes that leave nothing behind."""
+
+import mindspore as ms
+import pytest
+from mindspore import nn
+
+from mindrepvgg.errors import UserError
+from mindrepvgg.runtime import device
+
+
+@pytest.mark.parametrize(
+    ("requested", "target", "version", "level"),
+    [
+        ("auto", "Ascend", (2, 8), "O2"),
+        ("auto", "Ascend", (2, 10), "O2"),
+        ("O1", "Ascend", (2, 10), "O1"),
+        ("O0", "Ascend", (2, 7), "O0"),
+        ("auto", "CPU", (2, 10), None),
+        ("O2", "CPU", (2, 8), None),
+    ],
+)
+def test_the_compile_level(monkeypatch, requested, target, version, level):
+    monkeypatch.setattr(device, "mindspore_version", lambda: version)
+    assert device.choose_jit_level(requested, target).level == level
+
+
+def test_the_reason_is_told(monkeypatch):
+    monkeypatch.setattr(device, "mindspore_version", lambda: (2, 10))
+    assert "O1 has no effect" in device.choose_jit_level("O1", "CPU").reason
+    assert "no effect" not in device.choose_jit_level("auto", "CPU").reason
+    assert "deprecated since MindSpore 2.9" in device.choose_jit_level("auto", "Ascend").reason
+    assert device.choose_jit_level("O1", "Ascend").reason == "O1, as asked"
+    assert device.choose_jit_level("O2", "Ascend", ms.PYNATIVE_MODE).level is None
+
+
+def test_a_mindspore_that_refuses_o2_gets_its_successor(monkeypatch):
+    monkeypatch.setattr(device, "mindspore_version", lambda: (2, 10))
+
+    def refuse(jit_level):
+        raise ValueError(f"{jit_level} must be in ['O0', 'O1']")
+
+    monkeypatch.setattr(device.ms, "JitConfig", refuse)
+    level = device.choose_jit_level("auto", "Ascend")
+    assert level.level == "O1"
+    assert "refuses O2" in level.reason
+
+
+@pytest.mark.compat
+def test_setup_may_be_called_again_on_the_same_device():
+    before = ms.get_context("mode")
+    try:
+        assert device.setup("CPU") == "CPU"
+        nn.Dense(2, 2)(ms.Tensor([[1.0, 2.0]]))
+        assert device.setup("CPU", mode=ms.PYNATIVE_MODE) == "CPU"
+        assert ms.get_context("mode") == ms.PYNATIVE_MODE
+    finally:
+        ms.set_context(mode=before)
+
+
+def test_a_device_that_is_not_there_is_refused_in_one_line():
+    with pytest.raises(UserError, match=r"^device_target \(=Ascend\) cannot be used on this machine: ") as refused:
+        device.setup("Ascend")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.compat
+def test_inference_mode_gives_every_cell_its_flag_back():
+    net = nn.SequentialCell(nn.Dense(2, 2), nn.BatchNorm1d(2), nn.Dropout(p=0.5))
+    net.set_train()
+    net[1].set_train(False)  # a BN frozen on purpose
+    with device.inference_mode(net):
+        assert not any(cell.training for _, cell in net.cells_and_names())
+    assert [cell.training for _, cell in net.cells_and_names()] == [True, True, False, True]
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
+def test_execution_mode_returns_to_the_mode_of_before(mode):
+    before = ms.get_context("mode")
+    with device.execution_mode(mode):
+        assert ms.get_context("mode") == mode
+    assert ms.get_context("mode") == before

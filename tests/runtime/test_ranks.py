@@ -1,0 +1,154 @@
+"""The processes of a run as one of them sees itself: alone, under each launcher, and who of the others still lives."""
+
+import os
+import subprocess
+import sys
+import time
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor
+
+from mindrepvgg.errors import UserError
+from mindrepvgg.runtime.environment import launched_processes
+from mindrepvgg.runtime.ranks import Ranks, _is_alive, start
+
+pytestmark = pytest.mark.compat
+
+LAUNCHERS = ("MS_ROLE", "MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE", "RANK_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch):
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+
+
+class TestAlone:
+    def test_it_is_the_first_of_one(self):
+        ranks = Ranks()
+        assert (ranks.rank, ranks.size, ranks.is_first) == (0, 1, True)
+        assert not Ranks(1, 2).is_first
+
+    @pytest.mark.parametrize(
+        "array",
+        [np.array([[np.nan, -0.0, 1e-45]], np.float32), np.array([2**62 + 1, -1]), np.float64(0.1), np.zeros((0, 3))],
+    )
+    def test_gather(self, array):
+        gathered = Ranks().gather(array)
+        assert gathered.shape == (1, *np.shape(array))
+        assert gathered.dtype == array.dtype
+        assert gathered.tobytes() == array.tobytes()
+
+    def test_gather_of_what_is_not_contiguous(self):
+        array = np.arange(6.0).reshape(2, 3).T
+        np.testing.assert_array_equal(Ranks().gather(array)[0], array)
+
+    def test_any(self):
+        assert Ranks().any(True) is True
+        assert Ranks().any(False) is False
+
+    def test_parameters_stay(self):
+        values = np.array([np.pi, -0.0, np.nan], np.float32)
+        parameters = [Parameter(Tensor(values), "one"), Parameter(Tensor(2 * values), "two")]
+        ranks = Ranks()
+        ranks.broadcast(parameters)
+        ranks.average(parameters)
+        ranks.average(iter(()))
+        assert [p.asnumpy().tobytes() for p in parameters] == [values.tobytes(), (2 * values).tobytes()]
+
+    def test_leaving_needs_nobody(self):
+        Ranks().leave()
+
+
+class TestStart:
+    @pytest.mark.parametrize("distribute", ["auto", False])
+    def test_without_a_launcher_it_is_alone(self, distribute):
+        before = ms.get_auto_parallel_context("parallel_mode")
+        ranks = start(distribute)
+        assert (ranks.rank, ranks.size, ranks.watch) == (0, 1, None)
+        assert ms.get_auto_parallel_context("parallel_mode") == before
+
+    def test_without_the_launcher_it_needs(self):
+        with pytest.raises(UserError) as caught:
+            start(True)
+        assert str(caught.value) == (
+            "distribute (=True) needs a launcher: msrun --worker_num 8 --local_worker_num 8 python train.py ...; "
+            "leave distribute at auto to train on one device when there is none"
+        )
+
+    @pytest.mark.parametrize("role", ["MS_WORKER", "MS_SCHED"])
+    def test_it_does_not_stay_alone_under_a_launcher(self, monkeypatch, role):
+        """Every process would write its own run into one folder."""
+        monkeypatch.setenv("MS_ROLE", role)
+        monkeypatch.setenv("MS_WORKER_NUM", "8")
+        with pytest.raises(UserError) as caught:
+            start(False)
+        assert str(caught.value) == (
+            "distribute (=False) trains in one process, but a launcher started 8: start train.py without msrun "
+            "or mpirun, or leave distribute at auto"
+        )
+
+    def test_a_rank_table_that_was_exported_for_others(self, monkeypatch):
+        monkeypatch.setenv("RANK_TABLE_FILE", "/etc/table.json")
+        monkeypatch.setenv("RANK_SIZE", "8")
+        assert start(False).size == 1
+
+    @pytest.mark.parametrize("distribute", ["auto", True])
+    @pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError])
+    def test_processes_that_do_not_meet(self, monkeypatch, distribute, error):
+        def init():
+            raise error("no way to the scheduler\n\n----\nC++ call stack")
+
+        monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "8")
+        monkeypatch.setattr("mindrepvgg.runtime.ranks.init", init)
+        with pytest.raises(UserError) as caught:
+            start(distribute)
+        assert str(caught.value) == "the 8 processes of this run did not find each other: no way to the scheduler"
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes"),
+    [
+        ({}, None),
+        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "4"}, 4),
+        ({"MS_ROLE": "MS_SCHED", "MS_WORKER_NUM": "4"}, 4),
+        ({"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "1"}, 1),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, 2),
+        ({"RANK_TABLE_FILE": "hccl.json", "RANK_SIZE": "8"}, 8),
+        ({"RANK_TABLE_FILE": "", "RANK_SIZE": "8"}, None),
+        ({"RANK_SIZE": "8"}, None),
+        ({"MS_ROLE": "MS_PSERVER", "MS_WORKER_NUM": "4"}, None),
+    ],
+)
+def test_launched_processes(monkeypatch, environment, processes):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert launched_processes() == processes
+
+
+class TestIsAlive:
+    def test_this_process(self):
+        assert _is_alive(os.getpid())
+
+    def test_one_that_ends_and_is_waited_for_later(self):
+        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+            assert _is_alive(child.pid)
+            child.kill()
+            end = time.monotonic() + 20
+            while _is_alive(child.pid) and time.monotonic() < end:
+                time.sleep(0.01)
+            assert os.path.exists(f"/proc/{child.pid}"), "it is a zombie"
+            assert not _is_alive(child.pid)
+        assert not _is_alive(child.pid), "and now it is gone"
+
+    def test_a_name_that_looks_like_the_end_of_it(self, tmp_path):
+        """The name stands in brackets before the state, and may hold both."""
+        program = tmp_path / "a) Z (b"
+        program.symlink_to("/bin/sleep")
+        with subprocess.Popen([program, "60"]) as child:
+            try:
+                assert _is_alive(child.pid)
+            finally:
+                child.kill()

@@ -1,0 +1,252 @@
+"""Programs as a user starts them, alone or two at a time under msrun, whose processes a test may then kill."""
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import yaml
+
+from mindrepvgg.weights.containers import read_weights
+from support import TINY_DIGITS
+
+ROOT = Path(__file__).parents[2]
+
+# Workers are leaders of their own process groups, so all of a run's processes are found by what they inherited.
+_MARK = "MINDREPVGG_TEST_RUN"
+
+# Nothing that is not the same in two runs of one recipe.
+_VARIES = ("images_per_second", "data_wait")
+
+# 4000 real digits in 10 steps an epoch; the parts of training that carry something from one step to the next.
+TINY = {
+    **TINY_DIGITS,
+    "model_args": {"num_blocks": [1, 1, 1, 1], "widths": [4, 4, 8, 8, 16]},
+    "scale": [0.7, 1.0],
+    "hflip": 0.0,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "batch_size": 200,
+    "gradient_accumulation_steps": 2,
+    "epoch_size": 5,
+    "lr": 0.1,
+    "warmup_epochs": 1,
+    "clip_grad": True,
+    "clip_value": 1.0,
+    "ema": True,
+    "ema_decay": 0.99,
+    "loss_scale_type": "dynamic",
+    "loss_scale": 1024,
+    "loss_scale_window": 7,
+    "num_parallel_workers": 1,
+    "log_interval": 1,
+    "keep_checkpoint_max": 1,
+    "device_target": "CPU",
+}
+
+
+def write_recipe(path, **changes):
+    """TINY with changes as a yaml file; returns its path."""
+    path.write_text(yaml.safe_dump({**TINY, **changes}))
+    return path
+
+
+def command(yaml, folder, *more):
+    """train.py with a recipe and its run in a folder."""
+    return [ROOT / "train.py", "-c", yaml, "--ckpt_save_dir", folder, *more]
+
+
+class Printed:
+    """What a program that was started in a folder has printed, and under msrun each of its processes."""
+
+    def __init__(self, folder):
+        self.output, self.logs = folder / "output.txt", folder / "msrun"
+
+    def text(self) -> str:
+        """All of it."""
+        files = [self.output, *sorted(self.logs.glob("*.log"))]
+        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')}" for path in files)
+
+    def of_rank(self, rank) -> str:
+        """A single rank's."""
+        return (self.logs / f"worker_{rank}.log").read_text(errors="replace")
+
+
+def once(tmp_path_factory, name, make):
+    """A folder filled by make(folder), and what that returned, in JSON's types; by the first to ask in a test session.
+
+    pytest-xdist's workers each have fixtures of their own; these take long, and two of them at once even longer.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, result = base / name, base / f"{name}.json"
+    with (base / "once.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not result.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # another worker may have failed in there
+            folder.mkdir()
+            value = make(folder)
+            result.write_text(json.dumps(value))
+    return folder, json.loads(result.read_text())
+
+
+class Started(Printed):
+    """A program that was started, with everything it starts itself; all of it is gone when the body is done.
+
+    A context manager. Its output goes to the file `output`. launcher: arguments of msrun, which then starts the program
+    and writes its logs to the folder `logs`. settings: of its environment.
+    """
+
+    def __init__(self, program, folder, launcher=None, **settings):
+        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder)
+        binaries = os.path.dirname(sys.executable)
+        self._mark = f"{_MARK}={uuid.uuid4().hex}"
+        environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        environment.update([self._mark.split("=")])
+        environment.update(settings)
+        command = [sys.executable, *map(str, program)]
+        if launcher is not None:
+            # msrun starts the `python` it finds on PATH.
+            places = ["--master_port", str(_free_port()), "--log_dir", str(self.logs), "--join", "True"]
+            command = [f"{binaries}/msrun", *launcher, *places, "python", *map(str, program)]
+        with self.output.open("w") as stream:
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for pid in self._own():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def wait(self, timeout=400) -> int:
+        """The exit status; a run that hangs is a failure."""
+        return self._process.wait(timeout)
+
+    def kill(self):
+        """SIGKILL to the program itself."""
+        self._process.kill()
+        self._process.wait()
+
+    @contextlib.contextmanager
+    def launcher_stopped(self):
+        """While the body runs, msrun itself does nothing."""
+        os.kill(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._process.pid, signal.SIGCONT)
+
+    def workers(self) -> dict[int, int]:
+        """Process ids by rank, of the workers that msrun has started."""
+        found = {}
+        for pid, environment in self._own().items():
+            if environment.get("MS_ROLE") == "MS_WORKER" and _is_python(pid):
+                found[int(environment["RANK_ID"])] = pid
+        return found
+
+    def _own(self):
+        """The environments of all processes that carry this run's mark, by process id."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal() and int(entry.name) != os.getpid():
+                with contextlib.suppress(OSError):
+                    lines = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+                    if self._mark in lines:
+                        found[int(entry.name)] = dict(line.partition("=")[::2] for line in lines)
+        return found
+
+
+def start_two(program, folder) -> Started:
+    """The program as two ranks under msrun."""
+    return Started(program, folder, ["--worker_num", "2", "--local_worker_num", "2"])
+
+
+def run_two(program, folder):
+    """Run the program as two ranks to its end, which must be a good one."""
+    with start_two(program, folder) as started:
+        assert started.wait() == 0, started.text()
+
+
+def _is_python(pid):
+    # The `tail` that shows a worker's log carries its environment as well.
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"python")
+    return False
+
+
+def _free_port():
+    """A port nobody listens at, below those the system gives to clients: they would take it before msrun does."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as server, contextlib.suppress(OSError):
+            server.bind(("127.0.0.1", port))
+            return port
+
+
+def wait_until(condition, started, timeout=120):
+    """Wait for a condition of a running program; True when it came, False when the program ended before."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if condition():
+            return True
+        if not started.running:
+            return False
+        time.sleep(0.002)
+    raise AssertionError(f"nothing happened in {timeout} s:\n{started.text()}")
+
+
+def last_step(folder) -> int:
+    """The last step in a run's log; 0 when there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        lines = (folder / "log.jsonl").read_text().split("\n")[:-1]
+        return max((json.loads(line)["step"] for line in lines), default=0)
+    return 0
+
+
+def records(folder):
+    """A run's log records without what no two runs share."""
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in _VARIES} for line in lines]
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in folder.glob("*.ckpt"))
+
+
+def assert_same_run(folder, expected, changed=()):
+    """Every parameter, the optimizer's state, the averages, the log and what the checkpoints say agree bit for bit.
+
+    changed: keys of the recipe, besides the folder, that the two runs do not share.
+    """
+    assert checkpoints(folder) == checkpoints(expected)
+    for name in checkpoints(expected):
+        found, other = read_weights(folder / name), read_weights(expected / name)
+        assert list(found.arrays) == list(other.arrays)
+        for key, array in other.arrays.items():
+            assert found.arrays[key].tobytes() == array.tobytes(), f"{key} in {name}"
+        for description in (found.description, other.description):
+            description["metrics"].pop("images_per_second")
+            for key in ("ckpt_save_dir", *changed):
+                description["recipe"].pop(key)
+        assert found.description == other.description
+    assert records(folder) == records(expected)

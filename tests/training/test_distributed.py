@@ -1,0 +1,302 @@
+"""Two processes that train together under msrun: what they agree on, what they write, and the death of one of them."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from support import context_mode, relative_difference
+from support.processes import (
+    ROOT,
+    Printed,
+    Started,
+    assert_same_run,
+    checkpoints,
+    command,
+    last_step,
+    once,
+    records,
+    run_two,
+    start_two,
+    wait_until,
+    write_recipe,
+)
+from support.ranks_script import CLASSES, GATHERED, STEPS, batches_of, build, recipe, run, validation
+
+from mindrepvgg import create_model, load_checkpoint
+from mindrepvgg.evaluation.evaluate import eval_loader, evaluate, recipe_of
+from mindrepvgg.runtime.ranks import Ranks
+from mindrepvgg.training.precise_bn import precise_bn
+from mindrepvgg.training.step import bn_statistics
+from mindrepvgg.weights.containers import read_weights
+
+EPOCHS = 2
+SCRIPT = ROOT / "tests" / "support" / "ranks_script.py"
+STATISTICS = ("moving_mean", "moving_variance")
+
+
+class Found:
+    """What the two ranks of ranks_script.py wrote."""
+
+    def __init__(self, folder):
+        self.facts = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+        self.arrays = [dict(np.load(folder / f"{rank}.npz")) for rank in range(2)]
+
+    def parts(self, prefix):
+        """Both ranks' arrays under `prefix`, without it."""
+        return [
+            {name.partition("/")[2]: array for name, array in arrays.items() if name.startswith(f"{prefix}/")}
+            for arrays in self.arrays
+        ]
+
+
+def assert_equal(one, other):
+    assert list(one) == list(other)
+    for name, array in one.items():
+        assert array.tobytes() == other[name].tobytes(), name
+
+
+def differing(one, other):
+    assert list(one) == list(other)
+    return [name for name, array in one.items() if array.tobytes() != other[name].tobytes()]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder, _ = once(tmp_path_factory, "ranks", lambda place: run_two([SCRIPT, place], place))
+    return Found(folder)
+
+
+class TestCollectives:
+    def test_who_they_are(self, found):
+        assert [(f["rank"], f["size"], f["is_first"]) for f in found.facts] == [(0, 2, True), (1, 2, False)]
+        assert [f["again"] for f in found.facts] == [2, 2], "joining twice does no harm"
+
+    @pytest.mark.parametrize("name", GATHERED)
+    def test_gather_keeps_every_bit(self, found, name):
+        kind, values = GATHERED[name]
+        expected = np.stack([np.roll(np.array(values, kind), rank).reshape(5, 1) for rank in range(2)])
+        for arrays in found.arrays:
+            gathered = arrays[f"gather/{name}"]
+            assert (gathered.shape, gathered.dtype) == (expected.shape, expected.dtype)
+            assert gathered.tobytes() == expected.tobytes()
+
+    def test_the_union_of_ragged_numbers(self, found):
+        for arrays in found.arrays:
+            assert arrays["union/some"].tolist() == [3, 5, 7, 2**40]
+            assert arrays["union/few"].tolist() == [9]
+            assert arrays["union/none"].tolist() == []
+
+    def test_gather_of_other_shapes(self, found):
+        for arrays in found.arrays:
+            assert arrays["gather/scalar"].tolist() == [0.1, 1.1]
+            expected = np.arange(6).reshape(2, 3).T
+            np.testing.assert_array_equal(arrays["gather/transposed"], [expected, expected + 1])
+
+    def test_any(self, found):
+        assert [facts["any"] for facts in found.facts] == [[False, True, True, True]] * 2
+
+    def test_average_and_broadcast(self, found):
+        own, averages, broadcast = found.parts("own"), found.parts("average"), found.parts("broadcast")
+        assert len(differing(*own)) == len(own[0]) == 5
+        assert_equal(*averages)
+        assert_equal(*broadcast)
+        for name, average in averages[0].items():
+            assert average.tobytes() == ((own[0][name] + own[1][name]) / np.float32(2)).tobytes()
+        assert_equal(broadcast[0], {**own[0], **averages[0]})
+
+
+class TestTraining:
+    def test_it_starts_from_one_network(self, found):
+        """Although each rank has a seed of its own."""
+        assert_equal(*found.parts("start"))
+
+    def test_two_halves_of_a_batch_are_the_batch(self, found):
+        """With clipping, momentum and weight decay; BN is frozen, as its statistics are those of a rank's half."""
+        first, second = found.parts("frozen")
+        assert_equal(first, second)
+        with context_mode("pynative"):
+            net, step = build(recipe(freeze_bn=True), Ranks())
+            (start, _) = found.parts("start")
+            for parameter in net.get_parameters():
+                parameter.set_data(type(parameter.data)(start[parameter.name]))
+            outcomes = run(step, Ranks(), range(STEPS))
+        np.testing.assert_allclose(np.array(found.facts[0]["frozen"])[:, 0], np.array(outcomes)[:, 0], rtol=1e-5)
+        assert found.facts[0]["frozen"] == found.facts[1]["frozen"]
+        for parameter in net.get_parameters():
+            assert relative_difference(first[parameter.name], parameter) < 1e-5, parameter.name
+            if parameter.name.endswith(("conv.weight", "linear.weight")):
+                assert relative_difference(start[parameter.name], parameter) > 1e-2, "negative control"
+
+    def test_only_the_statistics_differ(self, found):
+        names = differing(*found.parts("free"))
+        assert all(name.endswith(STATISTICS) for name in names)
+        assert any(name.startswith("ema.") for name in names)
+        every = [name for name in found.parts("free")[0] if name.endswith(STATISTICS)]
+        assert sorted(names) == sorted(every)
+        assert found.facts[0]["free"] == found.facts[1]["free"], "the loss is that of the whole batch"
+
+    def test_averaging_makes_them_equal(self, found):
+        first, second = found.parts("averaged")
+        assert_equal(first, second)
+        own = found.parts("spoilt")
+        for name, array in own[0].items():
+            if name.endswith(STATISTICS):
+                assert first[name].tobytes() == ((array + own[1][name]) / np.float32(2)).tobytes()
+            else:
+                assert first[name].tobytes() == array.tobytes()
+        good = [name for name in first if name.startswith("good.")]
+        assert len(good) == len([name for name in own[0] if name.endswith(STATISTICS)]) / 2
+        for name in good:
+            assert first[name].tobytes() == first[name.removeprefix("good.")].tobytes()
+
+    def test_a_checkpoint_gets_the_statistics_of_all(self, found):
+        rows, others = (arrays["statistics_of_ranks"] for arrays in found.arrays)
+        assert rows.tobytes() == others.tobytes()
+        for row, own in zip(rows, found.parts("spoilt"), strict=True):
+            values = [array for name, array in own.items() if name.endswith(STATISTICS)]
+            assert row.tobytes() == np.concatenate(values).tobytes()
+
+    def test_an_overflow_on_one_is_skipped_by_both(self, found):
+        for facts in found.facts:
+            assert [done for _, done in facts["free"]] == [True] * 6
+            assert [done for _, done in facts["spoilt"]] == [False]
+            assert facts["scale"] == 512
+        for before, after in zip(found.parts("free"), found.parts("spoilt"), strict=True):
+            assert_equal(before, after)
+            assert all(np.isfinite(array).all() for array in after.values())
+
+    def test_precise_bn_counts_every_batch(self, found):
+        first, second = found.parts("precise")
+        assert_equal(first, second)
+        net = create_model("repvgg", CLASSES, **recipe().model_args)
+        (averaged, _) = found.parts("averaged")
+        for parameter in net.get_parameters():
+            parameter.set_data(type(parameter.data)(averaged[parameter.name]))
+        with context_mode("pynative"):
+            precise_bn(net, [type(net.linear.bias.data)(x) for rank in range(2) for x in batches_of(rank)], Ranks())
+        for parameter in bn_statistics(net):
+            np.testing.assert_allclose(first[parameter.name], parameter.asnumpy(), rtol=1e-5, atol=1e-6)
+
+    def test_what_the_cpu_cannot_do(self, found):
+        for facts in found.facts:
+            assert re.fullmatch(
+                r"RecipeError: sync_bn \(=True\) is not possible on this device: .*; leave it out", facts["sync_bn"]
+            )
+
+
+def test_validation_is_that_of_one_process(found):
+    """23 images: the second rank has one less, and the last batch of both is not full."""
+    with context_mode("pynative"):
+        expected = validation(Ranks())
+    assert expected["num_images"] == 23
+    assert 0 < expected["correct"] < 23
+    for facts in found.facts:
+        assert facts["validation"].pop("loss") == pytest.approx(expected["loss"], rel=1e-12)
+        assert facts["validation"] == {name: value for name, value in expected.items() if name != "loss"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run of the command on two ranks, from start to end; nothing may be changed there."""
+
+    def make(place):
+        # PyNative: these runs would spend most of their time compiling, and ranks_script.py has graphs.
+        yaml = write_recipe(place / "tiny.yaml", batch_size=200, epoch_size=EPOCHS, mode=1)
+        run_two(command(yaml, place / "run"), place)
+
+    place, _ = once(tmp_path_factory, "whole", make)
+    return place / "run"
+
+
+class TestTheCommand:
+    def test_one_writes(self, whole):
+        folder = whole
+        assert sorted(path.name for path in folder.iterdir()) == [
+            *("curves.png", "log.jsonl", "recipe.yaml"),
+            *("repvgg-2.ckpt", "repvgg_best.ckpt", "repvgg_ema_best.ckpt", "repvgg_last.ckpt"),
+        ]
+        places = [(r["event"], r["step"]) for r in records(folder)]
+        assert len(set(places)) == len(places) == EPOCHS * (5 + 2)
+        assert [r["num_images"] for r in records(folder) if r["event"].startswith("validate")] == [1000] * 2 * EPOCHS
+
+    def test_one_speaks(self, whole):
+        first, second = (Printed(whole.parent).of_rank(rank) for rank in range(2))
+        assert "2 epochs of 5 steps of 800 images (200 x 2 devices x 2 batches)" in first
+        assert first.count("done: ") == 1
+        assert "epoch" not in second
+        assert "done" not in second
+
+    def test_what_it_saved_is_as_good_as_it_said(self, whole):
+        net = load_checkpoint(whole / "repvgg_best.ckpt")
+        claimed = net.metadata["metrics"]
+        with context_mode("graph"):
+            judged = evaluate(net, eval_loader(recipe_of(net, {})))
+        assert (judged.correct, judged.num_images) == (claimed["correct"], 1000)
+        assert judged.loss == pytest.approx(claimed["loss"], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def bereft(whole, tmp_path_factory):
+    """The folder of the same run, whose second worker is killed in the second epoch, and what happened then."""
+
+    def make(place):
+        with start_two(command(whole.parent / "tiny.yaml", place / "run"), place) as started:
+            assert wait_until(lambda: last_step(place / "run") >= 7, started), started.text()
+            workers = started.workers()
+            assert sorted(workers) == [0, 1]
+            # msrun, which would kill the other within a second, must not help.
+            with started.launcher_stopped():
+                os.kill(workers[1], signal.SIGKILL)
+                killed = time.monotonic()
+                while 0 in started.workers() and time.monotonic() < killed + 60:
+                    time.sleep(0.05)
+                survived = time.monotonic() - killed
+            return {"pid": workers[1], "survived": survived, "status": started.wait(120)}
+
+    place, happened = once(tmp_path_factory, "bereft", make)
+    return place / "run", happened
+
+
+class TestAWorkerThatDies:
+    def test_the_other_ends_soon_and_tells(self, bereft):
+        folder, happened = bereft
+        assert happened["survived"] < 10
+        assert happened["status"] != 0
+        (line,) = [line for line in Printed(folder.parent).of_rank(0).splitlines() if line.startswith("error: ")]
+        assert line == (
+            f"error: rank 1 (process {happened['pid']}) died, so rank 0 ends too; its own output tells why. Every "
+            f"checkpoint is whole: start again with --resume"
+        )
+
+    def test_the_last_checkpoint_is_whole(self, bereft):
+        folder = bereft[0]
+        net = load_checkpoint(folder / "repvgg_last.ckpt")
+        assert net.metadata["position"]["epoch"] >= 1
+        assert all(np.isfinite(parameter.asnumpy()).all() for parameter in net.get_parameters())
+
+    @pytest.mark.slow  # the default suite has one process killed five times
+    def test_two_go_on_exactly(self, whole, bereft, tmp_path):
+        shutil.copytree(bereft[0], tmp_path / "run")
+        run_two(command(whole.parent / "tiny.yaml", tmp_path / "run", "--resume"), tmp_path)
+        assert_same_run(tmp_path / "run", whole)
+
+    def test_one_goes_on_and_says_so(self, whole, bereft, tmp_path):
+        """With the global batch of two, so that the epochs are those of before."""
+        folder = shutil.copytree(bereft[0], tmp_path / "run")
+        done = read_weights(folder / "repvgg_last.ckpt").description["step"]
+        yaml = whole.parent / "tiny.yaml"
+        program = [*command(yaml, folder, "--resume"), "--batch_size", "400"]
+        with Started(program, tmp_path / "alone") as started:
+            assert started.wait() == 0, started.text()
+        said = started.text()
+        assert "was saved on 2 devices (800 images a step), this run is on 1 (800): it goes on, but not bit" in said
+        assert "is started again" not in said
+        assert [r["step"] for r in records(folder) if r["event"] == "train"] == list(range(1, 5 * EPOCHS + 1))
+        kept = [r for r in records(whole) if r["step"] <= done]
+        assert records(folder)[: len(kept)] == kept
+        assert checkpoints(folder) == checkpoints(whole)

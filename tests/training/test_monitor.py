@@ -1,0 +1,162 @@
+"""What watches a run: the log that programs read, the picture of the curves, the polite way to stop."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mindrepvgg.errors import UserError
+from mindrepvgg.training.monitor import Progress, RunLog, StopRequest, draw_curves
+
+pytestmark = pytest.mark.compat
+
+
+class TestRunLog:
+    @pytest.fixture
+    def path(self, tmp_path):
+        """A log of steps 2, 4, 6 and a validation after step 6."""
+        log = RunLog(tmp_path / "log.jsonl")
+        for step in (2, 4, 6):
+            log.write("train", 1 + step // 5, step, loss=1 / step)
+        log.write("validate", 2, 6, top1=12.5)
+        return log.path
+
+    @staticmethod
+    def steps(path):
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+    def test_each_line_is_an_object(self, path):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        assert records[0] == {"event": "train", "epoch": 1, "step": 2, "loss": 0.5}
+        assert records[-1] == {"event": "validate", "epoch": 2, "step": 6, "top1": 12.5}
+        assert path.read_text().endswith("\n")
+
+    def test_a_record_is_on_disk_at_once(self, tmp_path):
+        log = RunLog(tmp_path / "log.jsonl")
+        assert log.path.read_text() == ""
+        log.write("train", 1, 1)
+        assert self.steps(log.path) == [1]
+
+    def test_a_new_run_starts_a_new_log(self, path):
+        assert RunLog(path).records == []
+        assert path.read_text() == ""
+
+    @pytest.mark.parametrize(
+        ("keep_until", "steps"), [(0, []), (3, [2]), (4, [2, 4]), (6, [2, 4, 6, 6]), (9, [2, 4, 6, 6])]
+    )
+    def test_resuming_cuts_what_will_be_run_again(self, path, keep_until, steps):
+        log = RunLog(path, keep_until=keep_until)
+        assert [record["step"] for record in log.records] == steps
+        assert self.steps(path) == steps
+        log.write("train", 9, 10)
+        assert self.steps(path) == [*steps, 10]
+
+    def test_resuming_keeps_floats_to_the_last_bit(self, tmp_path):
+        values = [float(x) for x in np.random.default_rng(0).normal(size=50).astype(np.float32)]
+        log = RunLog(tmp_path / "log.jsonl")
+        for step, value in enumerate(values):
+            log.write("train", 1, step, loss=value)
+        assert [record["loss"] for record in RunLog(log.path, keep_until=99).records] == values
+
+    def test_resuming_without_a_log(self, tmp_path):
+        assert RunLog(tmp_path / "log.jsonl", keep_until=5).records == []
+
+    @pytest.mark.parametrize("cut", [1, 5, 20, -1])
+    def test_a_last_line_cut_short_is_dropped(self, path, cut):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[:-1]) + lines[-1][:cut].rstrip("}\n"))
+        assert [record["step"] for record in RunLog(path, keep_until=9).records] == [2, 4, 6]
+        assert self.steps(path) == [2, 4, 6], "the rest of the line is gone from the file"
+
+    @pytest.mark.parametrize("rest", [b"\0\0\0\0", b'{"event": "tr\xff\xc3'])
+    def test_a_last_line_of_other_bytes_is_dropped(self, path, rest):
+        path.write_bytes(path.read_bytes() + rest)
+        assert [record["step"] for record in RunLog(path, keep_until=9).records] == [2, 4, 6, 6]
+
+    @pytest.mark.parametrize("line", [b"step 4: loss 0.3\n", b"\xff\xfe\n", b"\n"])
+    def test_a_line_that_is_no_record_is_refused(self, path, line):
+        lines = path.read_bytes().splitlines(keepends=True)
+        content = b"".join([lines[0], line, *lines[1:]])
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"^line 2 of .*log\.jsonl is not JSON; move the file away to start"):
+            RunLog(path, keep_until=9)
+        assert path.read_bytes() == content
+
+
+def records(trained, judged):
+    """Log records of a run."""
+    made = [
+        {
+            "event": "train",
+            "epoch": 1,
+            "step": i,
+            "progress": i / 4,
+            "loss": 2.0 / i,
+            "lr": 0.1,
+            "images_per_second": 9.0,
+        }
+        for i in range(1, trained + 1)
+    ]
+    return made + [
+        {"event": "validate", "epoch": e, "step": 4 * e, "top1": 10.0 * e, "top5": 50.0, "loss": 1.5}
+        for e in range(1, judged + 1)
+    ]
+
+
+class TestCurves:
+    @pytest.mark.parametrize(("trained", "judged"), [(12, 3), (4, 1), (1, 0), (0, 1), (0, 0), (400, 100)])
+    def test_the_picture_opens(self, tmp_path, trained, judged):
+        draw_curves(records(trained, judged), tmp_path / "curves.png", "repvgg_nano on mnist5k")
+        with Image.open(tmp_path / "curves.png") as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 200
+            pixels = np.asarray(picture.convert("L"))
+        assert pixels.std() > 5, "the picture is empty"
+        assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
+
+    def test_more_records_give_another_picture(self, tmp_path):
+        for trained in (4, 8):
+            draw_curves(records(trained, 1), tmp_path / f"{trained}.png")
+        assert (tmp_path / "4.png").read_bytes() != (tmp_path / "8.png").read_bytes()
+
+    def test_no_display_and_no_global_state(self, tmp_path, monkeypatch):
+        monkeypatch.delenv("DISPLAY", raising=False)
+        monkeypatch.setenv("MPLBACKEND", "tkagg")
+        draw_curves(records(4, 1), tmp_path / "curves.png")
+        assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+class TestStopRequest:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_the_first_signal_asks(self, number, capsys):
+        with StopRequest() as stop:
+            assert not stop.asked
+            os.kill(os.getpid(), number)
+            assert stop.asked
+        assert "stopping soon, the state will be saved; Ctrl-C once more to stop at once" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+    def test_the_second_is_at_once(self, second):
+        with StopRequest():
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), second)
+
+    def test_the_handlers_of_before_come_back(self):
+        before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        with StopRequest():
+            assert signal.getsignal(signal.SIGINT) != before[0]
+        assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+class TestProgress:
+    def test_a_pipe_gets_lines_only(self, capsys):
+        progress = Progress(10, 3)
+        progress.step(1, 2)
+        progress.show(0.5, 0.1, 100)
+        progress.say("epoch 1/2: loss 0.5000")
+        progress.close()
+        assert capsys.readouterr() == ("epoch 1/2: loss 0.5000\n", "")

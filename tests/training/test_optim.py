@@ -1,0 +1,465 @@
+"""The optimizers: which parameters decay, by names written out here, and their steps against PyTorch's and NumPy's."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from mindspore import Parameter, Tensor, nn, ops
+
+from mindrepvgg import create_model
+from mindrepvgg.training.optim import build_optimizer, decay_groups, format_parameter_groups, parameter_groups
+from mindrepvgg.training.schedule import learning_rates
+
+pytestmark = pytest.mark.compat
+
+# repvgg_nano has blocks (2, 2, 3, 1) in stages 1 to 4; a stage's first block has stride 2 and so no identity branch.
+NANO_BLOCKS = ["stage0", "stage1.0", "stage1.1", "stage2.0", "stage2.1", "stage3.0", "stage3.1", "stage3.2", "stage4.0"]
+NANO_IDENTITY = ["stage1.1", "stage2.1", "stage3.1", "stage3.2"]
+
+
+def names_of(blocks, with_identity, se=None):
+    """(kernels, dense and 1x1 gammas, identity gammas, betas, biases) of the blocks, SE's kernels among the kernels."""
+    branches = [f"{block}.{branch}" for block in blocks for branch in ("rbr_dense", "rbr_1x1")]
+    kernels = [f"{branch}.conv.weight" for branch in branches]
+    gammas = [f"{branch}.bn.gamma" for branch in branches]
+    betas = [f"{branch}.bn.beta" for branch in branches] + [f"{block}.rbr_identity.beta" for block in with_identity]
+    identity_gammas = [f"{block}.rbr_identity.gamma" for block in with_identity]
+    biases = []
+    if se:
+        squeezers = [f"{block}.{se}.{leaf}" for block in blocks for leaf in ("down", "up")]
+        kernels += [f"{name}.weight" for name in squeezers]
+        biases += [f"{name}.bias" for name in squeezers]
+    return kernels, gammas, identity_gammas, betas, biases
+
+
+def nano():
+    kernels, gammas, identity_gammas, betas, biases = names_of(NANO_BLOCKS, NANO_IDENTITY)
+    return create_model("repvgg_nano", 10, 1), (
+        [*kernels, "linear.weight"],
+        gammas,
+        identity_gammas,
+        betas,
+        [*biases, "linear.bias"],
+    )
+
+
+def d2se_like():
+    blocks = ["stage0", "stage1.0", "stage2.0", "stage3.0", "stage3.1", "stage4.0"]
+    kernels, gammas, identity_gammas, betas, biases = names_of(blocks, ["stage3.1"], se="se")
+    net = create_model("repvgg", 5, num_blocks=(1, 1, 2, 1), widths=(16, 16, 16, 16, 32), se="pre")
+    return net, ([*kernels, "linear.weight"], gammas, identity_gammas, betas, [*biases, "linear.bias"])
+
+
+def plus_like():
+    blocks = ["stage0", "stage1.0", "stage2.0", "stage3_first.0", "stage3_second.0", "stage4.0"]
+    kernels, gammas, identity_gammas, betas, biases = names_of(blocks, ["stage3_second.0"], se="post_se")
+    heads = ["stage1_aux", "stage2_aux", "stage3_first_aux"]
+    net = create_model(
+        "repvgg", 5, num_blocks=(1, 1, 2, 1), widths=(8, 8, 8, 8, 16), se="post", se_ratio=4, aux_heads=True
+    )
+    return net, (
+        [
+            *kernels,
+            *(f"{head}.{leaf}.weight" for head in heads for leaf in ("downsample.conv", "linear")),
+            "linear.weight",
+        ],
+        [*gammas, *(f"{head}.downsample.bn.gamma" for head in heads)],
+        identity_gammas,
+        [*betas, *(f"{head}.downsample.bn.beta" for head in heads)],
+        [*biases, *(f"{head}.linear.bias" for head in heads), "linear.bias"],
+    )
+
+
+# Which of (kernels, gammas, identity gammas, betas, biases) decay.
+RULES = {
+    "paper": (True, False, True, False, False),
+    "norm_and_bias": (True, False, False, False, False),
+    "norm": (True, False, False, False, True),
+    "all": (True, True, True, True, True),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("network", [nano, d2se_like, plus_like])
+def test_groups(network, rule):
+    net, kinds = network()
+    expected = {True: set(), False: set()}
+    for names, decays in zip(kinds, RULES[rule], strict=True):
+        assert names, "a kind without members would not be checked"
+        expected[decays] |= set(names)
+    decayed, free = ([p.name for p in group] for group in decay_groups(net, rule))
+    assert set(decayed) == expected[True]
+    assert set(free) == expected[False]
+    assert len(decayed) + len(free) == len(net.trainable_params()), "every parameter is in one group, once"
+
+
+def test_no_moving_statistic_is_trained():
+    names = [p.name for group in decay_groups(create_model("repvgg_nano"), "all") for p in group]
+    assert not [name for name in names if "moving" in name]
+
+
+def test_frozen_parameters_are_left_out():
+    net = create_model("repvgg_nano")
+    net.linear.weight.requires_grad = False
+    assert "linear.weight" not in [p.name for group in decay_groups(net, "all") for p in group]
+
+
+@pytest.mark.parametrize("opt", ["momentum", "sgd", "adamw", "lamb"])
+@pytest.mark.parametrize("rule", RULES)
+def test_the_optimizer_decays_those_groups(rule, opt):
+    net = create_model("repvgg_nano")
+    decayed, free = decay_groups(net, rule)
+    optimizer = build_optimizer(net, np.full(3, 0.1, np.float32), opt=opt, weight_decay=1e-4, weight_decay_filter=rule)
+    # MindSpore keeps them group by group, or in the network's order, which order_params asks for: gradients come so.
+    assert [p.name for p in optimizer.parameters] == [p.name for p in net.trainable_params()]
+    names = {p.name: decay for p, decay in zip(optimizer.parameters, np.ravel(optimizer.weight_decay), strict=True)}
+    assert {name for name, decay in names.items() if decay} == {p.name for p in decayed}
+    assert {name for name, decay in names.items() if not decay} == {p.name for p in free}
+
+
+def test_another_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"opt \(='lion'\) must be one of momentum, sgd, adamw, lamb"):
+        build_optimizer(create_model("repvgg_nano"), np.ones(3, np.float32), opt="lion")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rows_of_the_table(rule):
+    net = create_model("repvgg_nano")
+    net.linear.weight.requires_grad = False
+    rows = parameter_groups(net, 1e-4, rule)
+    # In the network's order, every parameter once, BN's statistics left out.
+    assert [row.name for row in rows] == [p.name for p in net.get_parameters() if ".moving_" not in p.name]
+    decayed, free = ([p.name for p in group] for group in decay_groups(net, rule))
+    assert [row.name for row in rows if row.weight_decay == 1e-4] == decayed
+    assert [row.name for row in rows if row.weight_decay == 0] == free
+    assert [row.name for row in rows if row.weight_decay is None] == ["linear.weight"]
+    first = rows[0]
+    assert (first.name, first.shape, first.size) == ("stage0.rbr_dense.conv.weight", (16, 3, 3, 3), 432)
+
+
+def test_the_table():
+    net = create_model("repvgg", 5, num_blocks=(1, 1, 1, 1), widths=(8, 8, 8, 8, 300))
+    for block in (net.stage1, net.stage2, net.stage3, net.stage4):
+        for parameter in block.get_parameters():
+            parameter.requires_grad = False
+    lines = format_parameter_groups(parameter_groups(net, 4e-5, "norm_and_bias")).splitlines()
+    assert lines[:5] == [
+        "parameter                       shape      weight decay",
+        "stage0.rbr_dense.conv.weight    8x3x3x3    4e-05",
+        "stage0.rbr_dense.bn.gamma       8          0",
+        "stage0.rbr_dense.bn.beta        8          0",
+        "stage0.rbr_1x1.conv.weight      8x3x1x1    4e-05",
+    ]
+    assert lines[-3:-1] == [
+        "linear.weight                   5x300      4e-05",
+        "linear.bias                     5          0",
+    ]
+    assert "stage4.0.rbr_dense.conv.weight  300x8x3x3  frozen" in lines
+    # stage0 and the head: kernels 8 * 3 * 10 and 5 * 300, four BN vectors of 8 and 5 biases; frozen: 3 blocks of
+    # 8 * 8 * 10 + 32 and one of 300 * 8 * 10 + 1200, of 6 parameters each.
+    assert lines[-1] == "parameters (elements) a weight decay: 4e-05: 3 (1,740), 0: 5 (37), frozen: 24 (27,216)"
+
+
+class Leaves:
+    """Parameters of the names that matter, each pulled at by the loss scale / 2 * sum((w - target) ** 2).
+
+    One starts at 0, as a fresh BN's beta does.
+    """
+
+    NAMES = ("conv.weight", "conv.bias", "rbr_dense.bn.gamma", "rbr_dense.bn.beta", "rbr_identity.gamma")
+    DECAYS = {  # noqa: RUF012
+        "paper": (True, False, False, False, True),
+        "norm_and_bias": (True, False, False, False, False),
+        "norm": (True, True, False, False, False),
+        "all": (True, True, True, True, True),
+    }
+    SCALE = 3.0
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.start, self.targets = rng.normal(size=(2, len(self.NAMES), 2, 3)).astype(np.float32)
+        self.start[3] = 0
+        self.parameters = [Parameter(Tensor(v), name=name) for v, name in zip(self.start, self.NAMES, strict=True)]
+
+    def trainable_params(self):
+        return self.parameters
+
+    def values(self):
+        return np.stack([parameter.asnumpy() for parameter in self.parameters])
+
+    def gradients(self, values):
+        return self.SCALE * (values - self.targets)
+
+
+def run(leaves, optimizer, steps):
+    """The leaves' values after each step, (steps, leaves, 2, 3)."""
+    history = []
+    for _ in range(steps):
+        optimizer(tuple(Tensor(gradient) for gradient in leaves.gradients(leaves.values())))
+        history.append(leaves.values())
+    return np.stack(history)
+
+
+def train_ours(rates, **options):
+    """The leaves' values after each step of the whole schedule."""
+    leaves = Leaves()
+    return run(leaves, build_optimizer(leaves, rates, **options), len(rates))
+
+
+def train_torch(rates, decays, weight_decay, make=torch.optim.SGD, **options):
+    """The same with one of PyTorch's optimizers, whose groups are given the weight decays by hand."""
+    leaves = Leaves()
+    values = [torch.tensor(value, requires_grad=True) for value in leaves.start]
+    groups = [{"params": [v], "weight_decay": weight_decay * d} for v, d in zip(values, decays, strict=True)]
+    optimizer = make(groups, lr=1.0, **options)
+    history = []
+    for rate in rates:
+        for group in optimizer.param_groups:
+            group["lr"] = float(rate)
+        optimizer.zero_grad()
+        targets = torch.tensor(leaves.targets)
+        (leaves.SCALE / 2 * sum(((v - t) ** 2).sum() for v, t in zip(values, targets, strict=True))).backward()
+        optimizer.step()
+        history.append(torch.stack(values).detach().numpy())
+    return np.stack(history)
+
+
+def train_lamb(rates, decays, adapted, weight_decay, betas=(0.9, 0.999), eps=1e-8):
+    """The same with LAMB, in float64, written from the paper's algorithm 2; `adapted`: which leaves it is for."""
+    leaves = Leaves()
+    w = leaves.start.astype(np.float64)
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    history = []
+    for t, rate in enumerate(rates.astype(np.float64), start=1):
+        g = leaves.gradients(w)
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        r = m / (1 - betas[0] ** t) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+        for leaf, decay in enumerate(decays):
+            update = r[leaf] + weight_decay * decay * w[leaf]
+            norm = np.linalg.norm(w[leaf])
+            trust = norm / np.linalg.norm(update) if adapted[leaf] and norm > 0 else 1
+            w[leaf] -= rate * trust * update
+        history.append(w.copy())
+    return np.stack(history)
+
+
+RATES = learning_rates(scheduler="cosine_decay", lr=0.1, steps_per_epoch=4, epoch_size=3, warmup_epochs=1)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("momentum", "use_nesterov", "weight_decay"),
+    [(0.9, False, 0.1), (0.9, True, 0.1), (0.0, False, 0.1), (0.5, True, 0.0)],
+    ids=["plain", "nesterov", "no momentum", "no decay"],
+)
+@pytest.mark.usefixtures("pynative_mode")
+def test_steps_are_those_of_torch(rule, momentum, use_nesterov, weight_decay):
+    ours = train_ours(
+        RATES, weight_decay_filter=rule, momentum=momentum, use_nesterov=use_nesterov, weight_decay=weight_decay
+    )
+    expected = train_torch(RATES, Leaves.DECAYS[rule], weight_decay, momentum=momentum, nesterov=use_nesterov)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_nesterov", [False, True])
+@pytest.mark.usefixtures("graph_mode")
+def test_steps_in_graph_mode(use_nesterov):
+    ours = train_ours(RATES, weight_decay_filter="paper", use_nesterov=use_nesterov, weight_decay=0.1)
+    expected = train_torch(RATES, Leaves.DECAYS["paper"], 0.1, momentum=0.9, nesterov=use_nesterov)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_nesterov", [False, True])
+@pytest.mark.usefixtures("pynative_mode")
+def test_sgd_and_momentum_are_the_same(use_nesterov):
+    momentum, sgd = (train_ours(RATES, opt=opt, use_nesterov=use_nesterov) for opt in ("momentum", "sgd"))
+    np.testing.assert_array_equal(momentum, sgd)
+
+
+# A large eps shows where it stands: beside the corrected root, not the root as it is.
+ADAM = [*((rule, {}) for rule in RULES), ("paper", {"eps": 0.3}), ("paper", {"betas": (0.6, 0.9)})]
+
+
+@pytest.mark.parametrize(("rule", "options"), ADAM)
+@pytest.mark.usefixtures("mode")
+def test_adamw_steps_are_those_of_torch(rule, options):
+    ours = train_ours(RATES, opt="adamw", weight_decay=0.5, weight_decay_filter=rule, **options)
+    expected = train_torch(RATES, Leaves.DECAYS[rule], 0.5, torch.optim.AdamW, **options)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(("rule", "options"), ADAM)
+@pytest.mark.usefixtures("mode")
+def test_lamb_steps_are_those_of_the_paper(rule, options):
+    ours = train_ours(RATES, opt="lamb", weight_decay=0.5, weight_decay_filter=rule, **options)
+    decays = Leaves.DECAYS[rule]
+    np.testing.assert_allclose(ours, train_lamb(RATES, decays, decays, 0.5, **options), rtol=0, atol=2e-6)
+
+
+@pytest.mark.usefixtures("mode")
+def test_without_weight_decay_lamb_still_adapts_what_the_rule_names():
+    decays = Leaves.DECAYS["paper"]
+    expected = train_lamb(RATES, decays, decays, 0.0)
+    ours = train_ours(RATES, opt="lamb", weight_decay=0.0, weight_decay_filter="paper")
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6)
+
+
+def test_the_comparisons_see_each_rule_of_adamw_and_lamb():
+    """Negative control: decay in the gradient, no bias correction, no trust ratio, or one for all differ by far."""
+    decays = Leaves.DECAYS["paper"]
+    adamw = train_torch(RATES, decays, 0.5, torch.optim.AdamW)
+    lamb = train_lamb(RATES, decays, decays, 0.5)
+    leaves = Leaves()
+    groups = [{"params": [p], "weight_decay": 0.5 * d} for p, d in zip(leaves.parameters, decays, strict=True)]
+    uncorrected = run(leaves, nn.AdamWeightDecay(groups, RATES.tolist(), eps=1e-8), len(RATES))
+    for others in (
+        train_torch(RATES, decays, 0.5, torch.optim.Adam),
+        uncorrected,
+        train_torch(RATES, decays, 0.5, torch.optim.AdamW, eps=1e-3),
+    ):
+        assert np.abs(others - adamw).max() > 1e-4
+    for adapted in ((True,) * 5, (False,) * 5):
+        assert np.abs(train_lamb(RATES, decays, adapted, 0.5) - lamb).max() > 1e-2
+    assert np.abs(train_lamb(RATES, (True,) * 5, decays, 0.5) - lamb).max() > 1e-2
+
+
+@pytest.mark.usefixtures("pynative_mode")
+def test_many_steps_of_adamw_do_not_drift_from_torch():
+    rates = np.full(300, 0.01, np.float32)
+    ours = train_ours(rates, opt="adamw", weight_decay=0.1)
+    np.testing.assert_allclose(
+        ours, train_torch(rates, Leaves.DECAYS["all"], 0.1, torch.optim.AdamW), rtol=0, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("leaf", range(len(Leaves.NAMES)), ids=Leaves.NAMES)
+def test_the_comparison_sees_every_leafs_decay(leaf):
+    """Negative control: with one leaf's decay the other way, the comparison above would fail by far."""
+    decays = list(Leaves.DECAYS["paper"])
+    right = train_torch(RATES, decays, 0.1, momentum=0.9)
+    decays[leaf] = not decays[leaf]
+    assert np.abs(train_torch(RATES, decays, 0.1, momentum=0.9) - right)[:, leaf].max() > 1e-3
+
+
+@pytest.mark.usefixtures("pynative_mode")
+def test_nesterov_without_momentum_is_plain():
+    np.testing.assert_array_equal(
+        train_ours(RATES, momentum=0.0, use_nesterov=True), train_ours(RATES, momentum=0.0, use_nesterov=False)
+    )
+
+
+def test_nesterov_is_another_step():
+    """Negative control for the comparison with PyTorch."""
+    plain, nesterov = (
+        train_torch(RATES, Leaves.DECAYS["all"], 0.1, momentum=0.9, nesterov=nesterov) for nesterov in (False, True)
+    )
+    assert np.abs(plain - nesterov).max() > 0.1
+
+
+@pytest.mark.usefixtures("pynative_mode")
+def test_every_step_has_its_own_rate():
+    """A first step at rate 0, as warm-up has it, moves nothing; the momentum of it is kept."""
+    rates = np.array([0.0, 0.1], np.float32)
+    history = train_ours(rates, momentum=0.9)
+    leaves = Leaves()
+    np.testing.assert_array_equal(history[0], leaves.start)
+    gradient = leaves.gradients(leaves.start)
+    np.testing.assert_allclose(history[1], leaves.start - 0.1 * (0.9 * gradient + gradient), rtol=0, atol=1e-5)
+
+
+KINDS = {
+    "momentum": {"opt": "momentum"},
+    "nesterov": {"opt": "momentum", "use_nesterov": True},
+    "adamw": {"opt": "adamw"},
+    "lamb": {"opt": "lamb"},
+}
+
+
+def build(leaves, kind):
+    return build_optimizer(leaves, RATES, weight_decay=0.1, weight_decay_filter="paper", **KINDS[kind])
+
+
+def own_state(optimizer):
+    """What the optimizer holds besides the leaves."""
+    return [p for p in optimizer.get_parameters() if p.name not in Leaves.NAMES]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("mode")
+def test_a_restored_optimizer_goes_on_exactly(kind):
+    whole = Leaves()
+    optimizer = build(whole, kind)
+    run(whole, optimizer, 3)
+    names = [p.name for p in optimizer.get_parameters()]
+    assert len(names) == len(set(names)), "a state without a name of its own would be lost in a checkpoint"
+    # asnumpy may share the parameter's memory.
+    saved = {p.name: p.asnumpy().copy() for p in (*whole.parameters, *own_state(optimizer))}
+    expected = run(whole, optimizer, 3)
+
+    def go_on(with_state):
+        leaves = Leaves()
+        optimizer = build(leaves, kind)
+        for parameter in (*leaves.parameters, *(own_state(optimizer) if with_state else ())):
+            parameter.set_data(Tensor(saved[parameter.name]))
+        return run(leaves, optimizer, 3)
+
+    np.testing.assert_array_equal(go_on(with_state=True), expected)
+    # Negative control: without its state it would go another way.
+    assert np.abs(go_on(with_state=False) - expected).max() > 1e-3
+
+
+class SkippingStep(nn.Cell):
+    """One step in one graph: the leaves' gradients, and the update only where `accepted`."""
+
+    def __init__(self, leaves, optimizer):
+        super().__init__(auto_prefix=False)
+        self.weights = optimizer.parameters
+        self.targets = tuple(Tensor(target) for target in leaves.targets)
+        self.scale = leaves.SCALE
+        self.optimizer = optimizer
+
+    def construct(self, accepted):
+        gradients = ()
+        for weight, target in zip(self.weights, self.targets):  # noqa: B905 - a graph's zip has no strict
+            gradients += (self.scale * (weight - target),)
+        if accepted:
+            accepted = ops.depend(accepted, self.optimizer(gradients))
+        return accepted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("mode")
+def test_a_skipped_update_leaves_no_trace(kind):
+    expected, leaves = Leaves(), Leaves()
+    expected_history = run(expected, build(expected, kind), 3)
+    step = SkippingStep(leaves, build(leaves, kind))
+    history = []
+    for accepted in (True, False, True, False, True):
+        step(Tensor(accepted))
+        if accepted:
+            history.append(leaves.values())
+    np.testing.assert_allclose(np.stack(history), expected_history, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lamb"])
+@pytest.mark.usefixtures("graph_mode")
+def test_a_networks_gradients_meet_their_own_parameters(kind):
+    """On a network, in one graph, each parameter's first step is -lr * sign(gradient) and what decay and trust add."""
+    net = create_model("repvgg", 10, num_blocks=(1, 1, 2, 1), widths=(8, 8, 8, 8, 16))
+    before = {p.name: p.asnumpy().copy() for p in net.trainable_params()}
+    optimizer = build_optimizer(net, np.full(2, 1e-3, np.float32), opt=kind, weight_decay_filter="norm_and_bias")
+    images = Tensor(np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32))
+
+    def loss(images):
+        return ops.square(net(images)).sum()
+
+    net.set_train()
+    _, gradients = ms.value_and_grad(loss, None, optimizer.parameters)(images)
+    optimizer(gradients)
+    for parameter, gradient in zip(optimizer.parameters, gradients, strict=True):
+        g, w = gradient.asnumpy(), before[parameter.name]
+        direction = g / (np.abs(g) + 1e-8)
+        if kind == "lamb" and parameter.name.endswith("weight"):
+            direction *= np.linalg.norm(w) / np.linalg.norm(direction)
+        np.testing.assert_allclose(parameter.asnumpy(), w - 1e-3 * direction, rtol=0, atol=1e-6, err_msg=parameter.name)

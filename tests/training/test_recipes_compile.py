@@ -1,0 +1,73 @@
+"""Every published recipe builds its network and takes a step in graph mode, on a few small images."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+from support import context_mode, images
+
+from mindrepvgg.recipe.schema import COMMAND_LINE, KEYS
+from mindrepvgg.recipe.sources import load_recipe
+from mindrepvgg.reparam.precision import check_precision
+from mindrepvgg.runtime.ranks import Ranks
+from mindrepvgg.training.assemble import build_learning_rates, build_network, build_step
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = sorted([*CONFIGS.glob("repvgg*.yaml"), *CONFIGS.glob("mindcv/*.yaml")])
+QUICK = ("repvgg_a0",)  # A1 and B0, have the same recipe but for the model
+
+# What the network and its step are made of; of recipes that agree in these, one stands for all.
+PARTS = (
+    *("model", "model_args", "num_classes", "in_channels", "freeze_stages", "freeze_bn", "sync_bn", "recompute"),
+    *("opt", "momentum", "use_nesterov", "betas", "eps", "weight_decay", "weight_decay_filter", "loss"),
+    *("label_smoothing", "aux_weight", "clip_grad", "clip_value", "gradient_accumulation_steps", "ema"),
+    *("amp_level", "amp_dtype", "loss_scale_type", "loss_scale", "drop_overflow_update"),
+)
+
+
+def load(path):
+    return load_recipe(path, {"data_dir": "nowhere"}).replace(COMMAND_LINE, batch_size=2, image_resize=32)
+
+
+def distinct(paths):
+    """(recipe, its name) of each step there is, the first file's of several."""
+    found = {}
+    for path in paths:
+        recipe = load(path)
+        values = recipe.to_dict()
+        step = json.dumps([*(values[key] for key in PARTS), bool(recipe.mixup or recipe.cutmix)])
+        found.setdefault(step, (recipe, str(path.relative_to(CONFIGS).with_suffix(""))))
+    return found.values()
+
+
+STEPS = [
+    pytest.param(recipe, id=name, marks=() if name in QUICK else pytest.mark.slow) for recipe, name in distinct(FILES)
+]
+
+
+def test_every_recipe_has_its_step():
+    assert set(PARTS) <= set(KEYS)
+    assert len(FILES) == 25
+    assert {recipe.model for recipe in map(load, FILES)} == {parameter.values[0].model for parameter in STEPS}
+
+
+@pytest.mark.parametrize("recipe", STEPS)
+def test_it_takes_a_step(recipe):
+    with context_mode("graph"):
+        check_precision(recipe.amp_level, recipe.amp_dtype, "CPU")
+        net = build_network(recipe, Ranks())
+        step = build_step(recipe, net, build_learning_rates(recipe, 1, recipe.batch_size), Ranks())
+        targets = np.array([3, recipe.num_classes - 1], np.int32)
+        if recipe.mixup or recipe.cutmix:
+            targets = (0.7 * np.eye(recipe.num_classes)[targets] + 0.3 / recipe.num_classes).astype(np.float32)
+        head = net.linear.bias.asnumpy().copy()
+        loss, done = step(Tensor(images(2, 3, 32, 32)), Tensor(targets))
+        assert bool(done.asnumpy())
+        # About that of a guess, with the auxiliary heads' share.
+        guess = math.log(recipe.num_classes) * (1 + 3 * recipe.aux_weight * (recipe.model == "repvggplus_l2pse"))
+        assert 0.5 * guess < float(loss.asnumpy()) < 2 * guess
+        learns = build_learning_rates(recipe, 1, recipe.batch_size)[0] > 0
+        assert (net.linear.bias.asnumpy() != head).any() == learns

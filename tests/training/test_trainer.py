@@ -1,0 +1,541 @@
+"""The training loop: what it writes, that it repeats itself bit for bit, and every way in which it may end."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+import yaml
+from mindspore import Tensor, nn
+from PIL import Image
+from support import TINY_DIGITS, context_mode
+from support.processes import Started, assert_same_run, command, records
+
+from mindrepvgg import load_checkpoint
+from mindrepvgg.data import datasets
+from mindrepvgg.errors import TrainingError
+from mindrepvgg.recipe.sources import load_recipe, recipe_from_dict
+from mindrepvgg.training.folder import find_last
+from mindrepvgg.training.loss import build_loss
+from mindrepvgg.training.resume import recipe_of_run
+from mindrepvgg.training.step import NetworkWithLoss
+from mindrepvgg.training.trainer import Trainer
+from mindrepvgg.weights.containers import read_weights
+
+ROOT = Path(__file__).parents[2]
+
+# 4000 real digits in 10 steps an epoch, on a network of a few thousand parameters.
+TINY = {
+    **TINY_DIGITS,
+    "scale": [0.7, 1.0],
+    "hflip": 0.0,
+    "batch_size": 400,
+    "epoch_size": 2,
+    "lr": 0.1,
+    "num_parallel_workers": 2,
+    "log_interval": 4,
+    "keep_checkpoint_max": 1,
+}
+STEPS_PER_EPOCH, STEPS = 10, 20
+
+TRAIN_KEYS = {"event", "epoch", "step", "progress", "loss", "lr", "images_per_second", "data_wait"}
+VALIDATE_KEYS = {
+    "event",
+    "epoch",
+    "step",
+    "top1",
+    "top5",
+    "loss",
+    "num_images",
+    "correct",
+    "unreadable",
+    "images_per_second",
+}
+
+
+def tiny(folder, **changes):
+    """The recipe TINY with changes, its run in `folder`."""
+    return load_recipe(None, {**TINY, "ckpt_save_dir": str(folder), **changes})
+
+
+def names(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def each_step(trainer, action):
+    """Call action(step, images) before each of the trainer's steps, counted from 1; images can be changed in place."""
+    inner = trainer.step
+
+    def step(images, labels):
+        array = images.asnumpy().copy()
+        action(trainer.steps_done + 1, array)
+        return inner(Tensor(array), labels)
+
+    trainer.step = step
+    return trainer
+
+
+def run_until(trainer, step):
+    """Run until SIGINT arrives in this step."""
+
+    def interrupt(now, _):
+        if now == step:
+            signal.raise_signal(signal.SIGINT)
+
+    result = each_step(trainer, interrupt).run()
+    assert not result.finished
+    assert trainer.steps_done == step
+    return result
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _process():
+    """Read the digits once; give the mode back, which a run sets for the process."""
+    opened = datasets.DATASETS["mnist5k"]
+    datasets.DATASETS["mnist5k"] = functools.cache(opened)
+    with context_mode("graph"):
+        yield
+    datasets.DATASETS["mnist5k"] = opened
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run from start to end in graph mode; nothing may be changed in its folder."""
+    folder = tmp_path_factory.mktemp("run")
+    return Trainer(tiny(folder)).run()
+
+
+@pytest.fixture(scope="module")
+def pynative_run(tmp_path_factory):
+    """The folder of a run of train.py in PyNative mode, from start to end, with MindSpore's threads as users have them.
+
+    Nothing may be changed there.
+    """
+    place = tmp_path_factory.mktemp("pynative")
+    recipe = place / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump({**TINY, "mode": ms.PYNATIVE_MODE}))
+    with Started(command(recipe, place / "run"), place, MS_DEV_HOST_BLOCKING_RUN="0") as started:
+        assert started.wait() == 0, started.text()
+    return place / "run"
+
+
+@pytest.fixture(params=[pytest.param("graph", marks=pytest.mark.slow), "pynative"])
+def whole(request, run, pynative_run):
+    """(mode, folder) of a run from start to end in each mode.
+
+    In graph mode the default suite stops and repeats a run in test_ctrl_c_and_the_command_it_prints.
+    """
+    return {"graph": (ms.GRAPH_MODE, run.last.parent), "pynative": (ms.PYNATIVE_MODE, pynative_run)}[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """The curves take longer than the steps; `run` has drawn them, as fixtures of a module come first."""
+    monkeypatch.setattr("mindrepvgg.training.trainer.draw_curves", lambda *_: None)
+
+
+@pytest.fixture
+def few_digits(monkeypatch):
+    """A tenth of the digits, for tests of what happens around the steps; an epoch of TINY is one step then."""
+
+    def open_few(data_dir, split):
+        source = opened(data_dir, split)
+        return dataclasses.replace(source, images=source.images[::10], labels=source.labels[::10])
+
+    opened = datasets.DATASETS["mnist5k"]
+    monkeypatch.setitem(datasets.DATASETS, "mnist5k", open_few)
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A copy of the finished run's folder."""
+    return Path(shutil.copytree(run.last.parent, tmp_path / "copy"))
+
+
+class TestAWholeRun:
+    def test_it_learns(self, run):
+        losses = [record["loss"] for record in records(run.last.parent) if record["event"] == "train"]
+        assert losses[0] > 1.8
+        assert losses[-1] < losses[0] - 0.3
+        assert run.finished
+        assert run.best_top1 == max(r["top1"] for r in records(run.last.parent) if r["event"] == "validate")
+        assert run.best_top1 > 20, "ten classes: guessing gives 10"
+
+    def test_the_files(self, run):
+        assert names(run.last.parent) == [
+            "curves.png",
+            "log.jsonl",
+            "recipe.yaml",
+            "repvgg-2.ckpt",  # keep_checkpoint_max is 1
+            "repvgg_best.ckpt",
+            "repvgg_last.ckpt",
+        ]
+        with Image.open(run.curves) as picture:
+            assert picture.format == "PNG"
+
+    def test_the_log(self, run):
+        lines = [json.loads(line) for line in (run.last.parent / "log.jsonl").read_text().splitlines()]
+        assert [(r["event"], r["epoch"], r["step"]) for r in lines] == [
+            *[("train", 1, step) for step in (4, 8, 10)],
+            ("validate", 1, 10),
+            *[("train", 2, step) for step in (12, 16, 20)],
+            ("validate", 2, 20),
+        ]
+        for record in lines:
+            assert set(record) == (TRAIN_KEYS if record["event"] == "train" else VALIDATE_KEYS)
+            assert all(math.isfinite(value) for key, value in record.items() if key != "event")
+            assert record["images_per_second"] > 0
+        trained = [record for record in lines if record["event"] == "train"]
+        assert [record["progress"] for record in trained] == [0.4, 0.8, 1.0, 1.2, 1.6, 2.0]
+        rates = [0.05 * (1 + math.cos(math.pi * (record["step"] - 1) / (STEPS - 1))) for record in trained]
+        np.testing.assert_allclose([record["lr"] for record in trained], rates, atol=1e-7)
+        judged = [record for record in lines if record["event"] == "validate"]
+        assert all(r["num_images"] == 1000 and r["correct"] == round(10 * r["top1"]) for r in judged)
+
+    def test_the_recipe_loads_back(self, run):
+        expected = tiny(run.last.parent)
+        assert load_recipe(run.last.parent / "recipe.yaml") == expected
+        assert recipe_from_dict(read_weights(run.last).description["recipe"]) == expected
+
+    def test_the_checkpoints_say_what_they_are(self, run):
+        last, best = (read_weights(path).description for path in (run.last, run.best))
+        assert (last["epoch"], last["step"], last["dataset"], last["image_size"]) == (2, STEPS, "mnist5k", [16, 16])
+        assert last["class_names"] == list("0123456789")
+        expected = {"mean": [0.1307], "std": [0.3081], "crop_pct": 1.0, "interpolation": "bilinear"}
+        assert last["preprocessing"] == expected
+        assert last["position"]["best_top1"] == run.best_top1 == best["metrics"]["top1"]
+        assert "position" not in best
+
+    def test_only_the_last_holds_the_optimizer(self, run):
+        state = [name for name in read_weights(run.last).arrays if name.startswith("training_state.")]
+        assert "training_state.moments.linear.weight" in state
+        assert not [name for name in read_weights(run.best).arrays if name.startswith("training_state.")]
+        assert set(read_weights(run.best).arrays) == {p.name for p in load_checkpoint(run.last).get_parameters()}
+
+    def test_the_same_seed_gives_the_same_bits(self, whole, tmp_path):
+        mode, expected = whole
+        Trainer(tiny(tmp_path, mode=mode, num_parallel_workers=1)).run()
+        assert_same_run(tmp_path, expected, changed=["num_parallel_workers"])
+
+    def test_another_seed_starts_elsewhere(self, tmp_path):
+        one, other = (Trainer(tiny(tmp_path, seed=seed)).net.linear.weight.asnumpy() for seed in (1, 2))
+        assert (one != other).all()
+
+    @pytest.mark.compat
+    def test_pynative_mode_trains_the_same(self, run, pynative_run):
+        found, expected = (records(folder)[:4] for folder in (pynative_run, run.last.parent))
+        assert [record["step"] for record in found] == [4, 8, 10, 10]
+        np.testing.assert_allclose([r["loss"] for r in found[:3]], [r["loss"] for r in expected[:3]], rtol=0, atol=1e-4)
+        assert found[3]["top1"] == pytest.approx(expected[3]["top1"], abs=0.5)
+
+
+class TestResuming:
+    @pytest.mark.compat
+    def test_stopped_twice_it_is_the_run_that_was_not(self, whole, tmp_path):
+        """Once in the middle of a log interval, once in the last step of an epoch."""
+        mode, expected = whole
+        recipe = tiny(tmp_path, mode=mode)
+        stopped = run_until(Trainer(recipe), 6)
+        assert read_weights(stopped.last).description["position"]["step_in_epoch"] == 6
+        assert [record["step"] for record in records(tmp_path)] == [4]
+        stopped = run_until(Trainer(recipe, resume=stopped.last), STEPS_PER_EPOCH)
+        assert read_weights(stopped.last).description["position"]["step_in_epoch"] == 0
+        result = Trainer(recipe_of_run(stopped.last), resume=stopped.last).run()
+        assert result.finished
+        best = read_weights(expected / "repvgg_last.ckpt").description["position"]["best_top1"]
+        assert result.best_top1 == best
+        assert_same_run(tmp_path, expected)
+
+    def test_ctrl_c_and_the_command_it_prints(self, run, tmp_path):
+        """As a user does it; the folder's name needs quoting."""
+        folder = tmp_path / "my first run"
+        recipe = tmp_path / "tiny.yaml"
+        recipe.write_text(yaml.safe_dump(TINY))
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        process = subprocess.Popen(
+            [sys.executable, "train.py", "-c", recipe, "--ckpt_save_dir", folder],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            deadline = time.monotonic() + 120
+            log = folder / "log.jsonl"
+            while not (log.exists() and '"step": 4' in log.read_text()):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline, "no step was logged"
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode == 130, err
+        assert "stopping soon" in err
+        position = read_weights(folder / "repvgg_last.ckpt").description["position"]
+        assert position["step_in_epoch"] > 0, "the signal was to arrive in the middle of an epoch"
+        advice = re.search(r"To continue: (python train\.py --resume .+)", out).group(1)
+        resumed = subprocess.run(
+            advice, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False
+        )
+        assert resumed.returncode == 0, resumed.stderr
+        assert_same_run(folder, run.last.parent)
+
+    def test_a_stop_file_is_a_signal(self, whole, tmp_path):
+        """It is taken up where the log is written, and gone afterwards."""
+        mode, expected = whole
+        trainer = Trainer(tiny(tmp_path, mode=mode))
+        result = each_step(trainer, lambda now, _: (tmp_path / "stop").touch() if now == 2 else None).run()
+        assert not result.finished
+        assert trainer.steps_done == TINY["log_interval"]
+        assert "stop" not in names(tmp_path)
+        (tmp_path / "stop").touch()  # too late for that session, and not meant for the next
+        assert Trainer(tiny(tmp_path, mode=mode), resume=result.last).run().finished
+        assert_same_run(tmp_path, expected)
+
+    def test_a_finished_run_has_nothing_to_do(self, copied):
+        recipe = dataclasses.replace(recipe_of_run(copied / "repvgg_last.ckpt"), ckpt_save_dir=str(copied))
+        before = (copied / "repvgg_last.ckpt").read_bytes()
+        result = Trainer(recipe, resume=copied / "repvgg_last.ckpt").run()
+        assert result.finished
+        assert (copied / "repvgg_last.ckpt").read_bytes() == before
+        assert len(records(copied)) == 8
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"lr": 0.05}, ["lr was 0.1 and is now 0.05"]),
+            ({"seed": 1, "epoch_size": 3}, ["epoch_size was 2 and is now 3", "seed was 42 and is now 1"]),
+            ({"batch_size": 200}, ["batch_size was 400 and is now 200"]),
+            ({"mode": 1}, ["mode was 0 and is now 1"]),
+        ],
+    )
+    def test_another_recipe_is_refused(self, copied, changes, words):
+        log = (copied / "log.jsonl").read_bytes()
+        with pytest.raises(TrainingError) as caught:
+            Trainer(tiny(copied, **changes), resume=copied / "repvgg_last.ckpt")
+        text = str(caught.value)
+        assert "cannot be continued exactly: " in text
+        assert all(word in text for word in words)
+        assert text.count(" was ") == len(words), "no other key is blamed"
+        assert text.endswith("or start a new run in another --ckpt_save_dir")
+        assert (copied / "log.jsonl").read_bytes() == log
+
+    def test_where_things_lie_may_change(self, copied, tmp_path):
+        changes = {"keep_checkpoint_max": 5, "num_parallel_workers": 1, "device_target": "CPU", "data_dir": "elsewhere"}
+        trainer = Trainer(tiny(tmp_path / "moved", **changes), resume=copied / "repvgg_last.ckpt")
+        assert trainer.steps_done == STEPS
+
+    def test_the_optimizer_is_filled(self, copied):
+        trainer = Trainer(tiny(copied), resume=copied / "repvgg_last.ckpt")
+        state = read_weights(copied / "repvgg_last.ckpt").arrays
+        assert int(trainer.step.optimizer.global_step.asnumpy().item()) == STEPS
+        for moment in trainer.step.optimizer.moments:
+            np.testing.assert_array_equal(moment.asnumpy(), state[f"training_state.{moment.name}"])
+            assert moment.asnumpy().any()
+
+    def test_a_network_without_a_run_is_refused(self, copied, tmp_path):
+        with pytest.raises(TrainingError, match=r"_best\.ckpt holds a network but not the state of a run; resume from"):
+            Trainer(tiny(tmp_path / "new"), resume=copied / "repvgg_best.ckpt")
+        with pytest.raises(TrainingError, match="holds a network but not the state of a run"):
+            recipe_of_run(copied / "repvgg_best.ckpt")
+
+    def test_there_is_no_run(self, tmp_path):
+        with pytest.raises(TrainingError, match=r"repvgg_last\.ckpt does not exist: there is no run to resume;"):
+            find_last(tmp_path, "repvgg")
+
+    def test_another_runs_folder_is_refused(self, run, copied):
+        """Going on there would write over the run that the folder holds."""
+        before = {name: (copied / name).read_bytes() for name in names(copied)}
+        with pytest.raises(TrainingError, match=r"holds another run \(repvgg_last\.ckpt\) than .*; give another"):
+            Trainer(tiny(copied), resume=run.last)
+        assert {name: (copied / name).read_bytes() for name in names(copied)} == before
+
+
+class TestTheFolder:
+    def test_a_folder_that_holds_a_run_is_refused(self, copied):
+        before = {name: (copied / name).read_bytes() for name in names(copied)}
+        for changes in ({}, {"model": "repvgg_nano", "model_args": {}}):
+            with pytest.raises(
+                TrainingError,
+                match=r"copy holds a run already \(repvgg_last\.ckpt\); add --resume to continue it, --overwrite to",
+            ):
+                Trainer(tiny(copied, **changes))
+        assert {name: (copied / name).read_bytes() for name in names(copied)} == before
+
+    def test_overwriting_leaves_nothing_of_the_old_run(self, copied):
+        (copied / "repvgg_deploy.ckpt").touch()
+        (copied / "repvgg-notes.ckpt").touch()
+        before = names(copied)
+        changes = {"mode": 1, "epoch_size": 1, "val_while_train": False, "keep_checkpoint_max": 0}
+        trainer = Trainer(tiny(copied, **changes), overwrite=True)
+        assert names(copied) == before, "before it runs, nothing is lost"
+        trainer.run()
+        files = [
+            "curves.png",
+            "log.jsonl",
+            "recipe.yaml",
+            "repvgg-notes.ckpt",
+            "repvgg_deploy.ckpt",
+            "repvgg_last.ckpt",
+        ]
+        assert names(copied) == files
+        assert {record["epoch"] for record in records(copied)} == {1}
+        assert load_recipe(copied / "recipe.yaml").epoch_size == 1
+
+    def test_nothing_is_removed_before_everything_fits(self, copied):
+        before = names(copied)
+        with pytest.raises(Exception, match=r"batch_size \(=4001\) is larger than the 4000 training pictures"):
+            Trainer(tiny(copied, batch_size=4001), overwrite=True)
+        assert names(copied) == before
+
+    @pytest.mark.usefixtures("few_digits")
+    def test_without_validation_and_epoch_checkpoints(self, tmp_path):
+        result = Trainer(tiny(tmp_path, mode=1, epoch_size=1, val_while_train=False, keep_checkpoint_max=0)).run()
+        assert (result.evaluation, result.best_top1) == (None, -math.inf)
+        assert names(tmp_path) == ["log.jsonl", "recipe.yaml", "repvgg_last.ckpt"]
+        assert read_weights(result.last).description["position"]["best_top1"] is None
+
+    @pytest.mark.usefixtures("few_digits")
+    def test_the_newest_epochs_are_kept(self, tmp_path):
+        changes = {"mode": 1, "epoch_size": 4, "keep_checkpoint_max": 2, "val_interval": 3}
+        Trainer(tiny(tmp_path, **changes)).run()
+        assert [name for name in names(tmp_path) if "-" in name] == ["repvgg-3.ckpt", "repvgg-4.ckpt"]
+        judged = [record["epoch"] for record in records(tmp_path) if record["event"] == "validate"]
+        assert judged == [3, 4], "every third epoch, and the last"
+
+    @pytest.mark.usefixtures("few_digits")
+    def test_the_remainder_can_be_used(self, tmp_path):
+        """400 = 2 * 150 + 100: a third step of another shape, in graph mode too."""
+        changes = {"batch_size": 150, "drop_remainder": False, "epoch_size": 1, "log_interval": 1}
+        shape = {**TINY["model_args"], "num_blocks": [1, 1, 1, 1]}
+        Trainer(tiny(tmp_path, val_while_train=False, model_args=shape, **changes)).run()
+        trained = [record for record in records(tmp_path) if record["event"] == "train"]
+        assert [record["step"] for record in trained] == [1, 2, 3]
+        assert all(math.isfinite(record["loss"]) for record in trained)
+
+
+def spoil_at(trainer, step, leaf="linear.bias"):
+    """An action for `each_step`: one parameter becomes NaN before this step."""
+    (parameter,) = (p for p in trainer.net.get_parameters() if p.name == leaf)
+
+    def spoil(now, _):
+        if now == step:
+            parameter.set_data(Tensor(np.full(parameter.shape, np.nan), parameter.dtype))
+
+    return spoil
+
+
+@pytest.mark.usefixtures("few_digits")
+class TestDivergence:
+    def test_a_rate_beyond_all_measure(self, tmp_path):
+        with pytest.raises(TrainingError) as caught:
+            Trainer(tiny(tmp_path, mode=1, lr=1e30, batch_size=100)).run()
+        assert re.fullmatch(
+            r"(the loss became (nan|inf) at step [1-4] \(epoch 1, learning rate \d.*\)|[\w.]+ is no longer finite at "
+            r"step 4); the last good state is none yet\. Lower lr.*",
+            str(caught.value),
+        )
+        assert not list(tmp_path.glob("*.ckpt"))
+
+    def test_the_step_is_named_and_the_last_good_state_kept(self, tmp_path):
+        """Step 14 is spoilt; the log comes to it at step 16, the checkpoint is of step 10."""
+        trainer = Trainer(tiny(tmp_path, mode=1, batch_size=40))
+        with pytest.raises(TrainingError) as caught:
+            each_step(trainer, spoil_at(trainer, 14)).run()
+        rate = 0.05 * (1 + math.cos(math.pi * 13 / (STEPS - 1)))
+        assert str(caught.value) == (
+            f"the loss became nan at step 14 (epoch 2, learning rate {rate:.3g}); the last good state is "
+            f"{tmp_path / 'repvgg_last.ckpt'}. Lower lr, lengthen warmup_epochs, or check the data"
+        )
+        for name in ("repvgg_last.ckpt", "repvgg_best.ckpt", "repvgg-1.ckpt"):
+            found = read_weights(tmp_path / name)
+            assert found.description["step"] == STEPS_PER_EPOCH
+            assert all(np.isfinite(array).all() for array in found.arrays.values())
+        assert records(tmp_path)[-1]["step"] == 12, "no record of the spoilt interval"
+
+    def test_what_the_loss_does_not_show(self, tmp_path):
+        """A ReLU makes a zero of NaN."""
+        trainer = Trainer(tiny(tmp_path, mode=1, epoch_size=1, batch_size=200))
+        each_step(trainer, spoil_at(trainer, 2, "stage0.rbr_dense.conv.weight"))
+        with pytest.raises(TrainingError, match=r"^stage0\.rbr_dense\.conv\.weight is no longer finite at step 2; the"):
+            trainer.run()
+        assert not list(tmp_path.glob("*.ckpt"))
+
+    @pytest.mark.parametrize("leaf", ["linear.bias", "stage0.rbr_dense.conv.weight"])
+    def test_stopping_does_not_save_a_spoilt_network(self, tmp_path, leaf):
+        """Neither where the loss shows it nor where it does not."""
+        trainer = Trainer(tiny(tmp_path, mode=1, batch_size=40))
+        each_step(trainer, spoil_at(trainer, 2, leaf))
+        with pytest.raises(TrainingError, match=r"(the loss became nan|weight is no longer finite) at step 2"):
+            run_until(trainer, 2)
+        assert not list(tmp_path.glob("*.ckpt"))
+
+
+class Fixed(nn.Cell):
+    """Gives back what it was made with, whatever the images."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def construct(self, images):
+        return self.outputs
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("heads", [0, 3])
+@pytest.mark.usefixtures("pynative_mode")
+def test_the_loss(label_smoothing, heads):
+    """Cross-entropy of the logits, plus the auxiliary heads' at their weight."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(1 + heads, 6, 5))
+    labels = rng.integers(0, 5, 6)
+    target = (1 - label_smoothing) * np.eye(5)[labels] + label_smoothing / 5
+    log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    losses = -(target * log_softmax).sum(-1).mean(-1)
+    expected = losses[0] + 0.25 * losses[1:].sum()
+
+    tensors = tuple(Tensor(x, ms.float32) for x in logits)
+    cell = NetworkWithLoss(Fixed(tensors if heads else tensors[0]), build_loss("CE", label_smoothing), aux_weight=0.25)
+    for scale in (1.0, 8.0):
+        found = cell(None, Tensor(labels, ms.int32), Tensor(scale, ms.float32))
+        assert float(found.asnumpy()) == pytest.approx(scale * expected, rel=1e-5)
+
+
+SETUP_AFTER_WORK = """
+from mindrepvgg import runtime
+from mindrepvgg.errors import UserError
+import mindspore as ms
+assert float((ms.Tensor([1.0]) + 1).asnumpy()[0]) == 2
+print(runtime.setup("CPU", seed=1), runtime.setup("auto"))
+try:
+    runtime.setup("Ascend")
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("davinci[0-9]*")), reason="this machine has an Ascend device")
+def test_a_run_may_start_where_mindspore_has_worked_already():
+    """In a notebook, say: MindSpore then refuses to be told the device, even the one it runs on."""
+    result = subprocess.run(
+        [sys.executable, "-c", SETUP_AFTER_WORK], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "CPU CPU"
+    assert lines[1].startswith("device_target (=Ascend) cannot be used on this machine: ")
