@@ -81,7 +81,10 @@ def _validate(net, overrides, target, group, arguments):
 
     way = Way(**{name: getattr(arguments, name) for name in Way._fields})
     by_class = bool(arguments.per_class or arguments.confusion)
-    found = validate(net, overrides, target, group, way, by_class, show_progress=not arguments.json)
+    engine = None
+    if way.engine == "onnxruntime":
+        from mindrepvgg.deployment.engine import engine_of as engine  # for those who ask for it
+    found = validate(net, overrides, target, group, way, by_class, not arguments.json, engine)
     group.leave()
     if group.is_first:
         print(json.dumps(found.to_dict()) if arguments.json else found.format())

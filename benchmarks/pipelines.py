@@ -104,7 +104,7 @@ def _facts(images, size, rounds):
 def _trainers(keys, source, packed, files):
     """Functions that run one epoch, by contestant."""
     from mindrepvgg.data.augment import Augmentation
-    from mindrepvgg.data.loader import TrainLoader
+    from mindrepvgg.data.train_loader import TrainLoader
 
     augmentation = Augmentation(scale=(0.08, 1), ratio=(3 / 4, 4 / 3), hflip=0.5, **keys)
 

@@ -99,8 +99,8 @@ def train(recipe, folder):
 def batches_of(recipe):
     """(calibration images, validation images with labels), as lists of batches."""
     from mindrepvgg.data.datasets import open_source
-    from mindrepvgg.evaluation.evaluate import eval_loader, loader_of, spread
-    from mindrepvgg.training.assemble import CalibrationBatches
+    from mindrepvgg.data.loaders import CalibrationBatches, eval_loader, loader_of
+    from mindrepvgg.data.source import spread
 
     recipe = recipe.replace(batch_size=250)
     source = open_source(recipe.dataset, recipe.data_dir, "train", recipe.num_classes, recipe.val_share)

@@ -34,8 +34,8 @@ def measure(image_size=224) -> str:
     import numpy as np
 
     from mindrepvgg.data.crop import INTERPOLATIONS, RESIZE_BACKENDS, CentreCrop
-    from mindrepvgg.data.datasets import labelled_photos
     from mindrepvgg.data.decode import decode
+    from mindrepvgg.data.samples import labelled_photos
 
     photos, net = labelled_photos(), _trained_network()
     if photos is None or net is None:

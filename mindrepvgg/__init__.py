@@ -16,7 +16,7 @@ _HOMES = {
     "RepVGGPlus": "models.repvgg",
     "RepVGGBlock": "reparam.blocks",
     "to_deploy": "reparam.deploy",
-    "verify_equivalence": "reparam.deploy",
+    "verify_equivalence": "reparam.equivalence",
     "save_checkpoint": "weights.checkpoint",
     "load_checkpoint": "weights.checkpoint",
 }

@@ -1,4 +1,4 @@
-"""The errors a user can cause. A command prints each as one line and exits with status 2; see `mindrepvgg.cli.entry`."""
+"""The errors a user can cause. A command prints each as one line and exits with status 2; see `cli.entry`."""
 
 
 class UserError(Exception):

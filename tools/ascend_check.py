@@ -36,7 +36,7 @@ def main(argv=None):
 
     from tqdm import tqdm
 
-    from mindrepvgg.measure import selfcheck
+    from mindrepvgg.measure import device_checks, selfcheck, selfcheck_report
     from mindrepvgg.models import variants
     from mindrepvgg.runtime import device
 
@@ -48,16 +48,16 @@ def main(argv=None):
         return 0
     reference = selfcheck.read_reference(arguments.reference)
     target = device.setup(arguments.device_target, jit_level=arguments.jit_level)
-    meeting, group = selfcheck.join(target)
+    meeting, group = device_checks.join(target)
     path = arguments.report if group.is_first else arguments.report.with_suffix(f".rank{group.rank}.md")
-    facts = selfcheck.environment(target, device.choose_jit_level(arguments.jit_level, target).reason)
-    smi, results = selfcheck.npu_smi(), [meeting]
+    facts = selfcheck_report.environment(target, device.choose_jit_level(arguments.jit_level, target).reason)
+    smi, results = selfcheck_report.npu_smi(), [meeting]
 
     def save(under_way=""):
         with atomic_write(path, "w") as stream:
-            stream.write(selfcheck.report(facts, results, smi, under_way))
+            stream.write(selfcheck_report.report(facts, results, smi, under_way))
         if arguments.json:
-            write_json(path.with_suffix(".json"), selfcheck.report_json(facts, results, smi, under_way))
+            write_json(path.with_suffix(".json"), selfcheck_report.report_json(facts, results, smi, under_way))
 
     models = models or (selfcheck.NETWORKS if target == "Ascend" else selfcheck.SMALLEST)
     todo = list(selfcheck.checks(target, group, models, arguments.precision, reference, arguments.default_precision))
@@ -65,13 +65,13 @@ def main(argv=None):
     for name, check in (bar := tqdm(todo, unit="check", disable=not sys.stderr.isatty())):
         bar.set_description(name)
         save(under_way=name)
-        results.append(selfcheck.run_check(name, check))
-        if group.is_first or results[-1].status == selfcheck.FAIL:  # once is enough of what all eight pass
+        results.append(selfcheck_report.run_check(name, check))
+        if group.is_first or results[-1].status == selfcheck_report.FAIL:  # once is enough of what all eight pass
             bar.write(results[-1].format())
             sys.stdout.flush()
     save()
     print(f"report: {path}")
-    failed = group.any(any(result.status == selfcheck.FAIL for result in results))
+    failed = group.any(any(result.status == selfcheck_report.FAIL for result in results))
     group.leave()
     return 1 if failed else 0
 

@@ -43,7 +43,9 @@ def main(argv=None):
 def report(*paths) -> str:
     """A markdown table of both forms on the held-out images, and how far their logits lie apart."""
     from mindrepvgg import load_checkpoint, verify_equivalence
-    from mindrepvgg.evaluation.evaluate import eval_loader, evaluate, recipe_of
+    from mindrepvgg.data.loaders import eval_loader
+    from mindrepvgg.evaluation.evaluate import evaluate
+    from mindrepvgg.recipe.network import recipe_of
     from mindrepvgg.runtime import device
 
     device.setup("CPU")

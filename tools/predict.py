@@ -43,19 +43,25 @@ def main(argv=None):
 
     from tqdm import tqdm
 
-    from mindrepvgg.evaluation import predict
+    from mindrepvgg.data import inputs
+    from mindrepvgg.evaluation import draw, predict
     from mindrepvgg.runtime import device
     from mindrepvgg.weights.load import load_weights
 
-    files = predict.InputFiles(arguments.inputs)
-    drawer = predict.Drawer(arguments.out, files) if arguments.out else None
+    files = inputs.InputFiles(arguments.inputs)
+    drawer = draw.Drawer(arguments.out, files) if arguments.out else None
     device.setup("CPU" if arguments.engine == "onnxruntime" else arguments.device_target)
     net = load_weights(arguments.ckpt_path, arguments.weights)
     names = predict.class_names_of(net, arguments.class_names)
     given = {name: getattr(arguments, name) for name in ("batch_size", *_OVERRIDES) if getattr(arguments, name)}
     loader = predict.loader_for(net, files, given)
     results, failed, skip = [], 0, arguments.on_bad_image == "skip"
-    run = predict.runner(net, arguments.engine)
+    if arguments.engine == "onnxruntime":
+        from mindrepvgg.deployment.engine import engine_of  # needs a package that MindSpore's users may not have
+
+        run = engine_of(net)
+    else:
+        run = predict.runner(net)
     for index, result in enumerate(predict.predict(run, loader, names, arguments.topk, show_progress=True)):
         failed += result.error is not None
         drawn = {"drawn": str(drawer.write(index, result))} if drawer and result.error is None else {}

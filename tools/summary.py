@@ -18,6 +18,7 @@ sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is in
 from mindrepvgg.cli import entry
 from mindrepvgg.errors import UserError
 from mindrepvgg.models import summary, variants
+from mindrepvgg.recipe.schema import KEYS
 from mindrepvgg.recipe.sources import load_recipe
 
 
@@ -28,14 +29,16 @@ def main(argv=None):
     parser.add_argument("--model_args", metavar="MAPPING", help="sizes of the network 'repvgg', as in the recipe")
     parser.add_argument("--num_classes", metavar="N", help="default: the checkpoint's, or 1000")
     parser.add_argument("--image_size", metavar="N|H,W", help="pixels; default: what the checkpoint says, or 224")
-    parser.add_argument("--batch_size", metavar="N", default=1, help="images whose activations are kept (%(default)s)")
+    parser.add_argument(
+        "--batch_size", metavar="N", default="1", help="images whose activations are kept (%(default)s)"
+    )
     parser.add_argument("--weights", default="raw", choices=("raw", "ema"), help="ema: the averaged copy in CKPT")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the layers' exact figures too")
     arguments = parser.parse_args(argv)
 
-    sizes = {"num_classes": arguments.num_classes, "image_size": arguments.image_size}
-    sizes = {"batch_size": arguments.batch_size, **{key: text for key, text in sizes.items() if text is not None}}
+    asked = (("num_classes", "num_classes"), ("image_size", "image_resize"), ("batch_size", "batch_size"))
+    sizes = {name: _read(name, key, getattr(arguments, name)) for name, key in asked if getattr(arguments, name)}
     path = Path(arguments.network)
     if variants.normalise_name(arguments.network) in variants.list_models() or not (path.exists() or path.suffix):
         recipe = load_recipe(None, {"model": arguments.network, "model_args": arguments.model_args or {}})
@@ -53,6 +56,15 @@ def main(argv=None):
         if facts:
             print("{path}: {model} in {form} form, written by {dialect}".format(**facts))
     return 0
+
+
+def _read(option, key, text):
+    """A command line's number as the recipe's `key` reads it."""
+    kind = KEYS[key].kind
+    try:
+        return kind.read(text)
+    except (TypeError, ValueError):
+        raise UserError(f"{option} (={text!r}) must be {kind.expected}") from None
 
 
 def _of_checkpoint(path, weights, sizes):

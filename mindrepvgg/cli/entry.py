@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mindrepvgg.errors import EquivalenceError, UserError
-from mindrepvgg.recipe.schema import nearest
+from mindrepvgg.text import nearest
 
 # The machine's refusals: the user can act on them and a traceback would not help. Any other OSError is a bug.
 _REFUSALS = frozenset(

@@ -21,9 +21,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from mindrepvgg.data.datasets import IMAGE_SUFFIXES, SPLIT_FOLDERS, SPLITS, ImageFiles, Source, open_source
+from mindrepvgg.data.datasets import IMAGE_SUFFIXES, SPLIT_FOLDERS, open_source
 from mindrepvgg.data.decode import decode
 from mindrepvgg.data.mindrecord import is_record_folder
+from mindrepvgg.data.source import SPLITS, ImageFiles, Source
 from mindrepvgg.errors import DataError, UnreadableImageError
 from mindrepvgg.files import atomic_write
 

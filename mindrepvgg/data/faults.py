@@ -5,10 +5,10 @@ import threading
 
 from mindrepvgg.data.crop import check_choice
 from mindrepvgg.errors import DataError, RecipeError
+from mindrepvgg.text import listed
 
 ON_BAD_IMAGE = ("error", "skip", "replace")
 
-_NAMES_SHOWN = 5
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +65,8 @@ class BadImages:
         if len(indices) <= self._limit * count:
             return
         reasons = self.reasons(number)
-        shown = [reasons.get(index) or self._source.name(index) for index in indices[:_NAMES_SHOWN]]
-        more = f" (and {len(indices) - _NAMES_SHOWN} more)" if len(indices) > _NAMES_SHOWN else ""
+        shown = [reasons.get(index) or self._source.name(index) for index in indices]
         raise DataError(
             f"{len(indices)} of {count} pictures could not be read, more than bad_image_limit (={self._limit:g}) "
-            f"allows: {'; '.join(shown)}{more}. tools/check_data.py finds them all"
+            f"allows: {listed(shown, 5)}. tools/check_data.py finds them all"
         )

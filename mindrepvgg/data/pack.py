@@ -15,7 +15,7 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from mindrepvgg.data.datasets import SPLIT_FOLDERS, open_source, shown
+from mindrepvgg.data.datasets import SPLIT_FOLDERS, open_source
 from mindrepvgg.data.decode import decode
 from mindrepvgg.data.mindrecord import (
     FORMAT,
@@ -36,6 +36,7 @@ from mindrepvgg.data.mindrecord import (
 )
 from mindrepvgg.errors import DataError, UnreadableImageError, UserError
 from mindrepvgg.files import write_json
+from mindrepvgg.text import listed
 
 _PARTIAL = ".partial"  # ends the names of work folders and unfinished files
 _POLICIES = ("error", "skip")
@@ -125,7 +126,9 @@ def _prepare_folders(dst, folders, overwrite):
     for folder in folders:
         strangers = sorted(path.name for path in folder.iterdir() if not _is_ours(path)) if folder.exists() else []
         if strangers:
-            raise DataError(f"{folder} holds other things ({shown(strangers)}); give a new folder")
+            raise DataError(
+                f"{folder} holds other things ({listed([repr(name) for name in strangers], 5)}); give a new folder"
+            )
     for folder in folders if overwrite else ():
         _remove(folder, keep=())
     other_layout = [dst / "train", dst / "val"] if dst in folders else [dst]

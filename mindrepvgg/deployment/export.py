@@ -21,7 +21,8 @@ from mindrepvgg.deployment.pictures import Pictures
 from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
 from mindrepvgg.evaluation.crosscheck import CrossCheck, cross_check
 from mindrepvgg.files import atomic_path, write_json
-from mindrepvgg.reparam.deploy import EquivalenceReport, to_deploy, verify_equivalence
+from mindrepvgg.reparam.deploy import to_deploy
+from mindrepvgg.reparam.equivalence import EquivalenceReport, verify_equivalence
 from mindrepvgg.weights.checkpoint import network_arrays
 from mindrepvgg.weights.load import build_network, import_weights
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from mindrepvgg.data.datasets import labelled_photos, open_source
+from mindrepvgg.data.datasets import open_source
+from mindrepvgg.data.loaders import loader_of
+from mindrepvgg.data.samples import labelled_photos
+from mindrepvgg.data.source import spread
 from mindrepvgg.errors import DataError, UserError
-from mindrepvgg.evaluation.evaluate import loader_of, recipe_of, spread
+from mindrepvgg.recipe.network import recipe_of
 
 _BATCH, _DIGITS = 8, 20
 

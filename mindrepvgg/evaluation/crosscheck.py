@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from mindspore import Tensor
 
-from mindrepvgg.data.datasets import labelled_photos
+from mindrepvgg.data.loaders import check_classes, eval_loader, loader_of
+from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.errors import CheckpointError, UserError
-from mindrepvgg.evaluation.evaluate import check_classes, eval_loader, loader_of, recipe_of
 from mindrepvgg.evaluation.metrics import MetricSum
 from mindrepvgg.evaluation.torch_reference import TorchReference, import_torch, read_tensors
+from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.runtime.device import inference_mode
 from mindrepvgg.weights.load import import_weights
 from mindrepvgg.weights.rename import from_house

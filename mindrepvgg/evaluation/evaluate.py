@@ -5,20 +5,15 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor, nn
 from tqdm import tqdm
 
-from mindrepvgg.data.datasets import Source, open_source
-from mindrepvgg.data.loader import EvalLoader
 from mindrepvgg.data.normalize import Normalize
 from mindrepvgg.errors import DataError
 from mindrepvgg.evaluation.metrics import MetricSum
-from mindrepvgg.recipe.schema import Recipe, check_data_dir
-from mindrepvgg.recipe.sources import recipe_from_dict
 from mindrepvgg.runtime.device import inference_mode
 
 
@@ -126,83 +121,3 @@ def _bad_images_over_ranks(ranks, loader) -> int:
 
 def _shown(show_progress):
     return show_progress and sys.stderr.isatty()
-
-
-def eval_loader(recipe, ranks=None, as_uint8=False) -> EvalLoader:
-    """The validation split as a recipe describes it. Raises DataError when it cannot be read or does not fit."""
-    return loader_of(recipe, val_source(recipe), ranks, as_uint8)
-
-
-def val_source(recipe) -> Source:
-    """The pictures of the validation split. Raises DataError when they cannot be read or do not fit."""
-    return open_source(recipe.dataset, recipe.data_dir, "val", recipe.num_classes, recipe.val_share)
-
-
-def spread(source, limit) -> Source:
-    """At most `limit` pictures of a source, in its order: every class keeps its share of them, to within one.
-
-    They are evenly spaced over the pictures sorted by class. None: all of them.
-    """
-    count = len(source)
-    if limit is None or limit >= count:
-        return source
-    by_class = np.argsort(source.labels, kind="stable")
-    chosen = np.sort(by_class[(2 * np.arange(limit) + 1) * count // (2 * limit)])
-    return source.take(chosen)
-
-
-def loader_of(recipe, source, ranks=None, as_uint8=False) -> EvalLoader:
-    """Any source, prepared as a recipe says; of several `ranks` each reads its own part. as_uint8: see `EvalLoader`."""
-    return EvalLoader(
-        source,
-        batch_size=min(recipe.batch_size, len(source)),
-        image_size=recipe.image_size,
-        crop_pct=recipe.crop_pct,
-        mean=recipe.mean,
-        std=recipe.std,
-        in_channels=recipe.in_channels,
-        interpolation=recipe.interpolation,
-        num_parallel_workers=recipe.num_parallel_workers,
-        resize_backend=recipe.resize_backend,
-        on_bad_image=recipe.on_bad_image,
-        bad_image_limit=recipe.bad_image_limit,
-        as_uint8=as_uint8,
-        rank=ranks.rank if ranks else 0,
-        rank_size=ranks.size if ranks else 1,
-    )
-
-
-def recipe_of(net, overrides: Mapping) -> Recipe:
-    """How to validate a network: what its checkpoint tells, with the command line's `overrides` on top.
-
-    Raises RecipeError when the two do not go together, or the data set's folder is named nowhere.
-    """
-    known = net.metadata
-    values = dict(known.get("recipe") or {})
-    values.update(known.get("preprocessing") or {})
-    if "image_size" in known:
-        values["image_resize"] = known["image_size"]
-    if "dataset" in known:
-        values["dataset"] = known["dataset"]
-    values["model"] = net.variant.name
-    values["model_args"] = net.variant.to_dict() if net.variant.name == "repvgg" else {}
-    values["num_classes"], values["in_channels"] = net.num_classes, net.in_channels
-    recipe = recipe_from_dict(values, overrides=overrides)
-    check_data_dir(recipe)
-    return recipe
-
-
-def check_classes(net, source):
-    """Refuse data whose classes are not those the network was trained on, where its checkpoint names them."""
-    expected, found = net.metadata.get("class_names"), list(source.class_names)
-    if expected in (None, found):
-        return
-    if sorted(expected) == sorted(found):
-        raise DataError(
-            f"the data's classes are the checkpoint's in another order: {found[:5]}..., not {expected[:5]}..."
-        )
-    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    raise DataError(
-        f"the data's {len(found)} classes are not the checkpoint's {len(expected)}: missing {missing[:5]}, "
-        f"unknown {extra[:5]}; give the data set the network was trained on"
-    )

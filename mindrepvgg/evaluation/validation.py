@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mindrepvgg.data.loaders import check_classes, loader_of, val_source
+from mindrepvgg.data.source import spread
 from mindrepvgg.evaluation.classes import ClassReport
-from mindrepvgg.evaluation.evaluate import Evaluation, check_classes, evaluate, loader_of, recipe_of, spread, val_source
+from mindrepvgg.evaluation.evaluate import Evaluation, evaluate
 from mindrepvgg.evaluation.metrics import ConfusionSum
+from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.reparam.precision import check_precision, set_precision
 from mindrepvgg.weights.checkpoint import form_of
 
@@ -81,21 +84,23 @@ class Validation:
         )
 
 
-def validate(net, overrides, device, ranks, way, by_class=False, show_progress=False) -> Validation:
+def validate(net, overrides, device, ranks, way, by_class=False, show_progress=False, engine=None) -> Validation:
     """Judge a network on the validation split its checkpoint tells of; all ranks get the same.
 
     net: not called yet, as a graph it has compiled would keep its precision; it stays in the way's. overrides: recipe
     keys of the command line, see `evaluate.recipe_of`. device: the one in use. by_class: count for each class too.
+    engine: makes of the network a function of arrays that computes in its place, as `deployment.engine.engine_of`; the
+    way names it.
     Raises UserError when network, data and way do not go together, or a package is missing.
     """
     check_precision(way.amp_level, _HALF, device)
     recipe = recipe_of(net, overrides)
     source = val_source(recipe)
     check_classes(net, source)
-    loader = loader_of(recipe, spread(source, way.limit), ranks, as_uint8=way.engine == "mindspore")
+    loader = loader_of(recipe, spread(source, way.limit), ranks, as_uint8=not engine)
     if way.amp_level != "O0":
         set_precision(net, way.amp_level, _HALF)
-    run = _engine_of(net) if way.engine == "onnxruntime" else net
+    run = engine(net) if engine else net
     confusion = ConfusionSum.of(net.num_classes) if by_class else None
     found = evaluate(run, loader, show_progress and ranks.is_first, ranks, way.flip, confusion)
     return Validation(
@@ -110,9 +115,3 @@ def validate(net, overrides, device, ranks, way, by_class=False, show_progress=F
         evaluation=found,
         classes=ClassReport(source.class_names, confusion) if by_class else None,
     )
-
-
-def _engine_of(net):
-    from mindrepvgg.deployment.engine import engine_of  # for those who ask for it
-
-    return engine_of(net)

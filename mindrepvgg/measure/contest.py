@@ -34,7 +34,7 @@ from mindrepvgg.measure.report import (
 from mindrepvgg.models import variants
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.summary import summarise
-from mindrepvgg.recipe.schema import nearest
+from mindrepvgg.text import nearest
 
 # What a network's logits may differ by between contestants, over the largest: a network that computes something else is
 # off by the largest itself. Loose, as NPUs round float32 convolutions.
@@ -87,7 +87,7 @@ def _check_packages(settings):
 
 def _prepare(settings, folder) -> dict[str, Network]:
     """Each network's arrays in files, by form: all contestants of a network get the same numbers."""
-    from mindrepvgg.measure.selfcheck import parameter_value
+    from mindrepvgg.models.synthetic import parameter_value
     from mindrepvgg.reparam.deploy import to_deploy
     from mindrepvgg.weights.checkpoint import network_arrays
     from mindrepvgg.weights.load import load_weights

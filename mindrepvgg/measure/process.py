@@ -202,13 +202,13 @@ def filled_network(network, deploy, arrays):
     """The MindSpore network with these arrays, which become its memory."""
     from mindspore.nn.utils import no_init_parameters
 
-    from mindrepvgg.models.repvgg import create_model
+    from mindrepvgg.models.repvgg import build
     from mindrepvgg.weights.checkpoint import load_arrays
 
     variant = network.variant
     shape = variant.to_dict() if variant.name == "repvgg" else {}
     with no_init_parameters():  # every one of them is about to be filled
-        net = create_model(variant.name, network.num_classes, network.in_channels, deploy, **shape)
+        net = build(variant.name, network.num_classes, network.in_channels, deploy, **shape)
     if variant.aux_heads:
         net.drop_aux_heads()
     load_arrays(net, arrays, variant.name, copy=False)

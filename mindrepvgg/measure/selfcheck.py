@@ -9,33 +9,24 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import platform
-import shutil
-import statistics
-import subprocess
-import sys
-import time
-import zlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, amp, nn, ops
+from mindspore import Tensor, nn, ops
 from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.errors import UserError
+from mindrepvgg.measure.device_checks import check_collectives, check_grouped, check_overflow, request_float32
+from mindrepvgg.measure.selfcheck_report import CheckFailed, CheckSkipped, versions
 from mindrepvgg.models import variants
-from mindrepvgg.models.repvgg import create_model
+from mindrepvgg.models.repvgg import build
+from mindrepvgg.models.synthetic import parameter_value, uniform
 from mindrepvgg.reparam.precision import set_precision
-from mindrepvgg.runtime.environment import launched_processes
-from mindrepvgg.runtime.ranks import Ranks, start
-from mindrepvgg.version import __version__
+from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.weights.checkpoint import DEPLOY, TRAIN, load_arrays
 
-PASS, FAIL, SKIP = "PASS", "FAIL", "SKIP"
 FORMS = (TRAIN, DEPLOY)
 NETWORKS = tuple(name for name in variants.list_models() if name not in ("repvgg", "repvgg_nano"))
 SMALLEST = ("repvgg_nano",)
@@ -50,91 +41,8 @@ PRECISIONS = {"float32": ("O0", 1.0, (1e-2, 1e-4)), "float16": ("O2", 1024.0, (0
 RULE = 1
 _BATCH, _SIZE, _SAMPLED = 4, 64, 8
 _LEARNING_RATE, _MOMENTUM, _AUX_WEIGHT = 0.01, 0.9, 0.1
-_GROUPED_TOLERANCE = 1e-2  # loose, for HF32; groups that are mixed up are off by the largest output
+
 _BN_RATE = 0.1  # what a step's own statistics weigh in the moving ones
-
-_VARIABLES = (
-    *("ASCEND_HOME_PATH", "ASCEND_RT_VISIBLE_DEVICES", "HCCL_INTRA_ROCE_ENABLE", "HCCL_INTRA_PCIE_ENABLE"),
-    *("MS_ASCEND_CHECK_OVERFLOW_MODE", "MS_COMPILER_CACHE_ENABLE", "ONEDNN_MAX_CPU_ISA", "RANK_TABLE_FILE"),
-)
-_MSRUN = "msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python tools/ascend_check.py"
-
-
-@dataclass(frozen=True)
-class Result:
-    """A check's outcome: PASS, FAIL or SKIP, a line on it, the seconds it took, and what was measured, by name."""
-
-    name: str
-    status: str
-    detail: str
-    seconds: float = 0.0
-    figures: dict | None = None
-
-    def format(self) -> str:
-        """The line people read."""
-        return f"{self.status}  {self.name}: {self.detail}"
-
-
-class CheckFailed(Exception):
-    """A check came out wrong: the message is its line in the report, `figures` what was measured."""
-
-    def __init__(self, message, figures=None):
-        super().__init__(message)
-        self.figures = figures
-
-
-class CheckSkipped(Exception):
-    """A check could not be made here; the message says why."""
-
-
-def run_check(name: str, check: Callable) -> Result:
-    """Call `check`, which returns (line, figures) or raises; whatever it raises is a FAIL, and the others still run."""
-    begin = time.perf_counter()
-    figures = None
-    try:
-        detail, figures = check()
-        status = PASS
-    except CheckSkipped as skipped:
-        status, detail = SKIP, str(skipped)
-    except CheckFailed as failure:
-        status, detail, figures = FAIL, str(failure), failure.figures
-    except Exception as error:  # a device may fail in any way; what it says belongs into the report
-        lines = [line for line in str(error).splitlines() if line.strip(" -")]
-        status, detail = FAIL, f"{type(error).__name__}: {lines[0].strip() if lines else 'no message'}"
-    return Result(name, status, detail, time.perf_counter() - begin, figures)
-
-
-def uniform(name: str, shape) -> np.ndarray:
-    """Numbers in [-1, 1) as float64 that depend on the name alone, on every machine and in every version of NumPy.
-
-    Philox's raw stream is guaranteed to stay; the distributions NumPy draws from it are not.
-    """
-    raw = np.random.Philox(key=zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
-    return ((raw >> 11) * 2.0**-52 - 1).reshape(shape)
-
-
-def parameter_value(name: str, shape) -> np.ndarray:
-    """The rule: a float32 array for the parameter called `name`.
-
-    Weights have He's variance; BN has a history. Rounding must not grow with depth, or a device could not be told from
-    a broken one: the identity weighs more than the other branches, BN keeps four in five of a ReLU's inputs positive
-    (one that changes sides switches its gradient on or off), and SE lets most of the map pass.
-    """
-    numbers = uniform(name, shape)
-    leaf = name.rpartition(".")[2]
-    if leaf == "weight":
-        numbers *= math.sqrt(6 / np.prod(shape[1:]))
-    elif leaf == "gamma":
-        numbers = (4 + numbers) / (4 if "rbr_identity" in name else 16)
-    elif leaf == "moving_variance":
-        numbers = 1 + numbers / 2
-    elif name.endswith("rbr_dense.bn.beta"):
-        numbers = 1 + numbers / 10
-    elif name.endswith("se.up.bias"):
-        numbers = 2 + numbers
-    else:
-        numbers /= 10
-    return numbers.astype(np.float32)
 
 
 def _images():
@@ -151,7 +59,7 @@ def measure(model: str, form: str, precision: str = "float32") -> dict[str, list
     The parameters are the rule's, the images noise of 64x64.
     """
     with no_init_parameters():
-        net = create_model(model, deploy=form == DEPLOY)
+        net = build(model, deploy=form == DEPLOY)
     load_arrays(net, {p.name: parameter_value(p.name, p.shape) for p in net.get_parameters()}, "the rule")
     level, scale, _ = PRECISIONS[precision]
     set_precision(net, level)
@@ -312,15 +220,6 @@ def read_reference(path) -> dict:
     return reference
 
 
-def request_float32(device: str):
-    """Ask Ascend to compute float32 in float32: convolutions may use HF32 otherwise, and O2 float16."""
-    if device != "Ascend":
-        raise CheckSkipped(f"{device} knows no other")
-    ms.device_context.ascend.op_precision.precision_mode("must_keep_origin_dtype")
-    ms.device_context.ascend.op_precision.conv_allow_hf32(False)
-    return "precision_mode must_keep_origin_dtype, HF32 off in convolutions", None
-
-
 def checks(device: str, group: Ranks, models, precisions, reference: dict, coarse_float32=False):
     """(name, check) of everything `run_check` is to call, in order; nothing may have run on the device before.
 
@@ -337,215 +236,3 @@ def checks(device: str, group: Ranks, models, precisions, reference: dict, coars
             for form in FORMS:
                 name = f"{model} {form} {precision}"
                 yield name, functools.partial(check_network, model, form, precision, reference, coarse_float32)
-
-
-class _ConvGradients(nn.Cell):
-    """A 3x3 convolution (N, C, H, W) -> its output, and the gradients of its product with `probe`: input, weight."""
-
-    def __init__(self, weight, groups):
-        super().__init__()
-        out_channels, per_group = weight.shape[:2]
-        self.conv = nn.Conv2d(
-            per_group * groups, out_channels, 3, pad_mode="pad", padding=1, group=groups, weight_init=Tensor(weight)
-        )
-        self.gradients = ms.grad(self._product, 0, ms.ParameterTuple([self.conv.weight]))
-
-    def _product(self, x, probe):
-        return (self.conv(x) * probe).sum()
-
-    def construct(self, x, probe):
-        by_input, by_weight = self.gradients(x, probe)
-        return self.conv(x), by_input, by_weight[0]
-
-
-def check_grouped(groups: int, channels: int = 64, size: int = 16):
-    """A grouped convolution and its gradients against one plain convolution a group, on the same device."""
-    shape = (_BATCH, channels, size, size)
-    x, probe = (uniform(name, shape).astype(np.float32) for name in ("grouped x", "grouped probe"))
-    weight = parameter_value("grouped.weight", (channels, channels // groups, 3, 3))
-    actual = [y.asnumpy() for y in _ConvGradients(weight, groups)(Tensor(x), Tensor(probe))]
-    parts = []
-    for i in range(groups):
-        part = slice(i * channels // groups, (i + 1) * channels // groups)
-        inputs = (Tensor(np.ascontiguousarray(a[:, part])) for a in (x, probe))
-        parts.append([y.asnumpy() for y in _ConvGradients(weight[part], 1)(*inputs)])
-    expected = [np.concatenate(pieces, axis) for pieces, axis in zip(zip(*parts, strict=True), (1, 1, 0), strict=True)]
-    names = ("output", "gradient of the input", "gradient of the weight")
-    found = {
-        name: float(np.abs(a - b).max() / np.abs(b).max()) for name, a, b in zip(names, actual, expected, strict=True)
-    }
-    line = ", ".join(f"{name} {difference:.1e}" for name, difference in found.items())
-    if not max(found.values()) <= _GROUPED_TOLERANCE:
-        raise CheckFailed(f"differs from {groups} plain convolutions: {line}", found)
-    return f"differs from {groups} plain convolutions by: {line}", found
-
-
-class _Overflow(nn.Cell):
-    """x + x, and whether `amp.all_finite` takes it for finite."""
-
-    def construct(self, x):
-        total = x + x
-        return total, amp.all_finite((total,))
-
-
-def check_overflow():
-    """A float16 sum that overflows must be noticed, whether the device makes infinity of it or its largest number."""
-    total, finite = _Overflow()(Tensor(np.full(16, 60000, np.float16)))
-    value = float(total.asnumpy()[0])
-    line = f"60000 + 60000 in float16 is {value:g} ({'INF/NaN' if np.isinf(value) else 'saturation'})"
-    if bool(finite.asnumpy()):
-        raise CheckFailed(f"{line} and was taken for finite: loss scaling would not notice")
-    return f"{line} and was noticed", {"value": value}
-
-
-class _Sum(nn.Cell):
-    """The sum of a tensor over the processes."""
-
-    def __init__(self):
-        super().__init__()
-        self.all_reduce = ops.AllReduce()
-
-    def construct(self, x):
-        return self.all_reduce(x)
-
-
-def join(device: str) -> tuple[Result, Ranks]:
-    """Meet the other processes of an msrun, as training does; after a failure this one goes on alone."""
-    group = Ranks()
-
-    def meet():
-        nonlocal group
-        if launched_processes() is None:
-            raise CheckSkipped(f"one process; for the collectives: {_MSRUN}")
-        group = start(device=device)
-        return f"rank {group.rank} of {group.size}", None
-
-    return run_check("processes meet", meet), group
-
-
-def check_collectives(group: Ranks, elements: int = 14_092_264, rounds: int = 5):
-    """All-reduce and broadcast over the processes of `group`, and the speed of an all-reduce of `elements` float32.
-
-    elements: as many as repvgg_a1 has gradients. The line names every rank that got something else.
-    """
-    if group.size == 1:
-        raise CheckSkipped("one process")
-    values = [uniform(f"rank {rank}", (4096,)).astype(np.float32) for rank in range(group.size)]
-    total = _Sum()(Tensor(values[group.rank])).asnumpy()
-    sent = Parameter(Tensor(values[group.rank]), name="sent")
-    group.broadcast([sent])
-    wanted = np.sum(values, axis=0, dtype=np.float64)
-    wrong = [
-        float(np.abs(total - wanted).max() / np.abs(wanted).max()),
-        float(np.abs(sent.asnumpy() - values[0]).max()),
-    ]
-    by_rank = group.gather(np.array(wrong, np.float32))
-    figures = {"all-reduce": by_rank[:, 0].tolist(), "broadcast": by_rank[:, 1].tolist()}
-    complaints = []
-    for kind, tolerance in (("all-reduce", 1e-5), ("broadcast", 0.0)):
-        ranks = [str(rank) for rank, error in enumerate(figures[kind]) if not error <= tolerance]
-        if ranks:
-            complaints.append(f"{kind} is wrong on rank {', '.join(ranks)}")
-    if complaints:
-        raise CheckFailed("; ".join(complaints), figures)
-    seconds = _all_reduce_seconds(elements, rounds)
-    size = 4e-6 * elements
-    figures["all_reduce_seconds"], figures["all_reduce_megabytes"] = seconds, size
-    return f"{group.size} ranks agree; {size:.1f} MB all-reduced in {1e3 * seconds:.1f} ms", figures
-
-
-def _all_reduce_seconds(elements, rounds):
-    """The median time of an all-reduce, after one that is not counted."""
-    cell, gradients = _Sum(), Tensor(np.ones(elements, np.float32))
-    cell(gradients).asnumpy()
-    times = []
-    for _ in range(rounds):
-        begin = time.perf_counter()
-        cell(gradients)[:1].asnumpy()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
-
-
-def versions() -> dict[str, str]:
-    """Of this package and what it runs on."""
-    return {
-        "mindrepvgg": __version__,
-        "mindspore": ms.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def environment(device: str, jit_level: str, ascend_root="/usr/local/Ascend") -> dict[str, str]:
-    """What a report has to say of the machine: versions, the device and its software, variables that matter.
-
-    jit_level: the compile level, in words.
-    """
-    facts = {
-        **versions(),
-        "platform": platform.platform(),
-        "cores": str(os.cpu_count()),
-        "device": device,
-        "device files": str(len(list(Path("/dev").glob("davinci[0-9]*")))),
-        "jit_level": jit_level,
-        "processes": str(launched_processes() or 1),
-        "command": " ".join(sys.argv),
-    }
-    for place, version in _software(ascend_root).items():
-        facts[place] = version
-    for name in _VARIABLES:
-        if name in os.environ:
-            facts[name] = os.environ[name]
-    return facts
-
-
-def _software(root):
-    """The versions CANN, driver and firmware wrote down, by file."""
-    home = os.environ.get("ASCEND_HOME_PATH")
-    candidates = [Path(home, "compiler", "version.info")] if home else []
-    for pattern in (
-        "driver/version.info",
-        "firmware/version.info",
-        "*/latest/compiler/version.info",
-        "cann*/compiler/version.info",
-    ):
-        candidates += sorted(Path(root).glob(pattern))
-    found = {}
-    for path in candidates:
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            found[str(path)] = next((line for line in lines if line.lower().startswith("version=")), "no Version=")
-    return found
-
-
-def npu_smi() -> str:
-    """What `npu-smi info` prints; why not, where it does not."""
-    command = shutil.which("npu-smi")
-    if command is None:
-        return "npu-smi is not on PATH"
-    try:
-        done = subprocess.run([command, "info"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"npu-smi info: {error}"
-    return (done.stdout + done.stderr).strip()
-
-
-def report(facts: dict, results: list[Result], smi: str, under_way: str = "") -> str:
-    """The report as markdown; `under_way` names the check that was running when it was written."""
-    counts = ", ".join(f"{sum(r.status == status for r in results)} {status}" for status in (PASS, FAIL, SKIP))
-    lines = ["# Self-check of mindrepvgg", "", counts, ""]
-    if under_way:
-        lines += [f"Unfinished: {under_way} was running when this was written.", ""]
-    lines += ["| status | check | result | seconds |", "|---|---|---|---|"]
-    for result in results:
-        detail = result.detail.replace("|", "\\|")
-        lines.append(f"| {result.status} | {result.name} | {detail} | {result.seconds:.1f} |")
-    lines += ["", "| environment | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
-    lines += ["", "```", smi, "```", ""]
-    return "\n".join(lines)
-
-
-def report_json(facts: dict, results: list[Result], smi: str, under_way: str = "") -> dict:
-    """The same with every figure, for programs; a number that is none as text, which JSON has no other way for."""
-    found = {"environment": facts, "results": [asdict(r) for r in results], "npu_smi": smi, "under_way": under_way}
-    return json.loads(json.dumps(found), parse_constant=str)

@@ -17,20 +17,14 @@ from collections.abc import Iterable
 
 import mindspore as ms
 import numpy as np
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import Tensor
 
-from mindrepvgg.errors import CheckpointError, RecipeError, UserError
-from mindrepvgg.models.repvgg import create_model
+from mindrepvgg.errors import UserError
 from mindrepvgg.reparam.deploy import rep_blocks, to_deploy
 from mindrepvgg.reparam.fake_quant import ConvBNBlock, FakeQuantBlock, FakeQuantDense
 from mindrepvgg.runtime.device import execution_mode, inference_mode
-from mindrepvgg.weights.checkpoint import STATE_PREFIX, load_arrays
-from mindrepvgg.weights.containers import read_weights
 
 FORMS = BN, QAT = ("bn", "qat")
-
-# t3 ** 2 + t1 ** 2 of a channel whose gammas are both zero, which no device should divide by.
-_LEAST_NORM = 1e-12
 
 
 def to_trainable_deploy(net, batches: Iterable | None = None):
@@ -122,89 +116,6 @@ def quantization_form(net) -> str | None:
     if isinstance(net.linear, FakeQuantDense):
         return QAT
     return BN if any(isinstance(block, ConvBNBlock) for block in rep_blocks(net).values()) else None
-
-
-def empty_network(description):
-    """The network a checkpoint's description with a `quantization` tells of, to be filled.
-
-    Raises CheckpointError when it tells of none.
-    """
-    form = description.get("quantization")
-    if form not in FORMS:
-        raise CheckpointError(f"the checkpoint holds no network for INT8 training: its form is {form!r}")
-    facts = (description[key] for key in ("model", "num_classes", "in_channels"))
-    net = to_trainable_deploy(create_model(*facts, deploy=True, **description.get("model_args", {})))
-    return to_fake_quantized(net) if form == QAT else net
-
-
-def load_quantization(path):
-    """The network of a checkpoint in 'bn' or 'qat' form, which `save_checkpoint` wrote; set to inference.
-
-    Raises CheckpointError when it is another or does not fit.
-    """
-    return network_of(read_weights(path), path)
-
-
-def network_of(found, path):
-    """`load_quantization` of what `weights.read_weights` found in the file at `path`."""
-    try:
-        net = empty_network(found.description)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    load_arrays(net, {k: v for k, v in found.arrays.items() if not k.startswith(STATE_PREFIX)}, path)
-    net.metadata = found.description
-    return net.set_train(False)
-
-
-class CustomL2(nn.Cell):
-    """weight_decay / 2 * sum over all blocks of |K3 but its centre|^2 + |t3 K3's centre + t1 K1|^2 / (t3^2 + t1^2).
-
-    K3, K1: the kernels of the 3x3 and 1x1 branches; t = gamma / sqrt(moving variance + eps) of each one's BN, for
-    which there is no gradient. The kernels must not decay besides: see `is_block_kernel`. () -> scalar float32.
-    net: with blocks in train form. Raises RecipeError for a frozen kernel or a block without branches.
-    Source: RepVGG, arXiv:2101.03697, and the authors' repvggplus_custom_L2.py: the identity branch takes no part, and
-    the division keeps the equivalent centre at the size of an ordinary kernel.
-    """
-
-    def __init__(self, net, weight_decay):
-        super().__init__(auto_prefix=False)
-        blocks = rep_blocks(net).values()
-        branches = ("rbr_dense", "rbr_1x1")
-        if not all(hasattr(block, name) for block in blocks for name in branches):
-            raise RecipeError("the custom L2 needs blocks with 3x3 and 1x1 branches: a fused network has none")
-        dense, pointwise = ([getattr(block, name) for block in blocks] for name in branches)
-        if not all(cell.conv.weight.requires_grad for cell in (*dense, *pointwise)):
-            raise RecipeError("the custom L2 is a decay of all blocks, some of which are frozen; set freeze_stages 0")
-        self.half = weight_decay / 2
-        self.kernels = ParameterTuple(cell.conv.weight for cell in dense)
-        self.kernels_1x1 = ParameterTuple(cell.conv.weight for cell in pointwise)
-        self.gammas, self.gammas_1x1 = (ParameterTuple(c.bn.gamma for c in cells) for cells in (dense, pointwise))
-        self.variances, self.variances_1x1 = (
-            ParameterTuple(c.bn.moving_variance for c in cells) for cells in (dense, pointwise)
-        )
-        self.eps = dense[0].bn.eps
-        # A mask, as cutting the centre out takes operators of its own in both directions.
-        self.centre = Tensor(np.pad(np.ones((1, 1, 1, 1), np.float32), ((0, 0), (0, 0), (1, 1), (1, 1))))
-
-    def construct(self):
-        total = 0.0
-        for i in range(len(self.kernels)):
-            kernel, kernel_1x1 = self.kernels[i], self.kernels_1x1[i]
-            t3 = self._scale(self.gammas[i], self.variances[i])
-            t1 = self._scale(self.gammas_1x1[i], self.variances_1x1[i])
-            around = kernel * (1 - self.centre)
-            equivalent = (kernel * self.centre).sum((2, 3), keepdims=True) * t3 + kernel_1x1 * t1
-            norm = ops.maximum(t3 * t3 + t1 * t1, _LEAST_NORM)
-            total = total + (around * around).sum() + (equivalent * equivalent / norm).sum()
-        return self.half * total
-
-    def _scale(self, gamma, variance):
-        return ops.stop_gradient(gamma / ops.sqrt(variance + self.eps)).reshape((-1, 1, 1, 1))
-
-
-def is_block_kernel(name) -> bool:
-    """Whether a parameter of this name is a kernel that `CustomL2` counts, which then must not decay besides."""
-    return name.endswith(("rbr_dense.conv.weight", "rbr_1x1.conv.weight"))
 
 
 class _Moments:

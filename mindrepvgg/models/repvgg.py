@@ -144,7 +144,7 @@ class RepVGGPlus(RepVGG):
         self.drop_aux_heads()
 
 
-def create_model(name, num_classes=1000, in_channels=3, deploy=False, norm=nn.BatchNorm2d, **shape):
+def build(name, num_classes=1000, in_channels=3, deploy=False, norm=nn.BatchNorm2d, **shape):
     """The network called `name` ('repvgg_a0', or as the paper writes it, 'RepVGG-A0'), freshly initialised.
 
     shape: for the name 'repvgg' only: `num_blocks` and `widths`, and optionally `group_size`, `se`, `se_ratio`,

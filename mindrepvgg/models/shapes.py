@@ -9,8 +9,7 @@ import numpy as np
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.models.variants import BlockSpec, Variant
 from mindrepvgg.reparam.arithmetic import BN_LEAVES
-
-_MOST_LISTED = 3
+from mindrepvgg.text import listed, printable
 
 
 def parameter_shapes(
@@ -74,7 +73,7 @@ class Differences(NamedTuple):
         """How many names are concerned."""
         return sum(map(len, self))
 
-    def text(self, shown=_MOST_LISTED) -> str:
+    def text(self, shown=3) -> str:
         """The first few of each kind, in one line: '2 missing: a (3,), b (4,); 1 unexpected: c (5,)'.
 
         shown: how many of each; None for every one.
@@ -115,15 +114,3 @@ def check_finite(arrays: dict[str, np.ndarray]):
             f"{len(found)} of {len(arrays)} tensors hold NaN or infinite values: {listed(found)}; the training that "
             f"wrote them diverged, or the file is damaged: take an earlier checkpoint"
         )
-
-
-def printable(name) -> str:
-    """A name from a file for a message: on one line, without control characters, not endless."""
-    return ascii(str(name)[:200])[1:-1][:80]
-
-
-def listed(items, shown=_MOST_LISTED) -> str:
-    """The first `shown` (None: all), and how many more."""
-    shown = len(items) if shown is None else shown
-    more = f", and {len(items) - shown} more" if len(items) > shown else ""
-    return ", ".join(items[:shown]) + more

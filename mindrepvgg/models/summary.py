@@ -23,7 +23,6 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.variants import Variant
-from mindrepvgg.recipe.schema import KEYS
 
 FORMS = ("train", "deploy")
 NOTES = """\
@@ -136,18 +135,13 @@ def summarise(
     """The layers of a network and their costs, from its layout alone.
 
     image_size: a side, or (height, width). aux_heads: False leaves a RepVGGplus's auxiliary heads out.
-    The numbers may be a command line's text. Raises UserError for one that is no whole number of at least 1.
+    Raises UserError for a number that is not whole or below 1.
     """
-    num_classes, in_channels, size, batch_size = (
-        _read(option, key, value)
-        for option, key, value in (
-            ("num_classes", "num_classes", num_classes),
-            ("in_channels", "in_channels", in_channels),
-            ("image_size", "image_resize", image_size),
-            ("batch_size", "batch_size", batch_size),
-        )
-    )
-    size = (size, size) if isinstance(size, int) else size
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    numbers = {"num_classes": num_classes, "in_channels": in_channels, "batch_size": batch_size}
+    for name, value in (*numbers.items(), *(("image_size", side) for side in size)):
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{name} (={value!r}) must be a whole number of at least 1")
     places = {place.name: place for place in _places(variant, num_classes, in_channels, size, aux_heads)}
     figures, weights = {}, {}
     for form in FORMS:
@@ -219,15 +213,6 @@ def _figures(places, shapes, form) -> dict[str, Figures]:
         for i, count in enumerate((learned, macs, macs // 9 * 4 if winograd else macs)):
             counts[owner][i] += count
     return {name: Figures(*counts[name], place.alive[FORMS.index(form)]) for name, place in places.items()}
-
-
-def _read(option, key, value):
-    """A number as the recipe's `key` accepts it."""
-    kind = KEYS[key].kind
-    try:
-        return kind.read(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{option} (={value!r}) must be {kind.expected}") from None
 
 
 def _shape_text(layer) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import yaml
@@ -13,6 +12,7 @@ from mindrepvgg.errors import RecipeError, UserError
 from mindrepvgg.models import variants
 from mindrepvgg.recipe import kinds
 from mindrepvgg.recipe.kinds import Kind, plain
+from mindrepvgg.text import nearest
 
 DEFAULT, COMMAND_LINE, CODE = "default", "command line", "code"
 MINDCV = "MindCV's default"
@@ -521,7 +521,7 @@ def check_data_dir(recipe: Recipe):
 
 
 # Other programs' names for a key, as hints: by spelling alone, `epochs` is nearest to `decay_epochs`.
-_ELSEWHERE = {
+ELSEWHERE = {
     "epochs": "epoch_size",
     "num_epochs": "epoch_size",
     "learning_rate": "lr",
@@ -535,19 +535,10 @@ _ELSEWHERE = {
 }
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like `name`, or the one called `name` in other programs; None when none is like it."""
-    known = list(known)
-    name = name.lower().replace("-", "_")
-    if _ELSEWHERE.get(name) in known:
-        return _ELSEWHERE[name]
-    return next(iter(difflib.get_close_matches(name, known, n=1)), None)
-
-
 def refuse_unknown(sources: Mapping[str, str]):
     """Raise RecipeError for the first key the schema does not have; sources: where each was given."""
     for name, source in sources.items():
         if name not in KEYS:
-            near = nearest(str(name), KEYS)
+            near = nearest(str(name), KEYS, ELSEWHERE)
             hint = f"did you mean {near!r}?" if near else "--help lists the keys"
             raise RecipeError(f"unknown key {name!r}{_at(source)}; {hint}")

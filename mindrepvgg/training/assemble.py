@@ -4,48 +4,20 @@ from __future__ import annotations
 
 from mindspore import nn
 
-from mindrepvgg.data.augment import Augmentation
 from mindrepvgg.data.datasets import open_source
-from mindrepvgg.data.loader import TrainLoader
+from mindrepvgg.data.loaders import CALIBRATION_IMAGES, CalibrationBatches, check_classes, loader_of
 from mindrepvgg.data.normalize import Normalize
+from mindrepvgg.data.source import spread
 from mindrepvgg.errors import CheckpointError, DataError, RecipeError
-from mindrepvgg.evaluation.evaluate import check_classes, loader_of, spread
 from mindrepvgg.models import qat
 from mindrepvgg.reparam.precision import set_precision
+from mindrepvgg.training import custom_l2
 from mindrepvgg.training.freeze import freeze
 from mindrepvgg.training.loss import build_loss
 from mindrepvgg.training.optim import build_optimizer
 from mindrepvgg.training.schedule import learning_rates, scaled_lr
 from mindrepvgg.training.step import LossScale, NetworkWithLoss, TrainStep
 from mindrepvgg.weights.load import create_model, load_weights
-
-# Training images, spread over the classes, from which BN and ranges are set before the first step.
-_CALIBRATION_IMAGES = 1024
-
-
-def build_train_loader(recipe, ranks) -> TrainLoader:
-    """The training split, of which every rank reads its own part; as pixels wherever the augmentation keeps them."""
-    augmentation = Augmentation.of(recipe)
-    return TrainLoader(
-        open_source(recipe.dataset, recipe.data_dir, "train", recipe.num_classes, recipe.val_share),
-        batch_size=recipe.batch_size,
-        image_size=recipe.image_size,
-        mean=recipe.mean,
-        std=recipe.std,
-        in_channels=recipe.in_channels,
-        augmentation=augmentation,
-        as_uint8=augmentation.keeps_pixels,
-        interpolation=recipe.interpolation,
-        seed=recipe.seed,
-        num_parallel_workers=recipe.num_parallel_workers,
-        drop_remainder=recipe.drop_remainder,
-        shuffle=recipe.shuffle,
-        num_classes=recipe.num_classes,
-        on_bad_image=recipe.on_bad_image,
-        bad_image_limit=recipe.bad_image_limit,
-        rank=ranks.rank,
-        rank_size=ranks.size,
-    )
 
 
 def count_steps(recipe, loader) -> int:
@@ -119,20 +91,9 @@ def _fused_network(recipe, weights):
         source = open_source(recipe.dataset, recipe.data_dir, "train", recipe.num_classes, recipe.val_share)
         check_classes(net, source)
         net.metadata = {}
-        batches = CalibrationBatches(loader_of(recipe, spread(source, _CALIBRATION_IMAGES)))
+        batches = CalibrationBatches(loader_of(recipe, spread(source, CALIBRATION_IMAGES)))
     net = qat.to_trainable_deploy(net, batches)
     return qat.to_fake_quantized(net, batches) if recipe.quantization == qat.QAT else net
-
-
-class CalibrationBatches:
-    """The images of an `EvalLoader` without those that fill up the last batch; iterate over it as often as needed."""
-
-    def __init__(self, loader):
-        self._loader = loader
-
-    def __iter__(self):
-        for images, _, valid in self._loader:
-            yield images[valid]
 
 
 def build_step(recipe, net, learning_rates, ranks) -> TrainStep:
@@ -154,7 +115,7 @@ def build_step(recipe, net, learning_rates, ranks) -> TrainStep:
             build_loss(recipe.loss, recipe.label_smoothing),
             recipe.aux_weight,
             prepare=Normalize(recipe.mean, recipe.std),
-            penalty=qat.CustomL2(net, recipe.weight_decay) if recipe.custom_l2 else None,
+            penalty=custom_l2.CustomL2(net, recipe.weight_decay) if recipe.custom_l2 else None,
         ),
         optimizer,
         ranks=ranks.size,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindrepvgg.models.qat import is_block_kernel
+from mindrepvgg.training.custom_l2 import is_block_kernel
 
 _NORM = ("gamma", "beta")
 _STATISTICS = ("moving_mean", "moving_variance")

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shlex
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 import numpy as np
 import yaml
 
+from mindrepvgg.data.loaders import build_train_loader, eval_loader
 from mindrepvgg.data.normalize import Normalize
 from mindrepvgg.errors import DataError, RecipeError, TrainingError
-from mindrepvgg.evaluation.evaluate import Evaluation, eval_loader, evaluate
+from mindrepvgg.evaluation.evaluate import Evaluation, evaluate
 from mindrepvgg.files import atomic_write
 from mindrepvgg.recipe.mindcv_keys import mindcv_notice
 from mindrepvgg.reparam.precision import check_precision, float32_precision, set_precision
 from mindrepvgg.runtime import device, ranks
 from mindrepvgg.runtime.compile_cache import kept_graphs
-from mindrepvgg.training.assemble import (
-    build_learning_rates,
-    build_network,
-    build_step,
-    build_train_loader,
-    count_steps,
-)
+from mindrepvgg.training.assemble import build_learning_rates, build_network, build_step, count_steps
 from mindrepvgg.training.batches import DeviceQueue, host_batches
 from mindrepvgg.training.folder import RunFolder
 from mindrepvgg.training.monitor import EventFiles, Meter, Profile, Progress, RunLog, StopRequest, draw_curves
 from mindrepvgg.training.precise_bn import precise_bn
+from mindrepvgg.training.result import RunResult
 from mindrepvgg.training.resume import Position, RunState, restore
 from mindrepvgg.weights.checkpoint import save_checkpoint
 
@@ -41,35 +35,6 @@ _MOST_SKIPPED = 30
 
 # The share of the time spent waiting for data from which on it is said.
 _MUCH_WAITING = 0.25
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run ended: `finished`, or stopped by a signal; the last validation, and where everything lies."""
-
-    finished: bool
-    evaluation: Evaluation | None
-    best_top1: float
-    last: Path
-    best: Path
-    curves: Path
-
-    def format(self) -> str:
-        """What came out, and the commands that go on from here."""
-        if not self.finished:
-            return f"stopped; the state is saved. To continue: python train.py --resume {_quoted(self.last)}"
-        checkpoint = self.best if self.best.exists() else self.last
-        deployed = checkpoint.with_name(f"{self.last.name.removesuffix('_last.ckpt')}_deploy.ckpt")
-        return (
-            f"done: {checkpoint}; curves in {self.curves}\n"
-            f"validate it: python validate.py --ckpt_path {_quoted(checkpoint)}\n"
-            f"fuse it:     python convert.py {_quoted(checkpoint)} {_quoted(deployed)}"
-        )
-
-
-def _quoted(path):
-    """The path as a shell takes it."""
-    return shlex.quote(str(path))
 
 
 class Trainer:

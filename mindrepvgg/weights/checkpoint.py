@@ -9,7 +9,7 @@ from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.errors import CheckpointError, UserError
-from mindrepvgg.models.repvgg import RepVGG, create_model
+from mindrepvgg.models.repvgg import RepVGG, build
 from mindrepvgg.models.shapes import differences
 from mindrepvgg.version import __version__
 from mindrepvgg.weights.containers import read_weights, write_weights
@@ -137,7 +137,7 @@ def check_form(path, actual, expected):
 def _build(path, description):
     try:
         with no_init_parameters():  # every one of them is about to be filled
-            return create_model(
+            return build(
                 description["model"],
                 num_classes=description["num_classes"],
                 in_channels=description["in_channels"],

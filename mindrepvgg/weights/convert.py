@@ -11,7 +11,8 @@ import numpy as np
 
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.files import atomic_write, write_json
-from mindrepvgg.reparam.deploy import EquivalenceReport, to_deploy, verify_equivalence
+from mindrepvgg.reparam.deploy import to_deploy
+from mindrepvgg.reparam.equivalence import EquivalenceReport, verify_equivalence
 from mindrepvgg.weights.checkpoint import network_arrays, save_checkpoint
 from mindrepvgg.weights.containers import SUFFIXES, write_weights
 from mindrepvgg.weights.dialects import find_dialect

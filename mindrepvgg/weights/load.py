@@ -11,8 +11,8 @@ from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.models import repvgg
-from mindrepvgg.models.qat import fold_bn, network_of
-from mindrepvgg.models.repvgg import RepVGG
+from mindrepvgg.models.qat import FORMS, QAT, fold_bn, to_fake_quantized, to_trainable_deploy
+from mindrepvgg.models.repvgg import RepVGG, build
 from mindrepvgg.models.shapes import check_finite
 from mindrepvgg.models.variants import find
 from mindrepvgg.reparam.deploy import to_deploy
@@ -22,6 +22,39 @@ from mindrepvgg.weights.pickles import is_pickle_file, read_pickle_file
 from mindrepvgg.weights.recognise import Recognised, recognise
 from mindrepvgg.weights.torchfile import is_torch_file, read_torch_file
 from mindrepvgg.weights.unwrap import unwrap
+
+
+def empty_network(description):
+    """The network a checkpoint's description with a `quantization` tells of, to be filled.
+
+    Raises CheckpointError when it tells of none.
+    """
+    form = description.get("quantization")
+    if form not in FORMS:
+        raise CheckpointError(f"the checkpoint holds no network for INT8 training: its form is {form!r}")
+    facts = (description[key] for key in ("model", "num_classes", "in_channels"))
+    net = to_trainable_deploy(build(*facts, deploy=True, **description.get("model_args", {})))
+    return to_fake_quantized(net) if form == QAT else net
+
+
+def load_quantization(path):
+    """The network of a checkpoint in 'bn' or 'qat' form, which `save_checkpoint` wrote; set to inference.
+
+    Raises CheckpointError when it is another or does not fit.
+    """
+    return network_of(read_weights(path), path)
+
+
+def network_of(found, path):
+    """`load_quantization` of what `weights.read_weights` found in the file at `path`."""
+    try:
+        net = empty_network(found.description)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    load_arrays(net, {k: v for k, v in found.arrays.items() if not k.startswith(STATE_PREFIX)}, path)
+    net.metadata = found.description
+    return net.set_train(False)
+
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +147,7 @@ def build_network(imported: ImportedWeights, form=None) -> RepVGG:
     check_form(imported.path, "deploy" if found.deploy else "train", form)
     shape = found.variant.to_dict() if found.variant.name == "repvgg" else {}
     with no_init_parameters():  # every one of them is about to be filled
-        net = repvgg.create_model(found.variant.name, found.num_classes, found.in_channels, found.deploy, **shape)
+        net = repvgg.build(found.variant.name, found.num_classes, found.in_channels, found.deploy, **shape)
     if found.variant.aux_heads and not found.deploy and not found.has_aux:
         log.warning("%s has no auxiliary heads; the network is built without them", imported.path)
         net.drop_aux_heads()
@@ -136,7 +169,7 @@ def create_model(
     Raises UserError when the name or a number cannot be used; CheckpointError when the file is of another network.
     """
     if weights is None:
-        return repvgg.create_model(name, num_classes, in_channels, deploy, norm, **shape)
+        return repvgg.build(name, num_classes, in_channels, deploy, norm, **shape)
     imported = import_weights(weights)
     found = imported.recognised
     wanted = find(name, **shape)
@@ -149,7 +182,7 @@ def create_model(
         )
     if not deploy or found.deploy:
         check_form(weights, "deploy" if found.deploy else "train", "deploy" if deploy else "train")
-    net = repvgg.create_model(name, num_classes, in_channels, found.deploy, norm, **shape)
+    net = repvgg.build(name, num_classes, in_channels, found.deploy, norm, **shape)
     arrays = dict(found.arrays)
     fresh = _fresh_heads(net, found)
     if fresh:

@@ -8,8 +8,9 @@ import numpy as np
 
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models import variants
-from mindrepvgg.models.shapes import Differences, differences, listed, parameter_shapes, printable
+from mindrepvgg.models.shapes import Differences, differences, parameter_shapes
 from mindrepvgg.models.variants import Variant
+from mindrepvgg.text import listed, printable
 from mindrepvgg.weights.dialects import DIALECTS, HOUSE
 from mindrepvgg.weights.rename import Translation, form_name, translate
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError
-from mindrepvgg.models.shapes import differences, listed, parameter_shapes, printable
+from mindrepvgg.models.shapes import differences, parameter_shapes
 from mindrepvgg.models.variants import Variant
 from mindrepvgg.reparam.arithmetic import BN_LEAVES
+from mindrepvgg.text import listed, printable
 from mindrepvgg.weights.dialects import AUX_HEADS, BATCHES, DIALECTS, HOUSE, Dialect, Parts, find_dialect
 
 

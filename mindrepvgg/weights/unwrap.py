@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError
-from mindrepvgg.models.shapes import listed, printable
+from mindrepvgg.text import listed, printable
 from mindrepvgg.weights.pickles import Opaque
 
 # Keys under which training scripts keep a state dict; official main.py: model, ema; timm: state_dict, state_dict_ema.

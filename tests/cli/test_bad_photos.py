@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mindrepvgg.data.datasets import labelled_photos
+from mindrepvgg.data.samples import labelled_photos
 
 ROOT = Path(__file__).parents[2]
 SMALL = "{num_blocks: [1, 1, 1, 1], widths: [4, 4, 8, 8, 16]}"

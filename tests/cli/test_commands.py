@@ -18,7 +18,7 @@ import mindrepvgg
 from mindrepvgg import create_model, load_checkpoint, save_checkpoint, to_deploy
 from mindrepvgg.recipe.mindcv_keys import mindcv_notice
 from mindrepvgg.recipe.sources import load_recipe
-from mindrepvgg.training.trainer import RunResult
+from mindrepvgg.training.result import RunResult
 from mindrepvgg.weights.containers import read_weights
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from mindrepvgg.data import policies
 from mindrepvgg.data.augment import Augmentation
-from mindrepvgg.data.datasets import labelled_photos
 from mindrepvgg.data.operations import Canvas, color_jitter, operate, random_erasing
 from mindrepvgg.data.policies import build_policy, check_policy
+from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.recipe.schema import KEYS, Recipe
 

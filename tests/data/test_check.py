@@ -14,7 +14,9 @@ from PIL import Image
 
 from mindrepvgg.data import check
 from mindrepvgg.data.check import check_data
-from mindrepvgg.data.datasets import Source, labelled_photos, open_source
+from mindrepvgg.data.datasets import open_source
+from mindrepvgg.data.samples import labelled_photos
+from mindrepvgg.data.source import Source
 from mindrepvgg.errors import DataError, UnreadableImageError
 
 PHOTOS = labelled_photos()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from mindrepvgg.data import datasets
-from mindrepvgg.data.datasets import DATASETS, ImageFiles, Source, open_source
+from mindrepvgg.data.datasets import DATASETS, open_source
+from mindrepvgg.data.source import ImageFiles, Source
 from mindrepvgg.errors import DataError, RecipeError
 from mindrepvgg.recipe.schema import KEYS
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindrepvgg.data.datasets import labelled_photos
 from mindrepvgg.data.decode import _is_usual_jpeg, decode, read_file
+from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.errors import DataError, UnreadableImageError
 
 GRADIENT = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)

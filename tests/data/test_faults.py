@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from mindrepvgg.data.augment import Augmentation
-from mindrepvgg.data.datasets import ImageFiles, Source, labelled_photos
-from mindrepvgg.data.loader import EvalLoader, TrainLoader
+from mindrepvgg.data.loader import EvalLoader
+from mindrepvgg.data.samples import labelled_photos
+from mindrepvgg.data.source import ImageFiles, Source
+from mindrepvgg.data.train_loader import TrainLoader
 from mindrepvgg.errors import DataError, RecipeError, UnreadableImageError
 
 USUAL = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "in_channels": 3, "interpolation": "bilinear"}

@@ -17,8 +17,9 @@ from PIL import Image
 
 from mindrepvgg.data.augment import Augmentation
 from mindrepvgg.data.crop import random_resized_crop
-from mindrepvgg.data.datasets import ImageFiles, Source
-from mindrepvgg.data.loader import EvalLoader, TrainLoader
+from mindrepvgg.data.loader import EvalLoader
+from mindrepvgg.data.source import ImageFiles, Source
+from mindrepvgg.data.train_loader import TrainLoader
 from mindrepvgg.errors import DataError, RecipeError
 
 ROOT = Path(__file__).parents[2]

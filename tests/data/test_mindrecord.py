@@ -17,11 +17,13 @@ from mindspore.mindrecord import FileReader, FileWriter
 from PIL import Image
 
 from mindrepvgg.data import pack
-from mindrepvgg.data.datasets import Source, labelled_photos, open_source
+from mindrepvgg.data.datasets import open_source
 from mindrepvgg.data.decode import decode
 from mindrepvgg.data.loader import EvalLoader
 from mindrepvgg.data.mindrecord import HEADER_SIZE, INDEX, PROGRESS, RecordFiles, is_record_folder, shard_name
 from mindrepvgg.data.pack import pack_folder
+from mindrepvgg.data.samples import labelled_photos
+from mindrepvgg.data.source import Source
 from mindrepvgg.errors import DataError, UnreadableImageError
 
 ROOT = Path(__file__).parents[2]

@@ -3,9 +3,10 @@ import pytest
 from mindspore import Tensor
 
 from mindrepvgg.data.augment import Augmentation
-from mindrepvgg.data.datasets import Source
-from mindrepvgg.data.loader import EvalLoader, TrainLoader
+from mindrepvgg.data.loader import EvalLoader
 from mindrepvgg.data.normalize import Normalize
+from mindrepvgg.data.source import Source
+from mindrepvgg.data.train_loader import TrainLoader
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 USUAL = {"mean": MEAN, "std": STD, "in_channels": 3, "interpolation": "bilinear", "num_parallel_workers": 2}

@@ -21,7 +21,8 @@ from mindspore import Tensor, nn
 from support import SMALL, context_mode, images, randomise_bn, relative_difference
 
 from mindrepvgg import create_model, save_checkpoint, to_deploy
-from mindrepvgg.data.datasets import ImageFiles, labelled_photos
+from mindrepvgg.data.samples import labelled_photos
+from mindrepvgg.data.source import ImageFiles
 from mindrepvgg.deployment import export
 from mindrepvgg.deployment.ascend import ascend_commands
 from mindrepvgg.deployment.export import export_checkpoint

@@ -27,7 +27,7 @@ from weights.test_load import (
 )
 
 from mindrepvgg import create_model, load_weights, save_checkpoint
-from mindrepvgg.data.datasets import labelled_photos
+from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.evaluation.crosscheck import check_file, cross_check
 from mindrepvgg.evaluation.torch_reference import TorchReference, read_tensors

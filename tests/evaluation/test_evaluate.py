@@ -11,14 +11,17 @@ from mindspore import Tensor
 from support import context_mode
 
 from mindrepvgg import create_model, load_checkpoint, save_checkpoint, to_deploy
-from mindrepvgg.data.datasets import Source, labelled_photos, open_source
+from mindrepvgg.data.datasets import open_source
 from mindrepvgg.data.loader import EvalLoader
+from mindrepvgg.data.loaders import build_train_loader, check_classes, eval_loader
+from mindrepvgg.data.samples import labelled_photos
+from mindrepvgg.data.source import Source, spread
 from mindrepvgg.errors import DataError, RecipeError, UnreadableImageError
-from mindrepvgg.evaluation.evaluate import check_classes, eval_loader, evaluate, recipe_of, spread
+from mindrepvgg.evaluation.evaluate import evaluate
 from mindrepvgg.evaluation.metrics import ConfusionSum
+from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.reparam.precision import set_precision
 from mindrepvgg.runtime.ranks import Ranks
-from mindrepvgg.training.assemble import build_train_loader
 
 pytestmark = pytest.mark.compat
 

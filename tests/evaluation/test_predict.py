@@ -18,18 +18,11 @@ from support import SMALL, context_mode, randomise_bn
 from weights.test_load import theirs, torch_network, write
 
 from mindrepvgg import create_model, load_weights, save_checkpoint
-from mindrepvgg.data.datasets import labelled_photos
+from mindrepvgg.data.inputs import InputFiles
+from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.errors import DataError, UserError
-from mindrepvgg.evaluation.predict import (
-    Drawer,
-    InputFiles,
-    Prediction,
-    class_names_of,
-    draw,
-    loader_for,
-    predict,
-    runner,
-)
+from mindrepvgg.evaluation.draw import Drawer, draw
+from mindrepvgg.evaluation.predict import Prediction, class_names_of, loader_for, predict, runner
 
 PHOTOS = labelled_photos()
 NEEDS_PHOTOS = pytest.mark.skipif(PHOTOS is None, reason="needs the photos of foolbox (pip install --no-deps foolbox)")
@@ -255,13 +248,6 @@ class TestCommand:
         assert status == 0
         for entry, name in zip(json.loads(out), SORTED[3:], strict=True):
             assert_true(entry, photos / name)
-
-
-def test_the_engine_is_asked_for_the_network(monkeypatch):
-    engine = types.ModuleType("mindrepvgg.deployment.engine")
-    engine.engine_of = lambda net: ("engine", net)
-    monkeypatch.setitem(sys.modules, "mindrepvgg.deployment.engine", engine)
-    assert runner("net", "onnxruntime") == ("engine", "net")
 
 
 class TestInputs:

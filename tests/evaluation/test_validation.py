@@ -14,9 +14,12 @@ from support import SMALL, TINY_DIGITS, randomise_bn
 from support.processes import Printed, run_two
 
 from mindrepvgg import create_model, load_checkpoint, save_checkpoint, to_deploy
-from mindrepvgg.data.datasets import labelled_photos
-from mindrepvgg.evaluation.evaluate import evaluate, loader_of, recipe_of, spread, val_source
+from mindrepvgg.data.loaders import loader_of, val_source
+from mindrepvgg.data.samples import labelled_photos
+from mindrepvgg.data.source import spread
+from mindrepvgg.evaluation.evaluate import evaluate
 from mindrepvgg.evaluation.torch_reference import TorchReference, read_tensors
+from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.runtime.ranks import Ranks
 
 DIGITS = {

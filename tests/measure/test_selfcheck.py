@@ -25,7 +25,8 @@ from support import SMALL, context_mode, script
 from mindrepvgg import create_model
 from mindrepvgg.cli import entry
 from mindrepvgg.errors import UserError
-from mindrepvgg.measure import selfcheck
+from mindrepvgg.measure import device_checks, selfcheck, selfcheck_report
+from mindrepvgg.models import synthetic
 from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.runtime.environment import mindspore_version
 from mindrepvgg.runtime.ranks import Ranks
@@ -225,22 +226,22 @@ def test_the_reference_is_complete_and_small(reference):
 
 @pytest.mark.compat
 def test_the_rule_gives_the_same_numbers_everywhere():
-    numbers = selfcheck.uniform("stage1.0.rbr_dense.conv.weight", (2, 2))
+    numbers = synthetic.uniform("stage1.0.rbr_dense.conv.weight", (2, 2))
     assert numbers.tolist() == [[0.848532525176092, -0.29625929550253916], [0.34116659759376344, -0.7852072212998444]]
-    many = selfcheck.uniform("a", 10_000)
+    many = synthetic.uniform("a", 10_000)
     assert -1 <= many.min() < -0.99 < 0.99 < many.max() < 1
     assert abs(many.mean()) < 0.02
-    assert abs(np.corrcoef(many, selfcheck.uniform("b", 10_000))[0, 1]) < 0.03
+    assert abs(np.corrcoef(many, synthetic.uniform("b", 10_000))[0, 1]) < 0.03
 
 
 @pytest.mark.compat
 def test_the_rules_parameters():
-    weight = selfcheck.parameter_value("stage1.0.rbr_dense.conv.weight", (64, 16, 3, 3))
+    weight = synthetic.parameter_value("stage1.0.rbr_dense.conv.weight", (64, 16, 3, 3))
     assert weight.dtype == np.float32
     assert weight.var() == pytest.approx(2 / (16 * 9), rel=0.05), "He's"
-    gamma = selfcheck.parameter_value("stage1.1.rbr_identity.gamma", (512,))
+    gamma = synthetic.parameter_value("stage1.1.rbr_identity.gamma", (512,))
     assert 0.75 <= gamma.min() < gamma.max() <= 1.25
-    assert selfcheck.parameter_value("stage1.1.rbr_dense.bn.moving_variance", (512,)).min() >= 0.5
+    assert synthetic.parameter_value("stage1.1.rbr_dense.bn.moving_variance", (512,)).min() >= 0.5
 
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
@@ -288,7 +289,7 @@ def test_a_device_that_computes_something_else_fails(monkeypatch, reference, lab
     actual = nano(reference)["train"]
     actual[label] = change(np.array(actual[label])).tolist()
     monkeypatch.setattr(selfcheck, "measure", lambda *_: actual)
-    with pytest.raises(selfcheck.CheckFailed, match=message) as failed:
+    with pytest.raises(selfcheck_report.CheckFailed, match=message) as failed:
         selfcheck.check_network("repvgg_nano", "train", "float32", reference)
     assert failed.value.figures["measured"] is actual
 
@@ -301,27 +302,27 @@ def test_coarse_float32_passes_where_it_was_let(monkeypatch, reference):
     line, _ = selfcheck.check_network(*options, coarse_float32=True)
     assert line.endswith(", as float16 or HF32 would")
     actual["logits"] = [2 * value for value in actual["logits"]]
-    with pytest.raises(selfcheck.CheckFailed, match="too much"):
+    with pytest.raises(selfcheck_report.CheckFailed, match="too much"):
         selfcheck.check_network(*options, coarse_float32=True)
     names = [dict(selfcheck.checks("CPU", Ranks(), (), (), {}, coarse)) for coarse in (False, True)]
     assert set(names[0]) - set(names[1]) == {"float32 is asked for"}
 
 
 def test_a_report_is_json_whatever_was_measured():
-    result = selfcheck.Result("a", "FAIL", "b", figures={"differences": {"loss": float("nan"), "logits": 1.0}})
-    found = selfcheck.report_json({}, [result], "")["results"][0]["figures"]["differences"]
+    result = selfcheck_report.Result("a", "FAIL", "b", figures={"differences": {"loss": float("nan"), "logits": 1.0}})
+    found = selfcheck_report.report_json({}, [result], "")["results"][0]["figures"]["differences"]
     assert found == {"loss": "NaN", "logits": 1.0}
 
 
 def test_one_wrong_kernel_fails(monkeypatch, reference):
-    rule = selfcheck.parameter_value
+    rule = synthetic.parameter_value
 
     def wrong(name, shape):
         return rule(name, shape) * (0.9 if name == "stage2.1.rbr_reparam.weight" else 1)
 
     monkeypatch.setattr(selfcheck, "parameter_value", wrong)
     for precision in selfcheck.PRECISIONS:
-        result = selfcheck.run_check(
+        result = selfcheck_report.run_check(
             "x", lambda p=precision: selfcheck.check_network("repvgg_nano", "deploy", p, reference)
         )
         assert result.status == "FAIL", precision
@@ -329,9 +330,9 @@ def test_one_wrong_kernel_fails(monkeypatch, reference):
 
 def test_what_is_missing_is_told_apart(monkeypatch, reference):
     monkeypatch.setattr(selfcheck, "measure", lambda *_: {"logits": [1.0]})
-    with pytest.raises(selfcheck.CheckFailed, match="the quantities differ: all logits"):
+    with pytest.raises(selfcheck_report.CheckFailed, match="the quantities differ: all logits"):
         selfcheck.check_network("repvgg_nano", "deploy", "float32", reference)
-    with pytest.raises(selfcheck.CheckSkipped, match="no numbers of repvgg_a9 in train form"):
+    with pytest.raises(selfcheck_report.CheckSkipped, match="no numbers of repvgg_a9 in train form"):
         selfcheck.check_network("repvgg_a9", "train", "float32", reference)
 
 
@@ -370,7 +371,7 @@ def test_what_ran_when_the_process_died_is_in_the_report(tmp_path, monkeypatch):
 
 
 def test_a_grouped_convolution_that_is_none_fails(monkeypatch):
-    class Wrong(selfcheck._ConvGradients):
+    class Wrong(device_checks._ConvGradients):
         def __init__(self, weight, groups):
             super().__init__(weight, groups)
             self.factor = 1.0 if groups == 1 else 1.1
@@ -380,15 +381,17 @@ def test_a_grouped_convolution_that_is_none_fails(monkeypatch):
             return y, by_input * self.factor, by_weight
 
     monkeypatch.setattr(selfcheck, "_ConvGradients", Wrong)
-    with pytest.raises(selfcheck.CheckFailed, match=r"from 2 plain convolutions: .*gradient of the input 1\.0e-01"):
-        selfcheck.check_grouped(2)
+    with pytest.raises(
+        selfcheck_report.CheckFailed, match=r"from 2 plain convolutions: .*gradient of the input 1\.0e-01"
+    ):
+        device_checks.check_grouped(2)
 
 
 def test_an_overflow_that_goes_unnoticed_fails(monkeypatch):
     saturated = Tensor(np.full(16, 65504, np.float16)), Tensor(True)
     monkeypatch.setattr(selfcheck, "_Overflow", lambda: lambda _: saturated)
-    with pytest.raises(selfcheck.CheckFailed, match=r"is 65504 \(saturation\) and was taken for finite"):
-        selfcheck.check_overflow()
+    with pytest.raises(selfcheck_report.CheckFailed, match=r"is 65504 \(saturation\) and was taken for finite"):
+        device_checks.check_overflow()
 
 
 class TwoRanks(Ranks):
@@ -414,11 +417,11 @@ class TwoRanks(Ranks):
     ],
 )
 def test_collectives_name_who_is_wrong(monkeypatch, other, message):
-    total = selfcheck.uniform("rank 0", (4096,)).astype("f") + selfcheck.uniform("rank 1", (4096,)).astype("f")
+    total = synthetic.uniform("rank 0", (4096,)).astype("f") + synthetic.uniform("rank 1", (4096,)).astype("f")
     monkeypatch.setattr(selfcheck, "_Sum", lambda: lambda x: Tensor(total) if x.shape == (4096,) else x)
-    with pytest.raises(selfcheck.CheckFailed, match=f"^{message}$"):
-        selfcheck.check_collectives(TwoRanks(other))
-    line, figures = selfcheck.check_collectives(TwoRanks([0, 0]), elements=1000, rounds=2)
+    with pytest.raises(selfcheck_report.CheckFailed, match=f"^{message}$"):
+        device_checks.check_collectives(TwoRanks(other))
+    line, figures = device_checks.check_collectives(TwoRanks([0, 0]), elements=1000, rounds=2)
     assert line.startswith("2 ranks agree; 0.0 MB all-reduced in ")
     assert figures["all_reduce_seconds"] > 0
 
@@ -467,16 +470,16 @@ def test_the_report_tells_of_the_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("HCCL_INTRA_ROCE_ENABLE", "1")
     monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
-    facts = selfcheck.environment("Ascend", "O2", root)
+    facts = selfcheck_report.environment("Ascend", "O2", root)
     assert facts[str(root / "driver/version.info")] == "Version=25.5.0"
     assert facts[str(root / "ascend-toolkit/latest/compiler/version.info")] == "Version=8.5.0"
     assert (facts["jit_level"], facts["HCCL_INTRA_ROCE_ENABLE"]) == ("O2", "1")
-    text = selfcheck.report(facts, [selfcheck.Result("a", "FAIL", "b | c")], selfcheck.npu_smi())
+    text = selfcheck_report.report(facts, [selfcheck_report.Result("a", "FAIL", "b | c")], selfcheck_report.npu_smi())
     assert "| npu-smi 25.5.0 info |" in text
     assert "| FAIL | a | b \\| c | 0.0 |" in text
     monkeypatch.setenv("PATH", "/nowhere")
     assert shutil.which("npu-smi") is None
-    assert selfcheck.npu_smi() == "npu-smi is not on PATH"
+    assert selfcheck_report.npu_smi() == "npu-smi is not on PATH"
 
 
 def test_a_reference_can_be_recorded_and_a_wrong_one_is_refused(tmp_path, monkeypatch, capsys):

@@ -11,11 +11,11 @@ from support import SMALL, TINY_DIGITS, context_mode, images, noise, randomise_b
 
 from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint, to_deploy
 from mindrepvgg.data.datasets import open_source
+from mindrepvgg.data.loaders import CalibrationBatches, loader_of
+from mindrepvgg.data.source import spread
 from mindrepvgg.errors import CheckpointError, UserError
-from mindrepvgg.evaluation.evaluate import loader_of, spread
 from mindrepvgg.models.qat import (
     fold_bn,
-    load_quantization,
     quantization_form,
     quantization_parameters,
     to_fake_quantized,
@@ -25,12 +25,13 @@ from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.reparam.deploy import rep_blocks
 from mindrepvgg.reparam.fake_quant import ActivationQuantizer, FakeQuantBlock, FakeQuantize, weight_scale
 from mindrepvgg.runtime.ranks import Ranks
-from mindrepvgg.training.assemble import CalibrationBatches, build_network
+from mindrepvgg.training.assemble import build_network
 from mindrepvgg.training.loss import build_loss
 from mindrepvgg.training.optim import build_optimizer
 from mindrepvgg.training.step import LossScale, NetworkWithLoss, TrainStep
 from mindrepvgg.training.trainer import Trainer
 from mindrepvgg.weights.convert import convert_checkpoint
+from mindrepvgg.weights.load import load_quantization
 
 CLASSES = 5
 TINY = {"num_blocks": (1, 1, 2, 1), "widths": (4, 4, 8, 8, 8)}

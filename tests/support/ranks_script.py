@@ -16,8 +16,8 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from mindrepvgg import create_model
-from mindrepvgg.data.datasets import Source
 from mindrepvgg.data.loader import EvalLoader
+from mindrepvgg.data.source import Source
 from mindrepvgg.errors import UserError
 from mindrepvgg.evaluation.evaluate import evaluate
 from mindrepvgg.recipe.schema import Recipe

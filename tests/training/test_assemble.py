@@ -20,7 +20,7 @@ from support.torch_reference import Network, copy_weights, torch_name
 from mindrepvgg import create_model
 from mindrepvgg.data.augment import Augmentation
 from mindrepvgg.data.datasets import open_source
-from mindrepvgg.data.loader import TrainLoader
+from mindrepvgg.data.train_loader import TrainLoader
 from mindrepvgg.errors import RecipeError, TrainingError, UserError
 from mindrepvgg.recipe.sources import load_recipe
 from mindrepvgg.runtime import compile_cache

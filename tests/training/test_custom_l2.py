@@ -10,10 +10,10 @@ from support.torch_reference import Network, copy_weights, torch_name
 
 from mindrepvgg import create_model, to_deploy
 from mindrepvgg.errors import RecipeError
-from mindrepvgg.models.qat import CustomL2, is_block_kernel
 from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.training.assemble import build_network, build_step
+from mindrepvgg.training.custom_l2 import CustomL2, is_block_kernel
 from mindrepvgg.training.freeze import freeze
 from mindrepvgg.training.loss import build_loss
 from mindrepvgg.training.optim import parameter_groups

@@ -28,7 +28,9 @@ from support.processes import (
 from support.ranks_script import CLASSES, GATHERED, STEPS, batches_of, build, recipe, run, validation
 
 from mindrepvgg import create_model, load_checkpoint
-from mindrepvgg.evaluation.evaluate import eval_loader, evaluate, recipe_of
+from mindrepvgg.data.loaders import eval_loader
+from mindrepvgg.evaluation.evaluate import evaluate
+from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.training.precise_bn import precise_bn
 from mindrepvgg.training.step import bn_statistics

@@ -6,7 +6,9 @@ import pytest
 from support import context_mode
 
 from mindrepvgg import load_checkpoint, to_deploy, verify_equivalence
-from mindrepvgg.evaluation.evaluate import eval_loader, evaluate, recipe_of
+from mindrepvgg.data.loaders import eval_loader
+from mindrepvgg.evaluation.evaluate import evaluate
+from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.recipe.sources import load_recipe
 from mindrepvgg.training.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""`mindrepvgg.weights.torchfile`: against torch.load bit for bit, against damage, and against files that attack the reader.
+"""`weights.torchfile`: against torch.load bit for bit, against damage, and against files that attack the reader.
 
 Two writers: PyTorch's own (tests skipped where it is not installed), and the pickle assembler of `hostile_pickles` for
 files that no PyTorch would write.

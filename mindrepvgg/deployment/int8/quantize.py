@@ -10,7 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mindrepvgg.data.datasets import DATASETS, Source, open_source
+from mindrepvgg.data.datasets import DATASETS, open_source
+from mindrepvgg.data.inputs import InputFiles
+from mindrepvgg.data.loaders import check_classes, loader_of, val_source
+from mindrepvgg.data.source import Source, spread
 from mindrepvgg.deployment.engine import OnnxEngine, import_onnxruntime
 from mindrepvgg.deployment.export import check_destination, export_checkpoint
 from mindrepvgg.deployment.graph import GraphOptions, build_onnx, import_onnx, set_metadata
@@ -21,11 +24,10 @@ from mindrepvgg.deployment.int8.report import Judged, LayerNoise, Quantization, 
 from mindrepvgg.deployment.int8.search import Judge, Search
 from mindrepvgg.errors import DataError, EquivalenceError, UserError
 from mindrepvgg.evaluation.crosscheck import cross_check
-from mindrepvgg.evaluation.evaluate import check_classes, loader_of, recipe_of, spread, val_source
-from mindrepvgg.evaluation.predict import InputFiles
 from mindrepvgg.files import atomic_path, write_json
-from mindrepvgg.recipe.schema import nearest
+from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.reparam.deploy import to_deploy
+from mindrepvgg.text import nearest
 from mindrepvgg.weights.checkpoint import network_arrays
 from mindrepvgg.weights.load import load_weights
 

@@ -21,6 +21,8 @@ from support import SMALL, context_mode, images, randomise_bn, relative_differen
 
 from mindrepvgg import create_model, load_checkpoint, save_checkpoint
 from mindrepvgg.data.datasets import DATASETS, open_source
+from mindrepvgg.data.loaders import loader_of
+from mindrepvgg.data.source import spread
 from mindrepvgg.deployment.graph import build_onnx
 from mindrepvgg.deployment.int8 import quantize, report, search
 from mindrepvgg.deployment.int8.equalize import equalize
@@ -29,7 +31,7 @@ from mindrepvgg.deployment.int8.noise import KernelNoise, kernel_noise, signal_t
 from mindrepvgg.deployment.int8.quantize import QuantizeOptions, quantize_checkpoint
 from mindrepvgg.deployment.int8.search import fewest
 from mindrepvgg.errors import EquivalenceError
-from mindrepvgg.evaluation.evaluate import Evaluation, loader_of, spread
+from mindrepvgg.evaluation.evaluate import Evaluation
 from mindrepvgg.models.variants import find
 from mindrepvgg.recipe.sources import recipe_from_dict
 from mindrepvgg.weights.checkpoint import load_arrays, network_arrays

@@ -1,0 +1,155 @@
+"""What a device is checked for beside the networks: grouped convolution, overflow, collectives."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, amp, nn, ops
+
+from mindrepvgg.measure.selfcheck_report import CheckFailed, CheckSkipped, Result, run_check
+from mindrepvgg.models.synthetic import parameter_value, uniform
+from mindrepvgg.runtime.environment import launched_processes
+from mindrepvgg.runtime.ranks import Ranks, start
+
+_GROUPED_TOLERANCE = 1e-2  # loose, for HF32; groups that are mixed up are off by the largest output
+
+_MSRUN = "msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python tools/ascend_check.py"
+
+
+def request_float32(device: str):
+    """Ask Ascend to compute float32 in float32: convolutions may use HF32 otherwise, and O2 float16."""
+    if device != "Ascend":
+        raise CheckSkipped(f"{device} knows no other")
+    ms.device_context.ascend.op_precision.precision_mode("must_keep_origin_dtype")
+    ms.device_context.ascend.op_precision.conv_allow_hf32(False)
+    return "precision_mode must_keep_origin_dtype, HF32 off in convolutions", None
+
+
+class _ConvGradients(nn.Cell):
+    """A 3x3 convolution (N, C, H, W) -> its output, and the gradients of its product with `probe`: input, weight."""
+
+    def __init__(self, weight, groups):
+        super().__init__()
+        out_channels, per_group = weight.shape[:2]
+        self.conv = nn.Conv2d(
+            per_group * groups, out_channels, 3, pad_mode="pad", padding=1, group=groups, weight_init=Tensor(weight)
+        )
+        self.gradients = ms.grad(self._product, 0, ms.ParameterTuple([self.conv.weight]))
+
+    def _product(self, x, probe):
+        return (self.conv(x) * probe).sum()
+
+    def construct(self, x, probe):
+        by_input, by_weight = self.gradients(x, probe)
+        return self.conv(x), by_input, by_weight[0]
+
+
+def check_grouped(groups: int, channels: int = 64, size: int = 16):
+    """A grouped convolution and its gradients against one plain convolution a group, on the same device."""
+    shape = (4, channels, size, size)
+    x, probe = (uniform(name, shape).astype(np.float32) for name in ("grouped x", "grouped probe"))
+    weight = parameter_value("grouped.weight", (channels, channels // groups, 3, 3))
+    actual = [y.asnumpy() for y in _ConvGradients(weight, groups)(Tensor(x), Tensor(probe))]
+    parts = []
+    for i in range(groups):
+        part = slice(i * channels // groups, (i + 1) * channels // groups)
+        inputs = (Tensor(np.ascontiguousarray(a[:, part])) for a in (x, probe))
+        parts.append([y.asnumpy() for y in _ConvGradients(weight[part], 1)(*inputs)])
+    expected = [np.concatenate(pieces, axis) for pieces, axis in zip(zip(*parts, strict=True), (1, 1, 0), strict=True)]
+    names = ("output", "gradient of the input", "gradient of the weight")
+    found = {
+        name: float(np.abs(a - b).max() / np.abs(b).max()) for name, a, b in zip(names, actual, expected, strict=True)
+    }
+    line = ", ".join(f"{name} {difference:.1e}" for name, difference in found.items())
+    if not max(found.values()) <= _GROUPED_TOLERANCE:
+        raise CheckFailed(f"differs from {groups} plain convolutions: {line}", found)
+    return f"differs from {groups} plain convolutions by: {line}", found
+
+
+class _Overflow(nn.Cell):
+    """x + x, and whether `amp.all_finite` takes it for finite."""
+
+    def construct(self, x):
+        total = x + x
+        return total, amp.all_finite((total,))
+
+
+def check_overflow():
+    """A float16 sum that overflows must be noticed, whether the device makes infinity of it or its largest number."""
+    total, finite = _Overflow()(Tensor(np.full(16, 60000, np.float16)))
+    value = float(total.asnumpy()[0])
+    line = f"60000 + 60000 in float16 is {value:g} ({'INF/NaN' if np.isinf(value) else 'saturation'})"
+    if bool(finite.asnumpy()):
+        raise CheckFailed(f"{line} and was taken for finite: loss scaling would not notice")
+    return f"{line} and was noticed", {"value": value}
+
+
+class _Sum(nn.Cell):
+    """The sum of a tensor over the processes."""
+
+    def __init__(self):
+        super().__init__()
+        self.all_reduce = ops.AllReduce()
+
+    def construct(self, x):
+        return self.all_reduce(x)
+
+
+def join(device: str) -> tuple[Result, Ranks]:
+    """Meet the other processes of an msrun, as training does; after a failure this one goes on alone."""
+    group = Ranks()
+
+    def meet():
+        nonlocal group
+        if launched_processes() is None:
+            raise CheckSkipped(f"one process; for the collectives: {_MSRUN}")
+        group = start(device=device)
+        return f"rank {group.rank} of {group.size}", None
+
+    return run_check("processes meet", meet), group
+
+
+def check_collectives(group: Ranks, elements: int = 14_092_264, rounds: int = 5):
+    """All-reduce and broadcast over the processes of `group`, and the speed of an all-reduce of `elements` float32.
+
+    elements: as many as repvgg_a1 has gradients. The line names every rank that got something else.
+    """
+    if group.size == 1:
+        raise CheckSkipped("one process")
+    values = [uniform(f"rank {rank}", (4096,)).astype(np.float32) for rank in range(group.size)]
+    total = _Sum()(Tensor(values[group.rank])).asnumpy()
+    sent = Parameter(Tensor(values[group.rank]), name="sent")
+    group.broadcast([sent])
+    wanted = np.sum(values, axis=0, dtype=np.float64)
+    wrong = [
+        float(np.abs(total - wanted).max() / np.abs(wanted).max()),
+        float(np.abs(sent.asnumpy() - values[0]).max()),
+    ]
+    by_rank = group.gather(np.array(wrong, np.float32))
+    figures = {"all-reduce": by_rank[:, 0].tolist(), "broadcast": by_rank[:, 1].tolist()}
+    complaints = []
+    for kind, tolerance in (("all-reduce", 1e-5), ("broadcast", 0.0)):
+        ranks = [str(rank) for rank, error in enumerate(figures[kind]) if not error <= tolerance]
+        if ranks:
+            complaints.append(f"{kind} is wrong on rank {', '.join(ranks)}")
+    if complaints:
+        raise CheckFailed("; ".join(complaints), figures)
+    seconds = _all_reduce_seconds(elements, rounds)
+    size = 4e-6 * elements
+    figures["all_reduce_seconds"], figures["all_reduce_megabytes"] = seconds, size
+    return f"{group.size} ranks agree; {size:.1f} MB all-reduced in {1e3 * seconds:.1f} ms", figures
+
+
+def _all_reduce_seconds(elements, rounds):
+    """The median time of an all-reduce, after one that is not counted."""
+    cell, gradients = _Sum(), Tensor(np.ones(elements, np.float32))
+    cell(gradients).asnumpy()
+    times = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        cell(gradients)[:1].asnumpy()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)

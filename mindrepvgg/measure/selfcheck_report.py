@@ -1,0 +1,156 @@
+"""The report of a self-check: the device, the software around it, and every result."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+from mindrepvgg.runtime.environment import launched_processes
+from mindrepvgg.version import __version__
+
+PASS, FAIL, SKIP = "PASS", "FAIL", "SKIP"
+
+_VARIABLES = (
+    *("ASCEND_HOME_PATH", "ASCEND_RT_VISIBLE_DEVICES", "HCCL_INTRA_ROCE_ENABLE", "HCCL_INTRA_PCIE_ENABLE"),
+    *("MS_ASCEND_CHECK_OVERFLOW_MODE", "MS_COMPILER_CACHE_ENABLE", "ONEDNN_MAX_CPU_ISA", "RANK_TABLE_FILE"),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A check's outcome: PASS, FAIL or SKIP, a line on it, the seconds it took, and what was measured, by name."""
+
+    name: str
+    status: str
+    detail: str
+    seconds: float = 0.0
+    figures: dict | None = None
+
+    def format(self) -> str:
+        """The line people read."""
+        return f"{self.status}  {self.name}: {self.detail}"
+
+
+class CheckFailed(Exception):
+    """A check came out wrong: the message is its line in the report, `figures` what was measured."""
+
+    def __init__(self, message, figures=None):
+        super().__init__(message)
+        self.figures = figures
+
+
+class CheckSkipped(Exception):
+    """A check could not be made here; the message says why."""
+
+
+def run_check(name: str, check: Callable) -> Result:
+    """Call `check`, which returns (line, figures) or raises; whatever it raises is a FAIL, and the others still run."""
+    begin = time.perf_counter()
+    figures = None
+    try:
+        detail, figures = check()
+        status = PASS
+    except CheckSkipped as skipped:
+        status, detail = SKIP, str(skipped)
+    except CheckFailed as failure:
+        status, detail, figures = FAIL, str(failure), failure.figures
+    except Exception as error:  # a device may fail in any way; what it says belongs into the report
+        lines = [line for line in str(error).splitlines() if line.strip(" -")]
+        status, detail = FAIL, f"{type(error).__name__}: {lines[0].strip() if lines else 'no message'}"
+    return Result(name, status, detail, time.perf_counter() - begin, figures)
+
+
+def versions() -> dict[str, str]:
+    """Of this package and what it runs on."""
+    return {
+        "mindrepvgg": __version__,
+        "mindspore": ms.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def environment(device: str, jit_level: str, ascend_root="/usr/local/Ascend") -> dict[str, str]:
+    """What a report has to say of the machine: versions, the device and its software, variables that matter.
+
+    jit_level: the compile level, in words.
+    """
+    facts = {
+        **versions(),
+        "platform": platform.platform(),
+        "cores": str(os.cpu_count()),
+        "device": device,
+        "device files": str(len(list(Path("/dev").glob("davinci[0-9]*")))),
+        "jit_level": jit_level,
+        "processes": str(launched_processes() or 1),
+        "command": " ".join(sys.argv),
+    }
+    for place, version in _software(ascend_root).items():
+        facts[place] = version
+    for name in _VARIABLES:
+        if name in os.environ:
+            facts[name] = os.environ[name]
+    return facts
+
+
+def _software(root):
+    """The versions CANN, driver and firmware wrote down, by file."""
+    home = os.environ.get("ASCEND_HOME_PATH")
+    candidates = [Path(home, "compiler", "version.info")] if home else []
+    for pattern in (
+        "driver/version.info",
+        "firmware/version.info",
+        "*/latest/compiler/version.info",
+        "cann*/compiler/version.info",
+    ):
+        candidates += sorted(Path(root).glob(pattern))
+    found = {}
+    for path in candidates:
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            found[str(path)] = next((line for line in lines if line.lower().startswith("version=")), "no Version=")
+    return found
+
+
+def npu_smi() -> str:
+    """What `npu-smi info` prints; why not, where it does not."""
+    command = shutil.which("npu-smi")
+    if command is None:
+        return "npu-smi is not on PATH"
+    try:
+        done = subprocess.run([command, "info"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"npu-smi info: {error}"
+    return (done.stdout + done.stderr).strip()
+
+
+def report(facts: dict, results: list[Result], smi: str, under_way: str = "") -> str:
+    """The report as markdown; `under_way` names the check that was running when it was written."""
+    counts = ", ".join(f"{sum(r.status == status for r in results)} {status}" for status in (PASS, FAIL, SKIP))
+    lines = ["# Self-check of mindrepvgg", "", counts, ""]
+    if under_way:
+        lines += [f"Unfinished: {under_way} was running when this was written.", ""]
+    lines += ["| status | check | result | seconds |", "|---|---|---|---|"]
+    for result in results:
+        detail = result.detail.replace("|", "\\|")
+        lines.append(f"| {result.status} | {result.name} | {detail} | {result.seconds:.1f} |")
+    lines += ["", "| environment | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
+    lines += ["", "```", smi, "```", ""]
+    return "\n".join(lines)
+
+
+def report_json(facts: dict, results: list[Result], smi: str, under_way: str = "") -> dict:
+    """The same with every figure, for programs; a number that is none as text, which JSON has no other way for."""
+    found = {"environment": facts, "results": [asdict(r) for r in results], "npu_smi": smi, "under_way": under_way}
+    return json.loads(json.dumps(found), parse_constant=str)

@@ -1,0 +1,41 @@
+"""Parameters that are the same on every machine, whatever its generators: for checks and benchmarks."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+
+
+def uniform(name: str, shape) -> np.ndarray:
+    """Numbers in [-1, 1) as float64 that depend on the name alone, on every machine and in every version of NumPy.
+
+    Philox's raw stream is guaranteed to stay; the distributions NumPy draws from it are not.
+    """
+    raw = np.random.Philox(key=zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
+    return ((raw >> 11) * 2.0**-52 - 1).reshape(shape)
+
+
+def parameter_value(name: str, shape) -> np.ndarray:
+    """The rule: a float32 array for the parameter called `name`.
+
+    Weights have He's variance; BN has a history. Rounding must not grow with depth, or a device could not be told from
+    a broken one: the identity weighs more than the other branches, BN keeps four in five of a ReLU's inputs positive
+    (one that changes sides switches its gradient on or off), and SE lets most of the map pass.
+    """
+    numbers = uniform(name, shape)
+    leaf = name.rpartition(".")[2]
+    if leaf == "weight":
+        numbers *= math.sqrt(6 / np.prod(shape[1:]))
+    elif leaf == "gamma":
+        numbers = (4 + numbers) / (4 if "rbr_identity" in name else 16)
+    elif leaf == "moving_variance":
+        numbers = 1 + numbers / 2
+    elif name.endswith("rbr_dense.bn.beta"):
+        numbers = 1 + numbers / 10
+    elif name.endswith("se.up.bias"):
+        numbers = 2 + numbers
+    else:
+        numbers /= 10
+    return numbers.astype(np.float32)
