@@ -70,7 +70,7 @@ def loader_for(net, files: ImageFiles, overrides=None) -> EvalLoader:
 
 
 def runner(net) -> Callable[[np.ndarray], np.ndarray]:
-    """The network, set to inference, as a function of arrays: images (N, C, H, W) float32 -> logits (N, classes)."""
+    """The network, set to inference, as a function: images (N, C, H, W) float32 -> logits (N, classes), arrays."""
     net.set_train(False)
     return lambda images: net(Tensor(images)).asnumpy()
 
