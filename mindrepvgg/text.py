@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 
-def listed(items: Sequence[str], most: int | None = 3) -> str:
+def listed(items: Sequence[str], most: int | None = 3, separator=", ") -> str:
     """The first `most` items (None: all) on one line, and how many more there are."""
     most = len(items) if most is None else most
-    more = f", and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+    more = f"{separator}and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more
 
 
 def printable(name) -> str:

@@ -204,7 +204,7 @@ class TestTrain:
                 path = Path("none.ckpt")
                 return None if dry_run else RunResult(False, None, 0.0, path, path, path)
 
-        monkeypatch.setattr("mindrepvgg.training.Trainer", Recorder)
+        monkeypatch.setattr("mindrepvgg.training.trainer.Trainer", Recorder)
         return asked
 
     @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ def test_help_is_status_0_on_stdout(capsys):
 
 def test_a_reader_that_has_seen_enough_is_no_error():
     program = (
-        "import sys; from mindrepvgg import cli\n"
-        "sys.exit(cli.run(lambda argv: [print(i) for i in range(100000)] and None))"
+        "import sys; from mindrepvgg.cli import entry\n"
+        "sys.exit(entry.run(lambda argv: [print(i) for i in range(100000)] and None))"
     )
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}"
     run = subprocess.run(

@@ -110,7 +110,7 @@ def test_validation_does_not_need_the_training_pictures(tmp_path):
         (
             [f"train/{i}/1.jpg" for i in range(10)] + ["val/0/1.jpg"],
             "val",
-            r"differ: '1', '2', '3', '4', '5' and 4 more missing; ",
+            r"differ: '1', '2', '3', '4', '5', and 4 more missing; ",
         ),
     ],
 )

@@ -207,7 +207,7 @@ def test_policies_see_the_cropped_and_flipped_picture_and_come_before_normalisat
         assert (text, fill, kernel) == ("3a", [124, 116, 104], cv2.INTER_LINEAR)
         return lambda picture, rng: seen.append(picture) or 255 - picture
 
-    monkeypatch.setattr("mindrepvgg.data.loader.build_policy", build)
+    monkeypatch.setattr("mindrepvgg.data.train_loader.build_policy", build)
     plain, _ = only_batch(source, vflip=0.5)
     # color_jitter has no effect beside a policy.
     augmented, _ = only_batch(source, vflip=0.5, auto_augment="3a", color_jitter=0.4, num_parallel_workers=1)
@@ -419,7 +419,9 @@ def test_soft_targets_sum_to_one_whether_a_batch_is_mixed_or_not(mixing):
 
 RESUME = """
 import hashlib, sys
-from mindrepvgg.data import Augmentation, TrainLoader, open_source
+from mindrepvgg.data.augment import Augmentation
+from mindrepvgg.data.datasets import open_source
+from mindrepvgg.data.train_loader import TrainLoader
 augmentation = Augmentation(scale=(0.5, 1), ratio=(0.75, 1.33), hflip=0.5, vflip=0.1, auto_augment="autoaug",
                             re_prob=0.3, mixup=0.8, cutmix=1, cutmix_prob=0.8, aug_repeats=2)
 loader = TrainLoader(open_source("mnist5k", None, "train"), 256, (32, 32), mean=(0.13,), std=(0.31,), in_channels=1,

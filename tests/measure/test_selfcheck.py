@@ -380,7 +380,7 @@ def test_a_grouped_convolution_that_is_none_fails(monkeypatch):
             y, by_input, by_weight = super().construct(x, probe)
             return y, by_input * self.factor, by_weight
 
-    monkeypatch.setattr(selfcheck, "_ConvGradients", Wrong)
+    monkeypatch.setattr(device_checks, "_ConvGradients", Wrong)
     with pytest.raises(
         selfcheck_report.CheckFailed, match=r"from 2 plain convolutions: .*gradient of the input 1\.0e-01"
     ):
@@ -389,7 +389,7 @@ def test_a_grouped_convolution_that_is_none_fails(monkeypatch):
 
 def test_an_overflow_that_goes_unnoticed_fails(monkeypatch):
     saturated = Tensor(np.full(16, 65504, np.float16)), Tensor(True)
-    monkeypatch.setattr(selfcheck, "_Overflow", lambda: lambda _: saturated)
+    monkeypatch.setattr(device_checks, "_Overflow", lambda: lambda _: saturated)
     with pytest.raises(selfcheck_report.CheckFailed, match=r"is 65504 \(saturation\) and was taken for finite"):
         device_checks.check_overflow()
 
@@ -418,7 +418,7 @@ class TwoRanks(Ranks):
 )
 def test_collectives_name_who_is_wrong(monkeypatch, other, message):
     total = synthetic.uniform("rank 0", (4096,)).astype("f") + synthetic.uniform("rank 1", (4096,)).astype("f")
-    monkeypatch.setattr(selfcheck, "_Sum", lambda: lambda x: Tensor(total) if x.shape == (4096,) else x)
+    monkeypatch.setattr(device_checks, "_Sum", lambda: lambda x: Tensor(total) if x.shape == (4096,) else x)
     with pytest.raises(selfcheck_report.CheckFailed, match=f"^{message}$"):
         device_checks.check_collectives(TwoRanks(other))
     line, figures = device_checks.check_collectives(TwoRanks([0, 0]), elements=1000, rounds=2)

@@ -287,8 +287,8 @@ def test_an_unknown_key_like_no_other_points_to_help():
 
 
 def test_hints_for_names_of_other_programs_are_keys():
-    assert set(recipe.schema._ELSEWHERE.values()) <= set(KEYS)
-    assert not set(recipe.schema._ELSEWHERE) & set(KEYS)
+    assert set(recipe.schema.ELSEWHERE.values()) <= set(KEYS)
+    assert not set(recipe.schema.ELSEWHERE) & set(KEYS)
 
 
 @pytest.mark.parametrize(

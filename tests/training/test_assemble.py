@@ -350,10 +350,10 @@ FIRST_STEP = """
 import sys, time
 import mindspore as ms, numpy as np
 from mindrepvgg import create_model
-from mindrepvgg.compile_cache import kept_graphs
-from mindrepvgg.optim import build_optimizer
-from mindrepvgg.train.loss import build_loss
-from mindrepvgg.train.step import LossScale, NetworkWithLoss, TrainStep
+from mindrepvgg.runtime.compile_cache import kept_graphs
+from mindrepvgg.training.optim import build_optimizer
+from mindrepvgg.training.loss import build_loss
+from mindrepvgg.training.step import LossScale, NetworkWithLoss, TrainStep
 ms.set_context(mode=0)
 ms.set_seed(0)
 net = create_model("repvgg", 5, num_blocks=(1, 1, 2, 1), widths=(4, 4, 8, 8, 8))

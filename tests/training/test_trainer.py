@@ -517,13 +517,13 @@ def test_the_loss(label_smoothing, heads):
 
 
 SETUP_AFTER_WORK = """
-from mindrepvgg import runtime
+from mindrepvgg.runtime import device
 from mindrepvgg.errors import UserError
 import mindspore as ms
 assert float((ms.Tensor([1.0]) + 1).asnumpy()[0]) == 2
-print(runtime.setup("CPU", seed=1), runtime.setup("auto"))
+print(device.setup("CPU", seed=1), device.setup("auto"))
 try:
-    runtime.setup("Ascend")
+    device.setup("Ascend")
 except UserError as error:
     print(error)
 """

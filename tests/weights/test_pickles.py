@@ -329,7 +329,7 @@ def test_the_number_of_operations_is_bounded(write, monkeypatch):
 
 PEAK = """
 import sys
-from mindrepvgg.inert_pickle import read_pickle_file
+from mindrepvgg.weights.pickles import read_pickle_file
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 before = peak()

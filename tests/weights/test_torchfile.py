@@ -632,7 +632,7 @@ def test_a_legacy_file_with_wrong_storage_list(tmp_path):
 
 PEAK = """
 import sys
-from mindrepvgg.torchfile import read_torch_file
+from mindrepvgg.weights.torchfile import read_torch_file
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 before = peak()
