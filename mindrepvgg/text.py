@@ -1,8 +1,9 @@
-"""Words for people: lists that end in "and N more", names on one line, and the name that was meant."""
+"""Words for people: tables, lists that end in "and N more", names on one line, and the name that was meant."""
 
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 
@@ -32,3 +33,53 @@ def nearest(name: str, known: Iterable[str], synonyms: Mapping[str, str] | None 
     if synonym in known:
         return synonym
     return next(iter(difflib.get_close_matches(name, known, n=1)), None)
+
+
+def table(
+    rows: Iterable[Sequence[object]],
+    align: str = "<>",
+    gap: str = "  ",
+    rules: Iterable[int] = (),
+    spans: Iterable[tuple[str, int]] = (),
+) -> str:
+    """Rows as plain text in columns, without spaces at the ends of lines.
+
+    Args:
+        rows: the cells of each row, the headings among them; a row may be shorter than others.
+        align: a letter for each column, '<' for left and '>' for right; the last one holds for all further columns.
+        gap: what stands between two columns.
+        rules: before which rows a line of dashes stands; negative numbers count from the end.
+        spans: a line above the rows: (heading, number of columns it stands over), right aligned.
+
+    Returns:
+        The lines, joined.
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in itertools.zip_longest(*cells, fillvalue="")]
+    align = align.ljust(len(widths), align[-1])
+    formats = [f"{side}{width}" for side, width in zip(align, widths, strict=False)]
+    lines = [gap.join(map(format, row, formats)).rstrip() for row in cells]
+    for number in sorted((rule % len(lines) for rule in rules), reverse=True):
+        lines.insert(number, "-" * (sum(widths) + len(gap) * (len(widths) - 1)))
+    left, over = iter(widths), []
+    for heading, count in spans:
+        width = sum(itertools.islice(left, count)) + len(gap) * (count - 1)
+        over.append(f"{heading:>{width}}")
+    return "\n".join([*([gap.join(over).rstrip()] if over else []), *lines])
+
+
+def markdown_table(headings: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Rows as a table in markdown.
+
+    Args:
+        headings: one for each column.
+        rows: the cells of each row; a bar in a cell is escaped.
+
+    Returns:
+        The lines, joined.
+    """
+
+    def line(cells):
+        return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+    return "\n".join([line(headings), "|" + "---|" * len(headings), *map(line, rows)])
