@@ -1,9 +1,6 @@
-"""What can be asked of augmentation: the recipe's section of that name, checked."""
+"""What can be asked of augmentation: the recipe's section of that name."""
 
 import dataclasses
-
-from mindrepvgg.data.policies import check_policy
-from mindrepvgg.errors import RecipeError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -12,9 +9,9 @@ class Augmentation:
 
     scale, ratio: see `random_resized_crop`; hflip, vflip, re_prob: probabilities for a picture, cutmix_prob: for a
     batch to be mixed at all; color_jitter: see `color_jitter`, without effect beside auto_augment; auto_augment: see
-    `check_policy`; re_*: see `random_erasing`; mixup, cutmix: see `mindrepvgg.data.mix.draw_mix`; aug_repeats: times a
-    picture is used in a step, augmented anew each time; 0 and 1: once.
-    Raises RecipeError for the first value that cannot be used.
+    `mindrepvgg.recipe.policies`; re_*: see `random_erasing`; mixup, cutmix: see `mindrepvgg.data.mix.draw_mix`;
+    aug_repeats: times a picture is used in a step, augmented anew each time; 0 and 1: once.
+    The values are not checked here: `Recipe` has checked them.
     """
 
     scale: tuple[float, float]
@@ -31,26 +28,6 @@ class Augmentation:
     cutmix: float = 0.0
     cutmix_prob: float = 1.0
     aug_repeats: int = 0
-
-    def __post_init__(self):
-        for name in ("scale", "re_scale"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise RecipeError(
-                    f"{name} (={[low, high]}) must be two rising shares of the area above 0 and at most 1"
-                )
-        for name, sides in (("ratio", "width / height"), ("re_ratio", "height / width")):
-            low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise RecipeError(f"{name} (={[low, high]}) must be two rising {sides} ratios above 0")
-        for name in ("hflip", "vflip", "re_prob", "cutmix_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"{name} (={getattr(self, name)}) must be a probability from 0 to 1")
-        for name in ("color_jitter", "mixup", "cutmix", "aug_repeats"):
-            if not getattr(self, name) >= 0:
-                raise RecipeError(f"{name} (={getattr(self, name)}) must be at least 0")
-        if self.auto_augment is not None:
-            check_policy(self.auto_augment)
 
     @classmethod
     def of(cls, recipe):

@@ -1,4 +1,4 @@
-"""Automatic policies of augmentation: their published tables and parameters, and the texts that name them.
+"""Automatic policies of augmentation, from their published tables and parameters.
 
 Why not a library's: those of MindSpore and of MindCV draw from generators of the whole process, so that their pictures
 depend on the number of workers and on everything drawn before. MindCV's (0.3) also shear by at most 0.3 degrees, where
@@ -6,14 +6,11 @@ depend on the number of workers and on everything drawn before. MindCV's (0.3) a
 """
 
 import math
-import re
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
 from mindrepvgg.data.operations import Canvas, operate
-from mindrepvgg.errors import RecipeError
+from mindrepvgg.recipe.policies import MOST_MAGNITUDE, parse_policy
 
 # An operation's amount for a level, which is magnitude / 10, of which one is the usual most
 
@@ -125,7 +122,6 @@ _RANDAUGMENT_PROBABILITY = 0.5
 _TRIVIALAUGMENT = tuple(name for name in _WIDE if name != "Invert")
 _AUGMIX = tuple(name for name in _RANDAUGMENT if name != "Invert")
 
-_MOST = 10  # magnitude
 _UNIFORM_ABOVE = 100  # mstd
 
 
@@ -142,7 +138,7 @@ def _from_table(table, amounts):
         def augment(picture, rng):
             for name, probability, magnitude in table[rng.integers(len(table))]:
                 if rng.random() < probability:
-                    amount = amounts[name](_noisy_level(magnitude, mstd, _MOST, rng), rng)
+                    amount = amounts[name](_noisy_level(magnitude, mstd, MOST_MAGNITUDE, rng), rng)
                     picture = operate(picture, name, amount, canvas)
             return picture
 
@@ -183,7 +179,7 @@ def _augmix(canvas, m, w, d, a):
     def chain(picture, rng):
         for _ in range(d or rng.integers(1, 4)):
             name = _AUGMIX[rng.integers(len(_AUGMIX))]
-            amount = _AUGMIX_AMOUNTS[name](_noisy_level(m, math.inf, _MOST, rng), rng)
+            amount = _AUGMIX_AMOUNTS[name](_noisy_level(m, math.inf, MOST_MAGNITUDE, rng), rng)
             picture = operate(picture, name, amount, canvas)
         return picture
 
@@ -197,97 +193,21 @@ def _augmix(canvas, m, w, d, a):
     return augment
 
 
-class _Part(NamedTuple):
-    """A part of a policy's text: what it is when absent, the type of its number, and the number's bounds."""
-
-    default: float | None
-    read: type
-    least: float
-    most: float = math.inf
-
-
-class _Policy(NamedTuple):
-    """build(canvas, **parts) returns the function of (picture, rng)."""
-
-    build: Callable
-    parts: dict[str, _Part]
-
-
-_MSTD = _Part(0.5, float, 0)
-_POLICIES = {
-    "autoaug": _Policy(_from_table(_AUTOAUGMENT, _AUTOAUGMENT_AMOUNTS), {"mstd": _MSTD}),
-    "autoaugr": _Policy(_from_table(_AUTOAUGMENT, _POSTERIZE_MORE), {"mstd": _MSTD}),
-    "3a": _Policy(_from_table(_THREE_AUGMENT, _THREE_AMOUNTS), {"mstd": _MSTD}),
-    "randaug": _Policy(
-        _randaugment,
-        {
-            "m": _Part(10, int, 0),
-            "n": _Part(2, int, 1, 13),  # as many as w0 can tell apart
-            "w": _Part(None, int, 0, 0),
-            "mstd": _MSTD,
-            "mmax": _Part(_MOST, int, 1),
-            "inc": _Part(0, int, 0, 1),
-        },
-    ),
-    "trivialaugwide": _Policy(_trivialaugment, {"m": _Part(31, int, 1, 31)}),
-    "augmix": _Policy(
-        _augmix,
-        {"m": _Part(3, int, 0), "w": _Part(3, int, 1), "d": _Part(None, int, 1), "a": _Part(1.0, float, 0.01)},
-    ),
+# Each maps (canvas, **parts) to the function of (picture, rng).
+_BUILDERS = {
+    "autoaug": _from_table(_AUTOAUGMENT, _AUTOAUGMENT_AMOUNTS),
+    "autoaugr": _from_table(_AUTOAUGMENT, _POSTERIZE_MORE),
+    "3a": _from_table(_THREE_AUGMENT, _THREE_AMOUNTS),
+    "randaug": _randaugment,
+    "trivialaugwide": _trivialaugment,
+    "augmix": _augmix,
 }
 
 
-def _parse(text):
-    """Return the `_Policy` a text names and its parts' values; ValueError, with the problem in words, otherwise."""
-    name, *given = text.split("-")
-    if name not in _POLICIES:
-        raise ValueError(f"unknown policy {name!r}")
-    policy = _POLICIES[name]
-    values = {key: part.default for key, part in policy.parts.items()}
-    seen = set()
-    for text_part in given:
-        match = re.fullmatch(r"([a-z]+)([0-9.]+)", text_part)
-        if match is None or match[1] not in policy.parts:
-            raise ValueError(f"{name} has no part {text_part!r}")
-        key, part = match[1], policy.parts[match[1]]
-        if key in seen:
-            raise ValueError(f"part {text_part!r} gives {key} a second time")
-        seen.add(key)
-        try:
-            values[key] = part.read(match[2])
-        except ValueError:
-            raise ValueError(
-                f"part {text_part!r} needs {'a whole number' if part.read is int else 'a number'}"
-            ) from None
-        if not part.least <= values[key] <= part.most:
-            most = "" if part.most == math.inf else f" and at most {part.most}"
-            raise ValueError(f"part {text_part!r} must be at least {part.least}{most}")
-    return policy, values
-
-
-def check_policy(text):
-    """Raise RecipeError unless text is a policy as MindCV and timm write it: a name, then parts, as in autoaug-mstd0.
-
-    autoaug: AutoAugment's policy for ImageNet; autoaugr: with posterizing that grows with its magnitude; 3a: one of
-    solarizing, graying and blurring. mstd: standard deviation of a normal noise on every magnitude; default 0.5, as in
-    MindCV; mstd0 is the published policy.
-    randaug: n (2) operations of magnitude m (10), which mstd (0.5; above 100: uniform from 0 to m) makes noisy and mmax
-    (10) cuts off; inc1: all operations grow with the magnitude; w0: likely operations first, none twice.
-    trivialaugwide: one operation of one of the m (31) weakest of 31 strengths.
-    augmix: w (3) chains of d (default: 1 to 3) operations of magnitudes from 0 to m (3), blended with each other by
-    Dirichlet(a) and with the picture by Beta(a, a), a being 1; without the paper's loss, which wants three views.
-    """
-    try:
-        _parse(text)
-    except ValueError as error:
-        known = ", ".join(f"{name} ({', '.join(policy.parts)})" for name, policy in _POLICIES.items())
-        raise RecipeError(f"auto_augment (={text!r}): {error}; the policies and their parts are: {known}") from None
-
-
 def build_policy(text, fill, kernel):
-    """Return the function of (picture, generator) that a policy's text describes; the text is as for `check_policy`.
+    """Return the function of (picture, generator) that a policy's text describes; see `mindrepvgg.recipe.policies`.
 
     fill: a number per channel, the colour where a moved picture ends; kernel: OpenCV's number of the interpolation.
     """
-    policy, values = _parse(text)
-    return policy.build(Canvas(tuple(fill), kernel), **values)
+    policy = parse_policy(text)
+    return _BUILDERS[policy.name](Canvas(tuple(fill), kernel), **policy.parts)

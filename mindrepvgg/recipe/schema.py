@@ -12,6 +12,7 @@ from mindrepvgg.errors import RecipeError, UserError
 from mindrepvgg.models import variants
 from mindrepvgg.recipe import kinds
 from mindrepvgg.recipe.kinds import Kind, plain
+from mindrepvgg.recipe.policies import parse_policy
 from mindrepvgg.text import nearest
 
 DEFAULT, COMMAND_LINE, CODE = "default", "command line", "code"
@@ -496,6 +497,11 @@ def _check_together(recipe: Recipe):
             f"{shown['ckpt_save_policy']} needs {shown['val_while_train']} to be true: it keeps the most accurate",
         ),
     ]
+    if recipe.auto_augment is not None:
+        try:
+            parse_policy(recipe.auto_augment)
+        except ValueError as error:
+            raise RecipeError(f"{shown['auto_augment']}: {error}") from None
     for holds, message in rules:
         if not holds:
             raise RecipeError(message)

@@ -112,7 +112,11 @@ class Started(Printed):
         super().__init__(folder)
         binaries = os.path.dirname(sys.executable)
         self._mark = f"{_MARK}={uuid.uuid4().hex}"
-        environment = {**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+        environment = {
+            **os.environ,
+            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
+        }
         environment.update([self._mark.split("=")])
         environment.update(settings)
         command = [sys.executable, *map(str, program)]
