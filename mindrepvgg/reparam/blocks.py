@@ -254,12 +254,12 @@ class RepVGGBlock(nn.Cell):
 
 
 def _add_padded(kernel, kernel_1x1):
-    """A 3x3 and a 1x1 kernel's sum, as `fusion.add_1x1`, in differentiable operators."""
+    """A 3x3 and a 1x1 kernel's sum, as `arithmetic.add_1x1`, in differentiable operators."""
     return kernel + ops.pad(kernel_1x1, (1, 1, 1, 1))
 
 
 def _bn_terms(bn):
-    """What `fusion.fold` needs of a BN cell."""
+    """What `arithmetic.fold` needs of a BN cell."""
     return bn.gamma, bn.beta, bn.moving_mean, bn.moving_variance, bn.eps
 
 

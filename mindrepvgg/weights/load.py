@@ -66,7 +66,7 @@ class ImportedWeights:
     """A file's weights under our names, and what was found around them.
 
     container: 'torch', 'pickle', 'ckpt' or 'safetensors'. weights: 'raw' or 'ema', which of the two `recognised` holds;
-    has_raw, has_ema: which the file holds. wrapper, prefix, ignored: see `dialects.Unwrapped`. description: what a
+    has_raw, has_ema: which the file holds. wrapper, prefix, ignored: see `unwrap.Unwrapped`. description: what a
     checkpoint of this package says of itself, empty for others.
     """
 

@@ -21,7 +21,7 @@ _HEAD = ("linear.weight", "linear.bias")
 
 @dataclass(frozen=True)
 class Recognised:
-    """A network told by its arrays, which are complete and stand under our names; see `layout.parameter_shapes`.
+    """A network told by its arrays, which are complete and stand under our names; see `models.shapes.parameter_shapes`.
 
     dialect: whose names they had; where several projects name a network alike, the first of `DIALECTS`.
     variant: a member of the family, or 'repvgg' with its sizes. has_aux: RepVGGplus's auxiliary heads are there.

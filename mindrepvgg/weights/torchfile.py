@@ -1,7 +1,7 @@
 """Files written by `torch.save`, read with the standard library and NumPy alone, without running anything they hold.
 
 Two forms are read: the zip of PyTorch 1.6 and later, and the legacy form before it (pickles in a row, then raw
-storages). The pickles inside are interpreted by `inert_pickle`, which this module teaches storages and tensors. Every
+storages). The pickles inside are interpreted by `pickles`, which this module teaches storages and tensors. Every
 size and offset a file declares is checked before memory is taken or read, so a damaged or hostile file ends in one
 `CheckpointError`.
 """

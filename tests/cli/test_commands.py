@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from mindspore import Tensor
-from support import TINY_DIGITS, context_mode, randomise_bn
+from support import TINY_DIGITS, contents, context_mode, randomise_bn
 
 import mindrepvgg
 from mindrepvgg import create_model, load_checkpoint, save_checkpoint, to_deploy
@@ -38,11 +38,6 @@ def run_script(*arguments):
     return subprocess.run(
         [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
-
-
-def contents(folder):
-    """Every file below a folder, with its bytes."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def trained_net(num_classes=10):

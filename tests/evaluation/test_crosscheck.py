@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 from mindspore import Tensor, nn
-from support import SMALL, images, noise
-from weights.test_dialects import NAMES, knows
-from weights.test_load import (
-    FORMS,
+from support import BOTH_FORMS, SMALL, images, noise
+from support.dialect_names import NAMES, VARIANTS, knows
+from support.foreign import (
     PROJECTS,
     SUFFIXES,
-    VARIANTS,
     logits_of,
     official_state,
     renamed,
@@ -124,7 +122,7 @@ def test_what_does_not_compare():
 CASES = [(d, k) for k in [*VARIANTS, "repvgg_a0"] for d in NAMES if knows(d, variant_of(k))]
 
 
-@FORMS
+@BOTH_FORMS
 @pytest.mark.parametrize(("dialect", "kind"), CASES)
 def test_the_reference_understands_every_dialect(dialect, kind, deploy):
     reference = TorchReference(theirs(dialect, kind, deploy))

@@ -15,7 +15,7 @@ import torch
 from mindspore import Tensor
 from PIL import Image
 from support import SMALL, context_mode, randomise_bn
-from weights.test_load import theirs, torch_network, write
+from support.foreign import theirs, torch_network, write
 
 from mindrepvgg import create_model, load_weights, save_checkpoint
 from mindrepvgg.data.inputs import InputFiles

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from recipe.test_configs import ACCURACY
 from support import SMALL, context_mode, images, randomise_bn, relative_difference, script
+from support.golden import ACCURACY
 
 from mindrepvgg import create_model, save_checkpoint, to_deploy
 from mindrepvgg.cli import entry

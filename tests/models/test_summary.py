@@ -11,13 +11,14 @@ import sys
 import pytest
 import torch
 from mindspore.nn.utils import no_init_parameters
-from models.test_variants import GOLDEN
-from support import ROOT, SMALL, script
+from support import ROOT, script
+from support.dialect_names import VARIANTS
+from support.foreign import theirs, wrapped_file, write
+from support.golden import GOLDEN
 from support.torch_reference import Block, Network, SqueezeExcite
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils.flop_counter import FlopCounterMode
-from weights.test_load import theirs, wrapped_file, write
 
 from mindrepvgg import create_model, load_weights, save_checkpoint
 from mindrepvgg.cli import entry
@@ -25,7 +26,7 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.models import summary, variants
 
 MAIN = script("tools/summary").main
-VARIANTS = {kind: variants.custom(**shape) for kind, shape in SMALL.items()}
+
 FAMILY = {name: variants.find(name) for name in variants.list_models() if name != "repvgg"}
 # (variant, classes, channels, (height, width)): odd sides too, which are rounded up where they are halved.
 CASES = {

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.golden import ACCURACY
 
 from mindrepvgg.models import variants
 from mindrepvgg.recipe import kinds
@@ -49,18 +50,6 @@ PUBLISHED = {
     "mindcv/repvgg_b2": {**M, "lr": 0.4},
     "mindcv/repvgg_b2g4": {**M, "amp_level": "O2"},
     "mindcv/repvgg_b3": {**M, "lr": 0.4, "auto_augment": "autoaug", "mixup": 0.8, "cutmix": 1.0},
-}
-# Top-1 and top-5 of the released weights at 224x224 (RepVGGplus: 320x320, no top-5); None: not published.
-ACCURACY = {
-    **{"repvgg_a0": (72.41, 90.50), "repvgg_a1": (74.47, 91.85), "repvgg_a2": (76.48, 93.01)},
-    **{"repvgg_b0": (75.14, 92.42), "repvgg_b1": (78.37, 94.11), "repvgg_b1g2": (77.79, 93.88)},
-    **{"repvgg_b1g4": (77.58, 93.84), "repvgg_b2": (78.78, 94.42), "repvgg_b2g2": None, "repvgg_b2g4": (79.38, 94.68)},
-    **{"repvgg_b3": (80.52, 95.26), "repvgg_b3g2": None, "repvgg_b3g4": (80.22, 95.10)},
-    **{"repvgg_d2se": (81.81, 95.94), "repvggplus_l2pse": (84.06,)},
-    **{"mindcv/repvgg_a0": (72.19, 90.75), "mindcv/repvgg_a1": (74.19, 91.89), "mindcv/repvgg_a2": (76.63, 93.42)},
-    **{"mindcv/repvgg_b0": (74.99, 92.40), "mindcv/repvgg_b1": (78.81, 94.37), "mindcv/repvgg_b1g2": (78.03, 94.09)},
-    **{"mindcv/repvgg_b1g4": (77.64, 94.03), "mindcv/repvgg_b2": (79.29, 94.66), "mindcv/repvgg_b2g4": (78.80, 94.36)},
-    "mindcv/repvgg_b3": (80.46, 95.34),
 }
 
 

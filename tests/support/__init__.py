@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mindspore as ms
 import numpy as np
+import pytest
 from mindspore import Tensor
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,8 @@ SMALL = {
     },
 }
 
+
+BOTH_FORMS = pytest.mark.parametrize("deploy", [False, True], ids=["train", "deploy"])
 
 # A recipe for real digits on a network of a few thousand parameters, to which a test adds what it is about.
 TINY_DIGITS = {
@@ -123,3 +126,28 @@ def weights(net):
     found = [(parameter.name, parameter.asnumpy().copy()) for parameter in net.get_parameters()]
     assert len(dict(found)) == len(found), "two parameters share a name"
     return dict(found)
+
+
+def assert_same(got, want, where="root"):
+    """Compare nested plain values; arrays bit for bit, with dtype, shape and layout."""
+    assert type(got) is type(want), f"{where}: {type(got)} for {type(want)}"
+    if isinstance(want, np.ndarray):
+        assert (got.dtype, got.shape) == (want.dtype, want.shape), where
+        assert got.flags.c_contiguous, where
+        assert got.flags.writeable, where
+        assert got.tobytes() == want.tobytes(), where
+    elif isinstance(want, dict):
+        assert list(got) == list(want), where
+        for key in want:
+            assert_same(got[key], want[key], f"{where}[{key!r}]")
+    elif isinstance(want, (list, tuple)):
+        assert len(got) == len(want), where
+        for i, (a, b) in enumerate(zip(got, want, strict=True)):
+            assert_same(a, b, f"{where}[{i}]")
+    else:
+        assert got == want or (got != got and want != want), where
+
+
+def contents(folder):
+    """Every file below a folder, with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

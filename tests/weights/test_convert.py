@@ -9,15 +9,11 @@ import mindspore as ms
 import numpy as np
 import pytest
 import torch
-from cli import test_commands
 from mindspore import Tensor
 from safetensors.torch import load_file
-from support import SMALL, images, relative_difference, weights
-from support.torch_reference import Network
-from weights.test_dialects import NAMES, knows, shapes_in
-from weights.test_load import (
-    FAMILY,
-    VARIANTS,
+from support import SMALL, contents, images, relative_difference, weights
+from support.dialect_names import NAMES, VARIANTS, knows, shapes_in
+from support.foreign import (
     official_state,
     renamed,
     same_logits,
@@ -28,6 +24,8 @@ from weights.test_load import (
     wrapped_file,
     write,
 )
+from support.golden import FAMILY
+from support.torch_reference import Network
 
 from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint, to_deploy
 from mindrepvgg.weights.recognise import recognise
@@ -35,7 +33,6 @@ from mindrepvgg.weights.rename import from_house
 
 pytestmark = pytest.mark.usefixtures("pynative_mode")  # which a conversion sets, and leaves
 
-contents = test_commands.contents
 LARGE = ("repvgg_a0", "repvgg_b3g4", "repvgg_d2se", "repvggplus_l2pse")
 OTHERS = [dialect for dialect in NAMES if dialect != "mindrepvgg"]
 SUFFIX = {"mindcv": ".ckpt", "modelzoo": ".ckpt", "mmpretrain": ".pth", "repvggplus": ".pt", "basecls": ".pth"}

@@ -13,16 +13,14 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from cli import test_commands
-from support import weights
-from weights.test_load import theirs, write
+from support import contents, weights
+from support.foreign import theirs, write
 
 from mindrepvgg import load_weights, save_checkpoint
 from mindrepvgg.weights.load import import_weights
 
 pytestmark = pytest.mark.usefixtures("pynative_mode")
 
-contents = test_commands.contents
 
 # Container and writer of a file, and whether a checksum guards its weights.
 GUARDED = {

@@ -18,9 +18,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from support import BOTH_FORMS, assert_same
+from support.dialect_names import VARIANTS, random_arrays, shapes_in
 from support.hostile_pickles import BOMBS, Call, Name, Persistent, Raw, attacks, dumps, ops
-from weights.test_dialects import FORMS, SMALL, random_arrays, shapes_in
-from weights.test_torchfile import assert_same
 
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.weights import pickles
@@ -156,10 +156,10 @@ def test_other_classes_become_opaque(write, protocol):
 # ------------------------------------------------------------------------------------- a RepVGG as basecls saves it
 
 
-@FORMS
-@pytest.mark.parametrize("kind", [kind for kind, variant in SMALL.items() if not variant.aux_heads])
+@BOTH_FORMS
+@pytest.mark.parametrize("kind", [kind for kind, variant in VARIANTS.items() if not variant.aux_heads])
 def test_weights_of_basecls_come_back_bit_for_bit(write, kind, deploy):
-    variant = SMALL[kind]
+    variant = VARIANTS[kind]
     raw, averaged = (random_arrays(shapes_in("basecls", variant, deploy, 7), seed) for seed in (0, 1))
     assert any(array.ndim == 5 for array in raw.values()) == (variant.group_size > 1)
 

@@ -23,6 +23,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from support import assert_same
 from support.hostile_pickles import (
     BOMBS,
     FLOAT32,
@@ -89,26 +90,6 @@ def refusal(path):
     assert text.startswith(f"{path}: ")
     assert len(text) < len(str(path)) + 300
     return text.removeprefix(f"{path}: ")
-
-
-def assert_same(got, want, where="root"):
-    """Compare nested plain values; arrays bit for bit, with dtype, shape and layout."""
-    assert type(got) is type(want), f"{where}: {type(got)} for {type(want)}"
-    if isinstance(want, np.ndarray):
-        assert (got.dtype, got.shape) == (want.dtype, want.shape), where
-        assert got.flags.c_contiguous, where
-        assert got.flags.writeable, where
-        assert got.tobytes() == want.tobytes(), where
-    elif isinstance(want, dict):
-        assert list(got) == list(want), where
-        for key in want:
-            assert_same(got[key], want[key], f"{where}[{key!r}]")
-    elif isinstance(want, (list, tuple)):
-        assert len(got) == len(want), where
-        for i, (a, b) in enumerate(zip(got, want, strict=True)):
-            assert_same(a, b, f"{where}[{i}]")
-    else:
-        assert got == want or (got != got and want != want), where
 
 
 # ------------------------------------------------------------------------------------------- against PyTorch itself

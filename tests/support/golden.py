@@ -1,0 +1,35 @@
+"""What was published of the family."""
+
+# Learnable parameters in train and deploy form, and their MACs in G at 224x224; from running the authors' definitions.
+GOLDEN = {
+    "repvgg_a0": (9_108_968, 8_309_384, 1.513, 1.361),
+    "repvgg_a1": (14_092_264, 12_789_864, 2.626, 2.364),
+    "repvgg_a2": (28_210_600, 25_499_944, 5.685, 5.117),
+    "repvgg_b0": (15_817_960, 14_339_048, 3.397, 3.058),
+    "repvgg_b1": (57_415_016, 51_829_480, 13.128, 11.815),
+    "repvgg_b1g2": (45_782_376, 41_360_104, 9.788, 8.810),
+    "repvgg_b1g4": (39_966_056, 36_125_416, 8.119, 7.307),
+    "repvgg_b2": (89_022_376, 80_315_112, 20.418, 18.377),
+    "repvgg_b2g2": (70_846_376, 63_956_712, 15.200, 13.680),
+    "repvgg_b2g4": (61_758_376, 55_777_512, 12.591, 11.332),
+    "repvgg_b3": (123_085_288, 110_960_872, 29.121, 26.209),
+    "repvgg_b3g2": (96_911_848, 87_404_776, 21.606, 19.446),
+    "repvgg_b3g4": (83_825_128, 75_626_728, 17.849, 16.064),
+    "repvgg_d2se": (133_334_836, 120_387_572, 36.477, 32.830),
+    "repvggplus_l2pse": (146_062_864, 127_151_960, 37.027, None),
+}
+
+# Top-1 and top-5 of the released weights at 224x224 (RepVGGplus: 320x320, no top-5); None: not published.
+ACCURACY = {
+    **{"repvgg_a0": (72.41, 90.50), "repvgg_a1": (74.47, 91.85), "repvgg_a2": (76.48, 93.01)},
+    **{"repvgg_b0": (75.14, 92.42), "repvgg_b1": (78.37, 94.11), "repvgg_b1g2": (77.79, 93.88)},
+    **{"repvgg_b1g4": (77.58, 93.84), "repvgg_b2": (78.78, 94.42), "repvgg_b2g2": None, "repvgg_b2g4": (79.38, 94.68)},
+    **{"repvgg_b3": (80.52, 95.26), "repvgg_b3g2": None, "repvgg_b3g4": (80.22, 95.10)},
+    **{"repvgg_d2se": (81.81, 95.94), "repvggplus_l2pse": (84.06,)},
+    **{"mindcv/repvgg_a0": (72.19, 90.75), "mindcv/repvgg_a1": (74.19, 91.89), "mindcv/repvgg_a2": (76.63, 93.42)},
+    **{"mindcv/repvgg_b0": (74.99, 92.40), "mindcv/repvgg_b1": (78.81, 94.37), "mindcv/repvgg_b1g2": (78.03, 94.09)},
+    **{"mindcv/repvgg_b1g4": (77.64, 94.03), "mindcv/repvgg_b2": (79.29, 94.66), "mindcv/repvgg_b2g4": (78.80, 94.36)},
+    "mindcv/repvgg_b3": (80.46, 95.34),
+}
+
+FAMILY = list(GOLDEN)
