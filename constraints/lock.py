@@ -1,7 +1,7 @@
 """Write constraints/py3.*.txt, the exact versions that `make` installs, and check them. Run by `make lock`.
 
 The resolver is uv's. It reads the dependencies, the extras and the development tools from pyproject.toml. It sees no
-configuration of this machine: no file of pip or uv, no variable, no second index. It installs nothing, so that a version
+configuration of this machine: no file of pip or uv, no variable, no second index. It installs nothing, so a version
 that only a CUDA build of PyTorch asks for costs nothing.
 
 A version that a file already holds stays while it fits. `--upgrade` takes the newest of everything.
@@ -20,7 +20,7 @@ PYTHONS = ("3.10", "3.11", "3.12")
 HEADER = "# Exact versions for Python {}, all extras and the development tools. Written by `make lock`.\n"
 
 # What the resolver may know of the machine: how to reach the network, and where its cache is.
-_KEPT_VARIABLES = ("PATH", "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")
+_KEPT_VARIABLES = ["PATH", "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "NO_PROXY"]
 
 # Ascend hosts often are ARM. MindSpore comes from its vendor there, and everything else from the package index.
 _ARM = ("--python-platform", "aarch64-manylinux_2_28", "--only-binary", ":all:", "--no-deps")
@@ -45,7 +45,7 @@ def _lines(text):
 
 
 def _resolve(source, output, python, *options):
-    environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    environment = {name: value for name, value in os.environ.items() if name.upper() in _KEPT_VARIABLES}
     command = [Path(sys.executable).with_name("uv"), "pip", "compile", "--quiet", "--no-config", "--system-certs"]
     command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--python-version", python]
     subprocess.run([*command, *options, "--output-file", output, source], check=True, env=environment)

@@ -1,6 +1,8 @@
 """Fixtures, and what must happen before a test module imports MindSpore."""
 
+import importlib.util
 import os
+import re
 import sys
 
 import pytest
@@ -10,6 +12,20 @@ import pytest
 os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
 
 import mindrepvgg  # noqa: F401 - sets the environment MindSpore needs
+
+_WITHOUT_TORCH = importlib.util.find_spec("torch") is None
+_NEEDS_TORCH = re.compile(r"^import torch$|^from support.*\b(torch_reference|foreign)\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path):
+    """Leave out the modules that compare with PyTorch where it is not installed (`make test-quick`)."""
+    is_module = _WITHOUT_TORCH and collection_path.suffix == ".py"
+    return True if is_module and _NEEDS_TORCH.search(collection_path.read_text(encoding="utf-8")) else None
+
+
+def pytest_report_header():
+    """Say what is left out."""
+    return "PyTorch is not installed: test modules that compare with it are left out" if _WITHOUT_TORCH else None
 
 
 @pytest.fixture(autouse=True)

