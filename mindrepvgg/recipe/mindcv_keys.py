@@ -36,7 +36,7 @@ DEFAULTS = {
 _EVERY = 1_000_000
 
 # What MindCV's optimizers have as epsilon, whatever its key `eps` says: that goes to rmsprop alone.
-_EPS = {"adamw": 1e-8, "lamb": 1e-6}
+_EPS = {"adamw": 1e-8}
 
 # The schedulers that read these keys; the others take all epochs after the warm-up, and know no lower bound.
 _COSINE = ("cosine_decay", "warmup_cosine_decay")

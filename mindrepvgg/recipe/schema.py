@@ -173,7 +173,7 @@ class Recipe:
     opt: str = _key(
         "optimisation",
         "momentum",
-        kinds.choice("momentum", "sgd", "adamw", "lamb"),
+        kinds.choice("momentum", "sgd", "adamw"),
         "optimizer; momentum and sgd are the same here: SGD with momentum",
     )
     lr: float = _key("optimisation", 0.1, kinds.number(above=0), "highest learning rate")
@@ -219,9 +219,9 @@ class Recipe:
     momentum: float = _key("optimisation", 0.9, kinds.number(least=0, below=1), "momentum of SGD")
     use_nesterov: bool = _key("optimisation", False, kinds.flag(), "use Nesterov's momentum")
     betas: tuple[float, float] = _key(
-        "optimisation", (0.9, 0.999), kinds.interval(above=0, below=1), "decay rates of adamw's and lamb's two moments"
+        "optimisation", (0.9, 0.999), kinds.interval(above=0, below=1), "decay rates of adamw's two moments"
     )
-    eps: float = _key("optimisation", 1e-8, kinds.number(above=0), "term in adamw's and lamb's denominators")
+    eps: float = _key("optimisation", 1e-8, kinds.number(above=0), "term in adamw's denominator")
     weight_decay: float = _key("optimisation", 1e-4, kinds.number(least=0), "weight decay")
     weight_decay_filter: str = _key(
         "optimisation",

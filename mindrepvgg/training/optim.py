@@ -10,6 +10,7 @@ from typing import NamedTuple
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
+from mindrepvgg.text import table
 from mindrepvgg.training.custom_l2 import is_block_kernel
 
 _NORM = ("gamma", "beta")
@@ -72,13 +73,11 @@ def format_parameter_groups(rows: Iterable[ParameterRow]) -> str:
         parameters[row.weight_decay] += 1
         elements[row.weight_decay] += row.size
         cells.append((row.name, "x".join(map(str, row.shape)), _decay_in_words(row.weight_decay)))
-    width, shape_width = (max(len(line[column]) for line in cells) for column in (0, 1))
-    lines = [f"{name:<{width}}  {shape:<{shape_width}}  {decay}" for name, shape, decay in cells]
     totals = [
         f"{_decay_in_words(decay)}: {parameters[decay]} ({elements[decay]:,})"
         for decay in sorted(parameters, key=lambda decay: -1 if decay is None else decay, reverse=True)
     ]
-    return "\n".join([*lines, f"parameters (elements) a weight decay: {', '.join(totals)}"])
+    return f"{table(cells, '<')}\nparameters (elements) a weight decay: {', '.join(totals)}"
 
 
 def _decay_in_words(weight_decay):
@@ -103,10 +102,8 @@ def build_optimizer(
         momentum, sgd: v = momentum * v + (g + decay * w); w = w - lr * v. Nesterov's form with g' = g + decay * w:
             w = w - lr * (g' + momentum * v)
         adamw: see `AdamW`
-        lamb: see `Lamb`; what the filter leaves without decay has no trust ratio either
     learning_rates: (steps,) float, the rate of every step of the run. weight_decay_filter: see `decay_groups`.
     The optimizer's own parameters, moments and counts, have names of their own and hold all of its state.
-    Raises ValueError for another `opt`.
     """
     decayed, free = decay_groups(net, weight_decay_filter)
     # Always in explicit groups: without them MindSpore leaves out every gamma and beta on its own account.
@@ -119,23 +116,24 @@ def build_optimizer(
     rates = learning_rates.tolist()
     if opt == "adamw":
         return AdamW(groups, rates, betas, eps)
-    if opt == "lamb":
-        return Lamb(groups, rates, betas, eps, adapted={parameter.name for parameter in decayed})
-    if opt not in ("momentum", "sgd"):
-        raise ValueError(f"opt (={opt!r}) must be one of momentum, sgd, adamw, lamb")
     if use_nesterov and momentum:
         # Not nn.Momentum(use_nesterov=True), which on a CPU takes the plain step all the same (2.8 to 2.10).
         return nn.SGD(groups, rates, momentum, nesterov=True)
     return nn.Momentum(groups, rates, momentum)
 
 
-class _Moments(nn.Optimizer):
-    """Running means of every gradient and of its square, from 0 on, and the weight that gradients have in them.
+class AdamW(nn.Optimizer):
+    """AdamW with bias correction: w = w - lr * (m' / (sqrt(v') + eps) + decay * w).
 
-    m = beta1 * m + (1 - beta1) * g; v = beta2 * v + (1 - beta2) * g ** 2. The weights, 1 - beta1 ** t and
-    1 - beta2 ** t after t updates, are running means of 1: as exact as the moments they correct, which 1 - beta2 ** t
-    in float32 is not.
+    m = beta1 * m + (1 - beta1) * g and v = beta2 * v + (1 - beta2) * g ** 2 are running means of every gradient and of
+    its square, from 0 on. After t updates m' = m / (1 - beta1 ** t) and v' = v / (1 - beta2 ** t). The divisors are
+    kept as running means of 1, so that they are as exact as the moments; 1 - beta2 ** t in float32 is not.
+    Source: arXiv:1711.05101, algorithm 2 with alpha = 1 and eta_t = lr, as in PyTorch.
     """
+
+    # nn.AdamWeightDecay has no bias correction, nn.Adam's decay is part of the gradient, the rate of
+    # experimental.optim.AdamW changes only from outside the graph. MindCV's is right, but on a CPU it takes some three
+    # times as long to compile and to run as this one, which has the fused kernel of nn.AdamWeightDecay.
 
     def __init__(self, groups, learning_rates, betas, eps):
         super().__init__(learning_rates, groups)
@@ -146,36 +144,16 @@ class _Moments(nn.Optimizer):
         self.moments2 = self.parameters.clone("moment2", init="zeros")
         self.weight1 = Parameter(Tensor([0], ms.float32), "moment1_weight", requires_grad=False)
         self.weight2 = Parameter(Tensor([0], ms.float32), "moment2_weight", requires_grad=False)
+        self.fused = ops.AdamWeightDecay()
 
-    def _begin(self):
-        """The step's learning rate and the weights of both moments after it; the counts go on."""
+    @ms.jit(backend="ms_backend")
+    def construct(self, gradients):
         lr = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
         weight1 = self.beta1 * self.weight1 + (1 - self.beta1)
         weight2 = self.beta2 * self.weight2 + (1 - self.beta2)
         ops.assign(self.weight1, weight1)
         ops.assign(self.weight2, weight2)
-        return lr, weight1, weight2
-
-
-class AdamW(_Moments):
-    """AdamW with bias correction: w = w - lr * (m' / (sqrt(v') + eps) + decay * w).
-
-    m' = m / (1 - beta1 ** t) and v' = v / (1 - beta2 ** t) being the corrected moments after t updates.
-    Source: arXiv:1711.05101, algorithm 2 with alpha = 1 and eta_t = lr, as in PyTorch.
-    """
-
-    # nn.AdamWeightDecay has no bias correction, nn.Adam's decay is part of the gradient, the rate of
-    # experimental.optim.AdamW changes only from outside the graph. MindCV's is right, but on a CPU it takes some three
-    # times as long to compile and to run as this one, which has the fused kernel of nn.AdamWeightDecay.
-
-    def __init__(self, groups, learning_rates, betas, eps):
-        super().__init__(groups, learning_rates, betas, eps)
-        self.fused = ops.AdamWeightDecay()
-
-    @ms.jit(backend="ms_backend")
-    def construct(self, gradients):
-        lr, weight1, weight2 = self._begin()
         # The kernel's step with m and v as they are: the corrections go into its rate, eps and decay.
         root = ops.sqrt(weight2)
         update = ops.partial(self._update, lr * root / weight1, self.eps * root, weight1 / root)
@@ -184,38 +162,3 @@ class AdamW(_Moments):
     def _update(self, lr, eps, decay_factor, w, m, v, gradient, decay):
         self.fused(w, m, v, lr, self.beta1, self.beta2, eps, decay * decay_factor, gradient)
         return True
-
-
-class Lamb(_Moments):
-    """LAMB: w = w - lr * trust * u, u = m' / (sqrt(v') + eps) + decay * w, m' and v' corrected as in `AdamW`.
-
-    trust = norm(w) / norm(u) over the whole parameter, 1 where either norm is 0, and 1 for parameters not in `adapted`,
-    a set of names. The norm of w is not clipped and neither are the gradients.
-    Source: arXiv:1904.00962, algorithm 2, with phi(x) = x; parameters without trust ratio: Google Research's program,
-    which leaves those without weight decay out of the adaptation.
-    """
-
-    # nn.Lamb does not run on a CPU, and adapts every parameter.
-
-    def __init__(self, groups, learning_rates, betas, eps, adapted):
-        super().__init__(groups, learning_rates, betas, eps)
-        self.adapted = tuple(parameter.name in adapted for parameter in self.parameters)
-
-    @ms.jit(backend="ms_backend")
-    def construct(self, gradients):
-        lr, weight1, weight2 = self._begin()
-        update = ops.partial(self._update, lr, weight1, weight2)
-        return self.hyper_map(
-            update, self.parameters, self.moments1, self.moments2, gradients, self.decays, self.adapted
-        )
-
-    def _update(self, lr, weight1, weight2, w, m, v, gradient, decay, adapted):
-        m = ops.assign(m, self.beta1 * m + (1 - self.beta1) * gradient)
-        v = ops.assign(v, self.beta2 * v + (1 - self.beta2) * ops.square(gradient))
-        u = m / weight1 / (ops.sqrt(v / weight2) + self.eps) + decay * w
-        if adapted:
-            norm_w, norm_u = ops.sqrt(ops.square(w).sum()), ops.sqrt(ops.square(u).sum())
-            both = ops.minimum(norm_w, norm_u) > 0
-            # The divisor is replaced too: a device that notes overflows would note a division by 0 nobody uses.
-            lr = lr * ops.select(both, norm_w, 1.0) / ops.select(both, norm_u, 1.0)
-        return ops.assign(w, w - lr * u)

@@ -64,7 +64,6 @@ OTHERS = {
     "half precision in BN": {"amp_level": "O3", "loss_scale": 1024.0},
     "nesterov": {"use_nesterov": True},
     "adamw": {"opt": "adamw"},
-    "lamb": {"opt": "lamb"},
     "binary cross-entropy": {"loss": "BCE", "mixup": 0.2, "label_smoothing": 0.1},
     "soft targets": {"mixup": 0.2},
     "frozen": {"freeze_bn": True},

@@ -222,7 +222,7 @@ def test_image_size_is_height_and_width():
         ("mixup", -0.1, "a number of at least 0"),
         ("cutmix_prob", 1.1, "a number of at least 0 and at most 1"),
         ("aug_repeats", -1, "a whole number of at least 0"),
-        ("opt", "adam", "momentum, sgd, adamw or lamb"),
+        ("opt", "adam", "momentum, sgd or adamw"),
         ("lr_per_batch", 0, "a whole number of at least 1, or null"),
         ("decay_rate", 0, "a number above 0"),
         ("multi_step_decay_milestones", [30, -1], "a list of numbers of at least 0"),
