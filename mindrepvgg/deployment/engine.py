@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mindrepvgg.deployment.graph import GraphOptions, build_onnx
+from mindrepvgg.deployment.graph import GraphOptions, build_onnx, require_onnx
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.reparam.deploy import to_deploy
+from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.version import __version__
 from mindrepvgg.weights.checkpoint import DEPLOY, network_arrays
 
@@ -19,29 +20,27 @@ _LONGEST_REASON = 200  # characters; onnxruntime's messages carry whole signatur
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
 
-def import_onnxruntime():
-    """The package onnxruntime, or UserError with what to install."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError("running an ONNX file needs the package onnxruntime: pip install onnxruntime") from None
-    return onnxruntime
-
-
 class OnnxEngine:
-    """A callable network, by onnxruntime on CPU: images (N, C, H, W) float32 array -> logits (N, classes) array.
+    """A callable network, run by onnxruntime on CPU: images (N, C, H, W) float32 array -> logits (N, classes) array.
 
-    model: an ONNX file's path or content. num_threads: of one call; None leaves the choice to onnxruntime, which takes
-    the physical cores. A file with preprocessing inside takes uint8 (N, H, W, C). Where a file has a fixed batch, any
-    number of images is run in batches of it. Calls from several threads are safe.
-    metadata: what the file tells of itself (see `export.facts_of`), empty for a file of another program.
-    batch_size, image_size (height, width), num_classes: None where the file leaves them open.
-    Raises UserError without onnxruntime; CheckpointError when there is no such file, it is not ONNX, or not a network
-    of images.
+    A file with preprocessing inside takes uint8 (N, H, W, C). A file with a fixed batch takes any number of images,
+    and runs them in batches of its size. Several threads may call an engine at once.
+
+    Args:
+        model: an ONNX file's path or content.
+        num_threads: threads of one call; None leaves the choice to onnxruntime, which takes the physical cores.
+
+    Attributes:
+        metadata: what the file says of itself (see `export.facts_of`); empty for a file of another program.
+        batch_size, image_size (height, width), num_classes: None where the file leaves them open.
+
+    Raises:
+        UserError: onnxruntime is missing.
+        CheckpointError: there is no such file, it is not ONNX, or it is not a network of images.
     """
 
-    def __init__(self, model, num_threads=None):
-        ort = import_onnxruntime()
+    def __init__(self, model, num_threads: int | None = None):
+        ort = import_optional("onnxruntime", "onnx", "running an ONNX file")
         in_memory = isinstance(model, (bytes, bytearray))
         self.path = None if in_memory else Path(model)
         self._name = str(self.path or "the model")
@@ -49,9 +48,9 @@ class OnnxEngine:
             what = "is a folder" if self.path.is_dir() else "does not exist"
             raise CheckpointError(f"{self.path} {what}, expected an ONNX file")
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors; they are raised as well
-        # Waiting threads sleep: spinning ones take the processor from what else runs on the machine, and on a busy one
-        # from the very thread they wait for.
+        options.log_severity_level = 3  # errors only; they are raised as well
+        # Threads that wait shall sleep. Spinning threads take the processor from the machine's other work, and on a
+        # busy machine from the thread they wait for.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
@@ -61,11 +60,6 @@ class OnnxEngine:
         except Exception as error:  # onnxruntime's errors have no common base
             reason = (next(iter(str(error).splitlines()), "") or type(error).__name__)[:_LONGEST_REASON]
             raise CheckpointError(f"{self._name} cannot be run by onnxruntime {ort.__version__}: {reason}") from None
-        self._read_interface()
-        texts = self._session.get_modelmeta().custom_metadata_map
-        self.metadata = {key: _from_json(text) for key, text in texts.items()} if "mindrepvgg" in texts else {}
-
-    def _read_interface(self):
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES or len(outputs) != 1:
             raise CheckpointError(
@@ -80,9 +74,18 @@ class OnnxEngine:
         self.image_size = (height, width) if height and width else None
         last = outputs[0].shape[-1] if outputs[0].shape else None
         self.num_classes = last if isinstance(last, int) else None
+        texts = self._session.get_modelmeta().custom_metadata_map
+        self.metadata = {key: _from_json(text) for key, text in texts.items()} if "mindrepvgg" in texts else {}
 
     def __call__(self, images):
-        """Logits (N, classes), or probabilities if the file says so. Raises UserError for images of another shape."""
+        """Compute logits (N, classes), or the probabilities of a file that has a softmax.
+
+        Args:
+            images: an array of the shape and type that the file takes.
+
+        Raises:
+            UserError: the images have another shape.
+        """
         images = np.asarray(images)
         expected = (None, *self._shape[1:])
         fits = images.ndim == 4 and all(size in (None, has) for size, has in zip(expected, images.shape, strict=True))
@@ -102,7 +105,7 @@ class OnnxEngine:
         return self._session.run(None, {self._input: images})[0]
 
     def require(self, *keys):
-        """The metadata under these keys, in order. Raises CheckpointError when the file does not tell one of them."""
+        """Return the metadata under these keys, in their order; raise CheckpointError where the file lacks one."""
         missing = [key for key in keys if key not in self.metadata]
         if missing:
             lacks = f"{self._name} does not tell its {', '.join(missing)}"
@@ -113,7 +116,7 @@ class OnnxEngine:
 
 
 def _from_json(text):
-    """A metadata value; what is not JSON, from another hand, as it is."""
+    """Return a metadata value; text that is not JSON, which another program wrote, as it is."""
     try:
         return json.loads(text)
     except ValueError:
@@ -121,7 +124,7 @@ def _from_json(text):
 
 
 def network_facts(net) -> dict:
-    """What a network tells of itself for an exported file: plain types by name."""
+    """Return what a network says of itself, for the metadata of an exported file: plain types by name."""
     facts = {
         "mindrepvgg": __version__,
         "model": net.variant.name,
@@ -133,12 +136,18 @@ def network_facts(net) -> dict:
     return {**facts, **{key: net.metadata[key] for key in ("class_names", "dataset") if key in net.metadata}}
 
 
-def engine_of(net, num_threads=None, precision="float32") -> OnnxEngine:
-    """An engine of a MindSpore network, in memory; a train-form one is fused first and stays as it was.
+def engine_of(net, num_threads: int | None = None, precision: str = "float32") -> OnnxEngine:
+    """Make an engine of a MindSpore network, in memory, for any batch and image size.
 
-    Takes any batch and image size. Raises UserError where onnx or onnxruntime is missing.
+    Args:
+        net: in either form; a train-form network is fused in a copy.
+        num_threads: see `OnnxEngine`.
+        precision: see `GraphOptions`.
+
+    Raises:
+        UserError: onnx or onnxruntime is missing.
     """
-    import_onnxruntime()
+    require_onnx()
     deployed = net if net.deploy else to_deploy(net)
     options = GraphOptions(precision=precision)
     model = build_onnx(net.variant, network_arrays(deployed), options, network_facts(net))

@@ -15,8 +15,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindrepvgg.deployment.ascend import ascend_commands
-from mindrepvgg.deployment.engine import OnnxEngine, import_onnxruntime, network_facts
-from mindrepvgg.deployment.graph import INPUT, GraphOptions, build_onnx, check_file, check_opset, import_onnx
+from mindrepvgg.deployment.engine import OnnxEngine, network_facts
+from mindrepvgg.deployment.graph import INPUT, GraphOptions, build_onnx, check_onnx_file, check_opset, require_onnx
 from mindrepvgg.deployment.pictures import Pictures
 from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
 from mindrepvgg.evaluation.crosscheck import CrossCheck, cross_check
@@ -154,8 +154,7 @@ def check_destination(source, destination, options, fixed_size=True):
     if destination.exists() and source.exists() and destination.samefile(source):
         raise UserError(f"{destination} is the checkpoint itself; give the result another name")
     if destination.suffix == ".onnx":
-        import_onnx()
-        import_onnxruntime()
+        require_onnx()
         check_opset(options.opset)
     if destination.suffix == ".air":
         if ms.get_context("device_target") != "Ascend":
@@ -214,12 +213,15 @@ def _write_onnx(net, path, options, metadata, _suffix):
     model = build_onnx(net.variant, network_arrays(net), options, metadata)
     path.write_bytes(model.SerializeToString())
     del model  # large networks: it is a copy of all weights
-    operators = check_file(path, net.variant, options)
+    operators = check_onnx_file(path, net.variant, options)
     try:
         return operators, OnnxEngine(path)
     except CheckpointError:  # a valid file that is too new
-        version = import_onnxruntime().__version__
-        raise UserError(f"onnxruntime {version} does not run opset {options.opset}; take an older one") from None
+        import onnxruntime
+
+        raise UserError(
+            f"onnxruntime {onnxruntime.__version__} does not run opset {options.opset}; take an older one"
+        ) from None
 
 
 def _write_mindir(net, path, options, _metadata, suffix):

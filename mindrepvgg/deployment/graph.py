@@ -1,24 +1,31 @@
-"""The deploy form as an ONNX graph, node by node from its layout and arrays, and the check of a written file.
+"""The deploy form as an ONNX graph, and the check of a written file.
 
     images -- [preprocessing] -- (Conv 3x3 -- [SE] -- Relu) a block -- pool -- Gemm -- [Softmax] -- logits
 
-The package onnx is optional; nothing of MindSpore is needed.
+The graph is written here, node by node, and not by `mindspore.export`, for four reasons:
+
+- A file names its nodes and weights as the network does; equalisation and INT8 find them by name.
+- The operators are known before the file is written, so that a written file can be checked for exactly these.
+- Preprocessing, softmax, float16 and dynamic sizes are options of one small function each.
+- It needs the package onnx alone: no MindSpore, no device, no tracing of a network.
 """
 
 from __future__ import annotations
 
 import collections
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
 from mindrepvgg.models.variants import BlockSpec, Variant
+from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.version import __version__
 
-# The least that is written: from 13 on Softmax has its present meaning. The default is the newest that Ascend's ATC
-# documents ("ai.onnx opset v11 to v15", CANN 8.0, --framework); the operators here are the same in any later one.
+# Softmax has its present meaning since opset 13. The default is the newest opset that Ascend's ATC documents ("ai.onnx
+# opset v11 to v15", CANN 8.0, --framework); later opsets change none of the operators used here.
 LEAST_OPSET, DEFAULT_OPSET = 13, 15
 
 INPUT = "images"
@@ -30,11 +37,16 @@ _MOST_BYTES = 2**31 - 2**20
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What stands around the network in an exported file, and how wide it is.
+    """What an exported file takes and gives, and its precision.
 
-    batch_size: None for any. image_size: (height, width), None for any. precision: of weights and arithmetic; inputs
-    and outputs stay float32. preprocess: (mean, std) of pixels scaled to 0..1, a value per channel: the input is then
-    uint8 (N, H, W, C), RGB; None: float32 (N, C, H, W), normalised. softmax: probabilities instead of logits.
+    Attributes:
+        batch_size: None for any.
+        image_size: (height, width); None for any.
+        precision: of weights and arithmetic, one of PRECISIONS; inputs and outputs stay float32.
+        preprocess: (mean, std) of pixels scaled to 0..1, a value for each channel: the file then takes uint8 RGB
+            (N, H, W, C) and normalises it. None: the file takes normalised float32 (N, C, H, W).
+        softmax: whether the file gives probabilities instead of logits.
+        opset: ONNX's operator set.
     """
 
     batch_size: int | None = None
@@ -55,50 +67,68 @@ class GraphOptions:
         return "uint8" if self.preprocess else "float32"
 
     def input_shape(self, channels, batch="batch", height="height", width="width") -> tuple:
-        """The input's shape in its own order; what is dynamic appears as the given stand-ins."""
+        """The input's shape, in the input's own layout; `batch`, `height` and `width` stand for what is dynamic."""
         count = self.batch_size or batch
         size = self.image_size or (height, width)
         return (count, *size, channels) if self.preprocess else (count, channels, *size)
 
     def normalisation(self) -> tuple[np.ndarray, np.ndarray]:
-        """Gain and bias (C, 1, 1) of `preprocess`, as validation has them."""
-        from mindrepvgg.data.crop import gain_and_bias  # here, for the sake of `--help`: it loads OpenCV
+        """Gain and bias, each (C, 1, 1), that normalise pixels 0..255 as validation does."""
+        from mindrepvgg.data.crop import gain_and_bias  # here, because it loads OpenCV, which `--help` does not need
 
         return gain_and_bias(*self.preprocess)
 
 
-def import_onnx():
-    """The package onnx, or UserError with what to install."""
-    try:
-        import onnx
-    except ImportError:
-        raise UserError("writing ONNX needs the package onnx: pip install onnx onnxruntime") from None
-    return onnx
+def require_onnx():
+    """Check that onnx and onnxruntime can be imported: one writes files, the other runs them.
+
+    Raises:
+        UserError: one of them is missing or broken; the message gives the pip command.
+    """
+    for package in ("onnx", "onnxruntime"):
+        import_optional(package, "onnx", "an ONNX file")
 
 
-def set_metadata(model, metadata):
-    """Make JSON-able facts by name a model's metadata_props, each value as JSON, in place of those it has."""
+def set_metadata(model, metadata: dict):
+    """Replace a model's metadata_props by these facts (name -> value), each value as JSON; in place."""
+    import onnx
+
     texts = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
-    import_onnx().helper.set_model_props(model, texts)
+    onnx.helper.set_model_props(model, texts)
 
 
-def check_opset(opset):
-    """Refuse an opset that cannot be written, naming the least or the newest."""
-    newest = import_onnx().defs.onnx_opset_version()
+def check_opset(opset: int):
+    """Raise UserError for an opset that cannot be written; the message names the oldest or the newest that can."""
+    newest = import_optional("onnx", "onnx", "writing ONNX").defs.onnx_opset_version()
     if opset < LEAST_OPSET:
         raise UserError(f"opset (={opset}) must be at least {LEAST_OPSET}: older ones have another Softmax and Cast")
     if opset > newest:
         raise UserError(f"opset (={opset}) must be at most {newest}, the newest the installed onnx knows")
 
 
-def build_onnx(variant: Variant, arrays, options: GraphOptions = GraphOptions(), metadata=None):
-    """An `onnx.ModelProto` of a deploy-form network.
+def build_onnx(
+    variant: Variant,
+    arrays: Mapping[str, np.ndarray],
+    options: GraphOptions = GraphOptions(),
+    metadata: dict | None = None,
+):
+    """Build the ONNX model of a deploy-form network.
 
-    arrays: name -> array, as `checkpoint.network_arrays` gives them. metadata: JSON-able facts by name, kept as
-    metadata_props, each value as JSON. Names of nodes and initializers are the network's own.
-    Raises UserError for an opset that is not written, weights that float16 cannot hold, or more than 2 GiB of them.
+    Args:
+        variant: the network's layout.
+        arrays: name -> array of the deploy form, as `checkpoint.network_arrays` gives them. Nodes and initializers
+            keep these names.
+        options: what the file takes and gives.
+        metadata: JSON-able facts by name, kept as metadata_props.
+
+    Returns:
+        The `onnx.ModelProto`.
+
+    Raises:
+        UserError: onnx is missing, the opset cannot be written, float16 cannot hold a weight, or the weights take
+            more than 2 GiB.
     """
-    onnx = import_onnx()
+    onnx = import_optional("onnx", "onnx", "writing ONNX")
     check_opset(options.opset)
     size = sum(array.size for array in arrays.values()) * np.dtype(options.precision).itemsize
     if size > _MOST_BYTES:
@@ -129,7 +159,7 @@ def build_onnx(variant: Variant, arrays, options: GraphOptions = GraphOptions(),
 
 
 class _Graph:
-    """Nodes and initializers under construction; every method that adds a node returns its output's name."""
+    """Nodes and initializers of a graph; every method that adds a node returns the name of the node's output."""
 
     def __init__(self, onnx, precision):
         self._onnx = onnx
@@ -164,10 +194,10 @@ class _Graph:
 
 
 def _add_preprocessing(graph, channels, options):
-    """From the file's input to what the network takes.
+    """Add what lies between the file's input and the network's: normalisation, and the cast to float16.
 
-    Normalisation is one operator, a 1x1 convolution of each channel by itself. It is not part of the first 3x3
-    convolution, whose padding is of zeros after normalisation, not before. It is computed in float32.
+    Normalisation is a 1x1 convolution of each channel by itself, in float32. It cannot be folded into the first 3x3
+    convolution: that one pads with zeros after normalisation, and folding would pad with zeros before it.
     """
     x = INPUT
     if options.preprocess:
@@ -201,8 +231,8 @@ def _add_squeeze_excite(graph, x, name, arrays):
 
 
 def _add_head(graph, x, arrays, options):
-    """Pooling, the linear layer, and what follows it; the last output has the file's name for it."""
-    # Not a ReduceMean, which would need no Flatten: onnxruntime's blocked layout ends before it, a few per cent slower.
+    """Add pooling, the linear layer, and a softmax if asked for; returns the name of the file's output."""
+    # A ReduceMean would need no Flatten, and is a few per cent slower: onnxruntime leaves its blocked layout before it.
     x = graph.add("Flatten", [graph.add("GlobalAveragePool", [x], "pool")], "pool.flat", axis=1)
     weights = [graph.constant(f"linear.{leaf}", arrays[f"linear.{leaf}"]) for leaf in ("weight", "bias")]
     half = options.precision == "float16"
@@ -213,7 +243,7 @@ def _add_head(graph, x, arrays, options):
 
 
 def expected_operators(variant: Variant, options: GraphOptions) -> dict[str, int]:
-    """Operator -> how many of it a deploy-form file has, no more and no less."""
+    """Return operator -> how many of it a deploy-form file holds."""
     blocks = len(variant.block_specs())
     excited = blocks if variant.se else 0
     preprocess, half = options.preprocess is not None, options.precision == "float16"
@@ -232,9 +262,18 @@ def expected_operators(variant: Variant, options: GraphOptions) -> dict[str, int
 
 
 def check_operators(model, variant: Variant, options: GraphOptions) -> dict[str, int]:
-    """Count a model's operators and refuse any that the deploy form does not have: a BN, an addition of branches.
+    """Check that a model holds the operators of the deploy form and no others, as a BN or an addition of branches.
 
-    Raises EquivalenceError, whose report is the counts.
+    Args:
+        model: an `onnx.ModelProto`.
+        variant: the network's layout.
+        options: what the file takes and gives.
+
+    Returns:
+        Operator -> how many of it the model holds.
+
+    Raises:
+        EquivalenceError: the operators differ; its report is the counts.
     """
     found = dict(collections.Counter(node.op_type for node in model.graph.node))
     expected = expected_operators(variant, options)
@@ -248,12 +287,22 @@ def check_operators(model, variant: Variant, options: GraphOptions) -> dict[str,
     return found
 
 
-def check_file(path, variant: Variant, options: GraphOptions) -> dict[str, int]:
-    """Check a written file: ONNX's own checker with strict shape inference, then the operators; returns their counts.
+def check_onnx_file(path, variant: Variant, options: GraphOptions) -> dict[str, int]:
+    """Check a written file with ONNX's own checker and strict shape inference, then count its operators.
 
-    Raises EquivalenceError when it is not the deploy form, CheckpointError when it is not valid ONNX.
+    Args:
+        path: the file.
+        variant: the network's layout.
+        options: what the file takes and gives.
+
+    Returns:
+        Operator -> how many of it the file holds.
+
+    Raises:
+        CheckpointError: the file is not valid ONNX.
+        EquivalenceError: the file does not hold the deploy form, see `check_operators`.
     """
-    onnx = import_onnx()
+    onnx = import_optional("onnx", "onnx", "reading ONNX")
     model = onnx.load(str(path))
     try:
         onnx.checker.check_model(model, full_check=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import itertools
 import random
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mindrepvgg.deployment.graph import GraphOptions, build_onnx, import_onnx
+from mindrepvgg.deployment.graph import GraphOptions, build_onnx, require_onnx
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure.process import BrokenDown, Network, Process, filled_network, read_arrays
 from mindrepvgg.measure.report import (
@@ -34,6 +33,7 @@ from mindrepvgg.measure.report import (
 from mindrepvgg.models import variants
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.summary import summarise
+from mindrepvgg.runtime.optional import require_optional
 from mindrepvgg.text import nearest
 
 # What a network's logits may differ by between contestants, over the largest: a network that computes something else is
@@ -69,12 +69,9 @@ def measure(settings: Settings, show_progress=False) -> Iterator[Report]:
 def _check_packages(settings):
     """Raise UserError for an engine, or a network of MindCV's, that is not there."""
     if ONNXRUNTIME in settings.engines:
-        from mindrepvgg.deployment.engine import import_onnxruntime
-
-        import_onnx()
-        import_onnxruntime()
-    if TORCH in settings.engines and importlib.util.find_spec("torch") is None:
-        raise UserError("the engine torch needs PyTorch: pip install torch (any CPU build will do)")
+        require_onnx()
+    if TORCH in settings.engines:
+        require_optional("torch", "torch", "the engine torch")
     if settings.baselines:
         import mindcv
 

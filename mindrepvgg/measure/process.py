@@ -178,9 +178,10 @@ def _mindspore(contestant, network, source, images, device_target):
 
 def _onnxruntime(contestant, network, source, images, device_target):
     """Under onnxruntime on the CPU."""
-    from mindrepvgg.deployment.engine import OnnxEngine, import_onnxruntime
+    import onnxruntime  # noqa: F401 - before memory is counted
 
-    import_onnxruntime()
+    from mindrepvgg.deployment.engine import OnnxEngine
+
     peak_memory = host_memory()
     engine = functools.cache(lambda: OnnxEngine(source, len(os.sched_getaffinity(0))))
     return _Prepared("CPU", lambda: engine()(images), peak_memory)

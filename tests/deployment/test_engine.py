@@ -143,7 +143,8 @@ def test_facts_are_asked_for_by_name():
 
 def test_without_onnxruntime_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match="needs the package onnxruntime: pip install onnxruntime"):
+    missing = r'needs the package onnxruntime: pip install "mindrepvgg\[onnx\]"'
+    with pytest.raises(UserError, match=missing):
         OnnxEngine("any.onnx")
-    with pytest.raises(UserError, match="pip install onnxruntime"):
+    with pytest.raises(UserError, match=missing):
         engine_of(make())

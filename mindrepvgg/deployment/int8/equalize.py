@@ -1,9 +1,10 @@
-"""Cross-layer equalisation: channels of a deploy network scaled against each other, before it is rounded to 8 bits.
+"""Cross-layer equalisation: the channels between two layers are scaled, so that INT8 rounds all of them about as well.
 
     relu(conv_b(relu(conv_a(x)))) = relu(conv_b'(relu(conv_a'(x)))),  conv_a' = conv_a / s,  conv_b' = conv_b * s
 
-as relu(x / s) = relu(x) / s for s > 0. An integer grid that serves many channels is as coarse as the largest wants it;
-after equalisation they want about the same. Source: arXiv:1906.04721, section 4.1.
+because relu(x / s) = relu(x) / s for s > 0. The steps of an integer grid that several channels share are as coarse as
+the largest channel needs. After equalisation the channels need about the same steps.
+Source: arXiv:1906.04721, section 4.1.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ import numpy as np
 
 from mindrepvgg.models.variants import BlockSpec, Variant
 
-# Scales have settled when none changes by more than this factor's logarithm; a network needs some tens of rounds.
+# Scales have settled when none changes by more than this in its logarithm. A network needs some tens of rounds.
 _SETTLED, _MOST_ROUNDS = 1e-3, 100
 
 
 @dataclass(frozen=True)
 class Equalized:
-    """arrays: by name, as given but for the scaled ones, float32.
+    """An equalised network.
 
-    scales: block -> (channels,) by which its outputs were divided. rounds: over all pairs, until the scales settled.
+    Attributes:
+        arrays: the network's arrays by name.
+        scales: block -> (channels,), what the block's outputs were divided by.
+        rounds: passes over all pairs of layers until the scales settled.
     """
 
     arrays: dict[str, np.ndarray]
@@ -38,11 +42,17 @@ class Equalized:
 def equalize(variant: Variant, arrays) -> Equalized:
     """Give each channel between two layers the same largest weight on both sides; the logits stay as they are.
 
-    arrays: of a deploy-form network, as `checkpoint.network_arrays` gives them. The layers are the blocks'
-    convolutions, grouped or not, and the linear layer, which a mean over the map separates from the last one. SE, which
-    multiplies by a function of the map's mean, gets the inverse scale into its first layer and computes what it did.
-    A channel whose weights on one side are all 0 is left alone, and no bias grows past the layer's largest: a channel
-    of small weights and a large bias would need a grid of its own.
+    The layers are the blocks' convolutions, grouped or not, and the linear layer, which follows the last convolution
+    after a mean over the map. SE multiplies by a function of the map's mean; its first layer gets the inverse scale,
+    so that it computes the same. A channel with weights of 0 alone on one side is not scaled. No bias grows past the
+    largest bias of its layer: a channel of small weights and a large bias would need a grid of its own.
+
+    Args:
+        variant: the network's layout.
+        arrays: name -> array of the deploy form, as `checkpoint.network_arrays` gives them; they stay as they are.
+
+    Returns:
+        The scaled arrays, each of its own type, and the scales.
     """
     channels = arrays["stage0.rbr_reparam.weight"].shape[1]
     specs = variant.block_specs(channels)
@@ -63,31 +73,31 @@ def equalize(variant: Variant, arrays) -> Equalized:
 
 
 def input_view(weight, groups):
-    """A kernel (out, in / groups, h, w), or a matrix (out, in), as a view (groups, out / groups, in / groups, -1)."""
+    """View a kernel (out, in / groups, h, w) or a matrix (out, in) as (groups, out / groups, in / groups, -1)."""
     return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
 
 
 def _following_weight(following: BlockSpec | None, arrays):
-    """The weights that read a block's output, in groups; None follows the last block."""
+    """Return a view of the weights that read a block's output, in groups; `following` is None after the last block."""
     if following is None:
         return input_view(arrays["linear.weight"], 1)
     return input_view(arrays[f"{following.name}.rbr_reparam.weight"], following.groups)
 
 
 def _scale(spec, following, arrays, most):
-    """(channels,): sqrt(largest weight before / largest weight after), as far as the bias lets it be small."""
+    """Return (channels,): sqrt(largest weight before / largest weight after), not smaller than the bias allows."""
     kernel, bias = (arrays[f"{spec.name}.rbr_reparam.{leaf}"] for leaf in ("weight", "bias"))
     before = np.abs(kernel).max((1, 2, 3))
     after = np.abs(_following_weight(following, arrays)).max((1, 3)).ravel()
     alive = (before > 0) & (after > 0)
     scale = np.sqrt(np.divide(before, after, out=np.ones_like(before), where=alive))
     least = np.abs(bias) / most if most else np.zeros_like(scale)
-    # Where the bias is the largest already, it may shrink and not grow: a scale of at least 1.
+    # Dividing by a scale below |bias| / most would make the bias larger than `most`.
     return np.where(alive, np.maximum(scale, least), 1.0)
 
 
 def _apply(spec, following, se, arrays, scale):
-    """Divide a block's outputs by `scale` and multiply what reads them, in place."""
+    """Divide a block's outputs by `scale` and multiply the weights that read them, in place."""
     arrays[f"{spec.name}.rbr_reparam.weight"] /= scale[:, None, None, None]
     arrays[f"{spec.name}.rbr_reparam.bias"] /= scale
     if se:

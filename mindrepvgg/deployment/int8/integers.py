@@ -1,8 +1,8 @@
 """An exported ONNX file in INT8, by onnxruntime's tools: ranges from pictures, integers, corrected biases.
 
-Activations are uint8 with a zero point, weights int8 and symmetric, in QDQ format: what onnxruntime's quantize_static
-recommends for x86 CPUs. Convolutions of the blocks and the linear layer are integer; preprocessing, SE, the pooling and
-the logits stay in float. A ReLU is part of its convolution's rounding.
+Activations are uint8 with a zero point, weights int8 and symmetric, in QDQ format: onnxruntime's quantize_static
+recommends this for x86 CPUs. The convolutions of the blocks and the linear layer become integer. Preprocessing, SE,
+the pooling and the logits stay in float. A convolution's output is rounded after its ReLU.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
-from mindrepvgg.deployment.engine import import_onnxruntime
-from mindrepvgg.deployment.graph import INPUT, import_onnx
+from mindrepvgg.deployment.graph import INPUT, require_onnx
 from mindrepvgg.errors import UserError
+from mindrepvgg.runtime.optional import import_optional
 
 METHODS = ("minmax", "entropy", "percentile")
 LINEAR = "linear"
 
 _OPERATORS = ["Conv", "Gemm", "Relu"]
 
-# Bias correction takes about so many images, and holds a layer's output for all of them.
+# Bias correction takes about so many images: it holds a layer's output for all of them.
 _MOST_CORRECTING = 128
 
 
@@ -33,10 +34,13 @@ _MOST_CORRECTING = 128
 class IntegerOptions:
     """How real numbers become integers.
 
-    method: which range of an activation its 256 steps span: 'minmax' the whole, 'percentile' what holds `percentile` of
-    a hundred values, 'entropy' what keeps its distribution. per_channel: a scale for each output channel's weights, or
-    one for a layer's. weight_bits: 8, or 7 for x86 CPUs without VNNI, whose int8 arithmetic adds pairs of products in
-    16 bits and saturates.
+    Attributes:
+        method: the range that an activation's 256 steps span: 'minmax' the whole range, 'percentile' the range that
+            holds `percentile` of a hundred values, 'entropy' the range that keeps the distribution best.
+        percentile: of the method 'percentile'.
+        per_channel: one scale for the weights of each output channel; otherwise one for a layer.
+        weight_bits: 8, or 7 for x86 CPUs without VNNI: their int8 arithmetic adds pairs of products in 16 bits, which
+            overflow with 8-bit weights.
     """
 
     method: str = "minmax"
@@ -53,21 +57,18 @@ class IntegerOptions:
             raise UserError(f"weight_bits (={self.weight_bits}) must be 7 or 8")
 
 
-def import_tools():
-    """The module onnxruntime.quantization, or UserError with what to install."""
-    import_onnx()
-    import_onnxruntime()
-    try:
-        from onnxruntime import quantization as tools
-        from onnxruntime.quantization import qdq_loss_debug  # noqa: F401 - a module the other does not load itself
-    except ImportError as error:
-        raise UserError(f"onnxruntime's quantisation tools cannot be loaded: {error}") from None
-    return tools
+def quantization_tools() -> ModuleType:
+    """Return the module onnxruntime.quantization; raise UserError where onnx or onnxruntime is missing or broken."""
+    require_onnx()
+    # The package does not load this module of its own.
+    import_optional("onnxruntime.quantization.qdq_loss_debug", "onnx", "INT8")
+    return import_optional("onnxruntime.quantization", "onnx", "INT8")
 
 
 def plain_session(model):
-    """A session that computes operator by operator, as the file says, and without the CPU's int8 kernels."""
-    ort = import_onnxruntime()
+    """Open a session that computes operator by operator, without the CPU's int8 kernels."""
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -75,33 +76,42 @@ def plain_session(model):
 
 
 def layer_nodes(variant, output) -> dict[str, str]:
-    """Layer -> its node in an exported file, in order: the blocks' convolutions and the linear layer.
+    """Return layer -> its node in an exported file: the blocks' convolutions and the linear layer, in their order.
 
-    output: the name of the logits.
+    Args:
+        variant: the network's layout.
+        output: the name of the file's logits.
     """
     return {**{spec.name: f"{spec.name}.conv" for spec in variant.block_specs()}, LINEAR: output}
 
 
 class Quantizer:
-    """One float file and the pictures its ranges are taken from; makes INT8 files of it.
+    """Makes INT8 files of a float file.
 
-    path: an exported file that takes any batch. layers: see `layer_nodes`. batches: arrays as the file takes them, all
-    of which are kept. A folder of its own holds what is in between, until `close`.
-    ranges: tensor -> (lowest, highest) that the integers span.
+    It keeps intermediate files in a folder of its own, until `close`.
+
+    Args:
+        path: an exported file that takes any batch.
+        layers: see `layer_nodes`.
+        batches: the pictures that ranges are taken from, as arrays that the file takes; all of them are kept.
+        options: how real numbers become integers.
+
+    Attributes:
+        ranges: tensor -> (lowest, highest) that the integers span.
     """
 
     def __init__(self, path, layers, batches: Iterable[np.ndarray], options: IntegerOptions):
-        self.tools, self.layers, self.options = import_tools(), dict(layers), options
+        self.tools, self.layers, self.options = quantization_tools(), dict(layers), options
         self.batches = list(batches)
         self._folder = tempfile.TemporaryDirectory(prefix="mindrepvgg-int8.")
         self.path = Path(self._folder.name, "float.onnx")
-        # Types and shapes of all tensors, and a mark that spares a warning; there is nothing to optimise in the graph.
+        # It adds the shapes of all tensors, and a mark without which the tools warn. There is nothing to optimise.
         self.tools.quant_pre_process(str(path), str(self.path), skip_optimization=True, skip_symbolic_shape=True)
         self.ranges = self._calibrate()
         self._float_means = None
 
     def close(self):
-        """Remove what is in between."""
+        """Remove the intermediate files."""
         self._folder.cleanup()
 
     def __enter__(self):
@@ -114,7 +124,7 @@ class Quantizer:
         methods = self.tools.CalibrationMethod
         chosen = {"minmax": methods.MinMax, "entropy": methods.Entropy, "percentile": methods.Percentile}
         method = self.options.method
-        with contextlib.redirect_stdout(io.StringIO()):  # the tools tell of their progress
+        with contextlib.redirect_stdout(io.StringIO()):  # the tools print their progress
             calibrator = self.tools.create_calibrator(
                 self.path,
                 _OPERATORS,
@@ -128,7 +138,16 @@ class Quantizer:
         return {name: tuple(float(end) for end in data.range_value) for name, data in found.items()}
 
     def write(self, destination, layers, corrects=False) -> dict[str, np.ndarray]:
-        """Write an INT8 file in which these layers are integer; gives the shifts of `correct_biases`, if asked for."""
+        """Write an INT8 file.
+
+        Args:
+            destination: its path.
+            layers: the layers that become integer.
+            corrects: whether to correct their biases.
+
+        Returns:
+            The shifts of `correct_biases`; empty without correction.
+        """
         nodes = [self.layers[name] for name in layers]
         overrides = {
             name: [{"rmin": np.float32(low), "rmax": np.float32(high)}] for name, (low, high) in self.ranges.items()
@@ -160,14 +179,14 @@ class Quantizer:
 
 
 def reader(tools, batches):
-    """The batches as onnxruntime's tools want them."""
+    """Make a calibration data reader of batches, as onnxruntime's tools want it."""
 
     class Reader(tools.CalibrationDataReader):
         def __init__(self):
             self._batches = iter(batches)
 
         def get_next(self):
-            """The next batch by the input's name, None after the last."""
+            """Return the next batch by the input's name, None after the last."""
             batch = next(self._batches, None)
             return None if batch is None else {INPUT: batch}
 
@@ -175,8 +194,9 @@ def reader(tools, batches):
 
 
 def channel_means(path, nodes, batches) -> dict[str, np.ndarray]:
-    """Node -> mean (channels,) of its output over all images and pixels, in float64."""
-    onnx = import_onnx()
+    """Return node -> mean (channels,) of its output over all images and pixels, in float64."""
+    import onnx
+
     model = onnx.load(str(path))
     outputs = {node.name: node.output[0] for node in model.graph.node if node.name in nodes}
     del model.graph.output[:]
@@ -192,13 +212,21 @@ def channel_means(path, nodes, batches) -> dict[str, np.ndarray]:
 
 
 def correct_biases(path, layers, means, batches) -> dict[str, np.ndarray]:
-    """Shift the integer biases of an INT8 file so that each layer's mean output is the float network's; in place.
+    """Shift the integer biases of an INT8 file, in place, so that each layer's mean output is the float network's.
 
-    layers: layer -> node, in order: each is measured with those before it corrected. means: layer -> (channels,), of
-    the float network, before the ReLU. Gives the shifts (channels,) by layer.
+    Args:
+        path: the file.
+        layers: layer -> node, in the network's order: a layer is measured after those before it are corrected.
+        means: layer -> (channels,), the mean outputs of the float network before the ReLU.
+        batches: the pictures to measure on.
+
+    Returns:
+        Layer -> (channels,), the shifts.
+
     Source: arXiv:1906.04721, section 4.2 and appendix D (empirical bias correction).
     """
-    onnx = import_onnx()
+    import onnx
+
     model = onnx.load(str(path))
     parts = onnx.utils.Extractor(model)
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}

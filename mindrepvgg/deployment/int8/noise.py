@@ -1,4 +1,4 @@
-"""How far an INT8 file is from its float file: the whole, layer by layer, one layer alone, and what the CPU adds."""
+"""Signal-to-noise ratios of an INT8 file against its float file: of each layer, of one layer alone, of the CPU."""
 
 from __future__ import annotations
 
@@ -10,24 +10,30 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from mindrepvgg.deployment.engine import OnnxEngine
-from mindrepvgg.deployment.graph import INPUT, import_onnx
-from mindrepvgg.deployment.int8.integers import LINEAR, import_tools, plain_session, reader
+from mindrepvgg.deployment.graph import INPUT
+from mindrepvgg.deployment.int8.integers import LINEAR, plain_session, quantization_tools, reader
 
 _DEQUANTIZED = "_DequantizeLinear_Output"  # behind a tensor's name, in onnxruntime's QDQ format
 
 
 def signal_to_noise(signal, noisy) -> float:
     """20 log10(|signal| / |signal - noisy|) in dB, by onnxruntime's function: some 300 where the two are equal."""
-    return import_tools().qdq_loss_debug.compute_signal_to_quantization_noice_ratio(signal, noisy)
+    return quantization_tools().qdq_loss_debug.compute_signal_to_quantization_noice_ratio(signal, noisy)
 
 
 def layer_noise(float_path, path, layers, images) -> dict[str, dict[str, float]]:
-    """Layer -> signal-to-noise ratios in dB of an INT8 file against the float one, on images as the files take them.
+    """Measure each layer of an INT8 file against the float file, without the CPU's int8 kernels.
 
-    'output': of the layer's output after the ReLU, all layers before it being as they are in the file; 'weights': of
-    its kernel, None where it is in float. Both files are run as they are written, without the CPU's int8 kernels.
+    Args:
+        float_path, path: the two files.
+        layers: layer -> node, see `layer_nodes`.
+        images: an array as the files take it.
+
+    Returns:
+        Layer -> signal-to-noise ratios in dB: 'output' of the layer's output after the ReLU, with the noise of the
+        layers before it; 'weights' of the layer's kernel, None where it is in float.
     """
-    tools = import_tools()
+    tools = quantization_tools()
     with tempfile.TemporaryDirectory(prefix="mindrepvgg-noise.") as folder:
         found = []
         for index, source in enumerate((float_path, path)):
@@ -50,8 +56,9 @@ def layer_noise(float_path, path, layers, images) -> dict[str, dict[str, float]]
 
 
 def _kernels(path):
-    """Node -> (name, array) of its weights."""
-    onnx = import_onnx()
+    """Return node -> (name, array) of its weights."""
+    import onnx
+
     graph = onnx.load(str(path)).graph
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     return {
@@ -60,7 +67,7 @@ def _kernels(path):
 
 
 def noise_alone(quantizer, images, show_progress=False) -> dict[str, float]:
-    """Layer -> signal-to-noise ratio in dB of the logits when this layer alone is integer, run by the CPU's kernels."""
+    """Return layer -> signal-to-noise ratio in dB of the logits when only this layer is INT8, with the int8 kernels."""
     expected = OnnxEngine(quantizer.path)(images)
     found = {}
     with tempfile.TemporaryDirectory(prefix="mindrepvgg-alone.") as folder:
@@ -73,10 +80,11 @@ def noise_alone(quantizer, images, show_progress=False) -> dict[str, float]:
 
 
 class KernelNoise(NamedTuple):
-    """Signal-to-noise ratios in dB of an INT8 file's logits: of this CPU's int8 kernels, and of the integers.
+    """Signal-to-noise ratios in dB of an INT8 file's logits.
 
-    kernels: against the file's own arithmetic. rounding: of that arithmetic against the float file. Kernels that
-    saturate, see `IntegerOptions`, add more noise than the rounding did, and show here alone.
+    Attributes:
+        kernels: of this CPU's int8 kernels against the file computed operator by operator.
+        rounding: of the file computed operator by operator against the float file.
     """
 
     kernels: float
@@ -84,12 +92,17 @@ class KernelNoise(NamedTuple):
 
     @property
     def saturates(self) -> bool:
-        """Whether the kernels compute something else than the file says."""
+        """Whether the kernels add more noise than the rounding did, which is a sign of overflow."""
         return self.kernels < self.rounding
 
 
 def kernel_noise(float_path, path, images) -> KernelNoise:
-    """Measure a file that was made of `float_path`, on images as the files take them."""
+    """Measure the int8 kernels of this CPU.
+
+    Args:
+        float_path, path: a float file and the INT8 file made of it.
+        images: an array as the files take it.
+    """
     expected = OnnxEngine(float_path)(images)
     plain = plain_session(str(path)).run(None, {INPUT: images})[0]
     return KernelNoise(signal_to_noise(plain, OnnxEngine(path)(images)), signal_to_noise(expected, plain))

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import importlib.metadata
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from mindrepvgg.data.datasets import DATASETS, open_source
-from mindrepvgg.data.inputs import InputFiles
 from mindrepvgg.data.loaders import check_classes, loader_of, val_source
-from mindrepvgg.data.source import Source, spread
-from mindrepvgg.deployment.engine import OnnxEngine, import_onnxruntime
-from mindrepvgg.deployment.export import check_destination, export_checkpoint
-from mindrepvgg.deployment.graph import GraphOptions, build_onnx, import_onnx, set_metadata
+from mindrepvgg.data.source import spread
+from mindrepvgg.deployment.engine import OnnxEngine
+from mindrepvgg.deployment.export import Export, check_destination, export_checkpoint
+from mindrepvgg.deployment.graph import GraphOptions, build_onnx, set_metadata
+from mindrepvgg.deployment.int8.calibration import calibration_batches, calibration_source
 from mindrepvgg.deployment.int8.equalize import equalize
-from mindrepvgg.deployment.int8.integers import IntegerOptions, Quantizer, import_tools, layer_nodes
-from mindrepvgg.deployment.int8.noise import kernel_noise, layer_noise, noise_alone
-from mindrepvgg.deployment.int8.report import Judged, LayerNoise, Quantization, interleaved_latency
-from mindrepvgg.deployment.int8.search import Judge, Search
-from mindrepvgg.errors import DataError, EquivalenceError, UserError
+from mindrepvgg.deployment.int8.integers import IntegerOptions, Quantizer, layer_nodes, quantization_tools
+from mindrepvgg.deployment.int8.noise import KernelNoise, kernel_noise, layer_noise, noise_alone
+from mindrepvgg.deployment.int8.report import FileFigures, LayerNoise, Quantization, latencies
+from mindrepvgg.deployment.int8.search import Attempt, Evaluator, Search
+from mindrepvgg.errors import EquivalenceError, UserError
 from mindrepvgg.evaluation.crosscheck import cross_check
 from mindrepvgg.files import atomic_path, write_json
 from mindrepvgg.recipe.network import recipe_of
@@ -34,10 +34,10 @@ from mindrepvgg.weights.load import load_weights
 # What equalising may change the logits by, over the largest of them: float32's rounding and no more.
 _EXACT = 1e-5
 
-# Calibration holds all activations of a batch at once, and so does noise by layer, of two files.
+# Calibration holds all activations of a batch at once. Noise by layer holds those of two files.
 _BATCH, _NOISE_IMAGES = 32, 16
 
-# What export, which has its own pictures, needs of the recipe's keys.
+# The recipe's keys that an export needs, which has pictures of its own.
 _PREPARATION = ("image_resize", "crop_pct", "interpolation", "mean", "std", "resize_backend")
 
 
@@ -45,14 +45,18 @@ _PREPARATION = ("image_resize", "crop_pct", "interpolation", "mean", "std", "res
 class QuantizeOptions:
     """How a checkpoint becomes an INT8 file.
 
-    method, percentile, per_channel, weight_bits: see `IntegerOptions`; weight_bits None: 8, or 7 where the kernels of
-    this machine saturate with 8.
-    calibration: a data set's name, for its training split, or a folder of pictures, with or without classes; None: the
-    training split of the data judged on. calibration_images: how many, spread over the classes.
-    keep_float: layers to leave in float, or how many of the worst; None: as few of the worst as keep the target.
-    target_drop: points of top-1 that INT8 may lose. allow_drop: write the best that was found where none keeps it.
-    equalize, bias_correction: see `equalize.equalize` and `post_training.correct_biases`.
-    preprocess: the graph normalises uint8 pictures. limit: judge on so many images, spread over the classes.
+    Attributes:
+        method, percentile, per_channel: see `IntegerOptions`.
+        weight_bits: 7 or 8; None: 8, or 7 where 8 bits saturate in the int8 kernels of this machine.
+        calibration, calibration_images: see `calibration_source`.
+        keep_float: the layers that stay in float, or how many of the worst; None: as few of the worst as keep the
+            target.
+        target_drop: points of top-1 that INT8 may lose.
+        allow_drop: write the best file that was found where none keeps the target.
+        equalize: see `equalize.equalize`.
+        bias_correction: see `integers.correct_biases`.
+        preprocess: the file takes uint8 pictures and normalises them.
+        limit: evaluate on so many images, spread over the classes.
     """
 
     method: str = "minmax"
@@ -79,106 +83,98 @@ class QuantizeOptions:
             raise UserError(f"limit (={self.limit}) must be at least 1")
 
     def integers(self) -> IntegerOptions:
-        """The part that concerns numbers."""
+        """Return the options that concern numbers."""
         return IntegerOptions(self.method, self.percentile, self.per_channel, self.weight_bits or 8)
 
 
 def quantize_checkpoint(
-    source, destination, options=None, *, overrides=None, weights="raw", report=None, show_progress=False
+    source,
+    destination,
+    options: QuantizeOptions | None = None,
+    *,
+    overrides: dict | None = None,
+    weights: str = "raw",
+    report=None,
+    show_progress: bool = False,
 ) -> Quantization:
     """Write the deploy form of a checkpoint of any project as an INT8 ONNX file, and measure what it lost.
 
-    overrides: recipe keys of the command line, see `evaluate.recipe_of`. report: a path for the measurements as JSON,
-    which is written whether the target is kept or not.
-    Accuracy is measured on the validation split; the layers that stay in float are chosen by it too.
-    Raises EquivalenceError, and writes no ONNX file, when the target is not kept (unless allowed) or equalisation
-    changed the logits; UserError when checkpoint, data and options do not go together or a package is missing.
+    Accuracy is measured on the validation split. The layers that stay in float are chosen by it too.
+
+    Args:
+        source: the checkpoint.
+        destination: the file to write, .onnx.
+        options: how; the defaults if None.
+        overrides: recipe keys that stand above what the checkpoint says, see `recipe_of`.
+        weights: 'raw', or 'ema' for the averaged copy in the checkpoint.
+        report: a path for the measurements as JSON, written whether the target is kept or not.
+        show_progress: whether to show bars on a terminal.
+
+    Returns:
+        What was read, written and measured.
+
+    Raises:
+        EquivalenceError: the target is not kept and `allow_drop` is off, or equalisation changed the logits. No ONNX
+            file is written.
+        UserError: checkpoint, data and options do not go together, or a package is missing.
     """
     source, destination = Path(source), Path(destination)
     options, overrides = options or QuantizeOptions(), dict(overrides or {})
     check_destination(source, destination, GraphOptions())
     if destination.suffix != ".onnx":
         raise UserError(f"{destination} must end in .onnx: INT8 is written in no other format")
-    import_tools()
+    quantization_tools()
     net = load_weights(source, weights)
     layers = layer_nodes(net.variant, GraphOptions().output)
     check_keep_float(options.keep_float, layers)
     recipe = recipe_of(net, overrides)
     validation = val_source(recipe)
     check_classes(net, validation)
-    calibration, origin = calibration_source(recipe, options, validation)
+    calibration, origin = calibration_source(recipe, options.calibration, options.calibration_images, validation)
     with tempfile.TemporaryDirectory(prefix="mindrepvgg-quantize.") as folder:
+        preparation = {key: value for key, value in overrides.items() if key in _PREPARATION}
         exported = export_checkpoint(
-            source,
-            Path(folder, "float.onnx"),
-            preprocess=options.preprocess,
-            weights=weights,
-            overrides={key: value for key, value in overrides.items() if key in _PREPARATION},
+            source, Path(folder, "float.onnx"), preprocess=options.preprocess, weights=weights, overrides=preparation
         )
         batched = dataclasses.replace(recipe, batch_size=_BATCH)
-        batches = pictures_of(loader_of(batched, calibration, as_uint8=options.preprocess))
-        images = batches[0]
-        path, largest = exported.destination, None
+        batches = calibration_batches(loader_of(batched, calibration, as_uint8=options.preprocess))
+        path, largest_scale = exported.destination, None
         if options.equalize:
-            path, largest = _equalized(net, exported, Path(folder, "equalized.onnx"), images)
+            path, largest_scale = _equalized(net, exported, Path(folder, "equalized.onnx"), batches[0])
         loader = loader_of(recipe, spread(validation, options.limit), as_uint8=options.preprocess)
-        judge = Judge(exported.destination, loader, show_progress)
+        evaluator = Evaluator(exported.destination, loader, show_progress)
         with Quantizer(path, layers, batches, options.integers()) as quantizer:
-            kernels = _choose_bits(quantizer, options, images, Path(folder, "bits.onnx"))
-            alone = noise_alone(quantizer, images, show_progress)
-            search = Search(quantizer, judge, folder, options.bias_correction)
-            best = _search(search, sorted(alone, key=alone.get), options)
-            noise = layer_noise(quantizer.path, best.path, layers, images[:_NOISE_IMAGES])
-            bits = quantizer.options.weight_bits
-        facts = {
-            "method": options.method,
-            **({"percentile": options.percentile} if options.method == "percentile" else {}),
-            "weights": f"int8, {'per channel' if options.per_channel else 'per tensor'}, {bits} bits",
-            "activations": "uint8",
-            "float_layers": list(best.kept),
-            "equalized": options.equalize,
-            "bias_corrected": options.bias_correction,
-            "calibration": f"{sum(map(len, batches))} {origin}",
-            "onnxruntime": import_onnxruntime().__version__,
-        }
-        _finish(best.path, {**exported.metadata, "precision": "int8", "quantization": facts})
-        engines = OnnxEngine(exported.destination), OnnxEngine(best.path)
-        milliseconds = interleaved_latency(engines, images[:1])
+            best = _best(quantizer, evaluator, options, folder, show_progress)
+        facts = _facts(options, best, f"{sum(map(len, batches))} {origin}")
+        _finish(best.attempt.path, {**exported.metadata, "precision": "int8", "quantization": facts})
+        float32, int8 = _figures(exported, evaluator, best.attempt, batches[0][:1])
         found = Quantization(
             source=source,
             destination=destination,
             model=net.variant.name,
             dataset=recipe.dataset,
-            images=judge.reference.num_images,
-            unreadable=judge.reference.unreadable,
+            images=evaluator.reference.num_images,
+            unreadable=evaluator.reference.unreadable,
             facts=facts,
-            float32=Judged(judge.reference.top1, exported.destination.stat().st_size, milliseconds[0]),
-            int8=Judged(best.top1, best.path.stat().st_size, milliseconds[1]),
-            drop=best.drop,
-            agreement=best.agreement,
+            float32=float32,
+            int8=int8,
+            drop=best.attempt.drop,
+            agreement=best.attempt.agreement,
             target_drop=options.target_drop,
-            layers=tuple(LayerNoise(name, **noise[name], alone=alone[name], kept=name in best.kept) for name in layers),
-            attempts=tuple(search.attempts),
-            kernels=kernels,
-            largest_scale=largest,
-            written=best.drop <= options.target_drop or options.allow_drop,
+            layers=best.layers,
+            attempts=best.attempts,
+            kernels=best.kernels,
+            largest_scale=largest_scale,
+            written=best.attempt.drop <= options.target_drop or options.allow_drop,
         )
         if report:
             write_json(report, found.to_dict())
-        if not found.written:
-            raise EquivalenceError(
-                f"{destination} was not written: INT8 lost {best.drop:.2f} points of top-1 at best (with "
-                f"{best.describe()}), more than target_drop ({options.target_drop:g}); --equalize, --bias_correction "
-                "or another --method may help, and --allow_drop writes it all the same",
-                found,
-            )
-        with atomic_path(destination) as temporary:
-            temporary.write_bytes(best.path.read_bytes())
+        _write(found, best.attempt)
     return found
 
 
-def check_keep_float(keep_float, layers):
-    """Refuse layers that are not there, and to keep all of them."""
+def check_keep_float(keep_float: tuple[str, ...] | int | None, layers):
+    """Raise UserError for layers that the network lacks, and where every layer would stay in float."""
     if keep_float is None:
         return
     if isinstance(keep_float, int):
@@ -194,47 +190,57 @@ def check_keep_float(keep_float, layers):
         raise UserError("keep_float names every layer: tools/export.py writes the float file")
 
 
-def calibration_source(recipe, options, validation) -> tuple[Source, str]:
-    """Pictures to calibrate on, spread over their classes and mixed, and what they are in words.
+class _Best(NamedTuple):
+    """The INT8 file that was chosen, and what was found on the way; see `Quantization`."""
 
-    Of a folder a picture's class is the folder it lies in, which spreads them and has no other use. Raises DataError
-    when there are none, or when they are among `validation`, the pictures accuracy is measured on.
-    """
-    given = options.calibration
-    if given is None or (given in DATASETS and not Path(given).is_dir()):
-        name = given or recipe.dataset
-        data_dir = recipe.data_dir if name == recipe.dataset else None
-        source, what = open_source(name, data_dir, "train", None, recipe.val_share), f"training images of {name}"
-    elif Path(given).is_dir():
-        files = InputFiles([given])
-        folders, labels = np.unique([os.path.dirname(path) for path in files.paths], return_inverse=True)
-        names = tuple(folders.tolist())
-        source, what = Source("pictures", names, labels.astype(np.int32), files=files), f"images of {given}"
+    attempt: Attempt
+    bits: int
+    kernels: dict[int, KernelNoise]
+    layers: tuple[LayerNoise, ...]
+    attempts: tuple[Attempt, ...]
+
+
+def _best(quantizer, evaluator, options, folder, show_progress) -> _Best:
+    """Settle the weights' bits, find which layers disturb the logits, and which of them have to stay in float."""
+    images = quantizer.batches[0]
+    kernels = _choose_bits(quantizer, options, images, Path(folder, "bits.onnx"))
+    alone = noise_alone(quantizer, images, show_progress)
+    worst_first = sorted(alone, key=alone.get)
+    search = Search(quantizer, evaluator, folder, options.bias_correction)
+    if options.keep_float is None:
+        best = search.fewest(worst_first, options.target_drop)
+    elif isinstance(options.keep_float, int):
+        best = search.keep(worst_first[: options.keep_float])
     else:
-        raise DataError(f"calibration (={given!r}) is neither a folder nor a data set: {', '.join(DATASETS)}")
-    if source.files is not None and validation.files is not None:
-        judged = {os.path.realpath(validation.name(index)) for index in range(len(validation))}
-        both = [name for name in map(source.name, range(len(source))) if os.path.realpath(name) in judged]
-        if both:
-            raise DataError(
-                f"{len(both)} calibration pictures are among those accuracy is measured on, {both[0]} the first; give "
-                "others"
-            )
-    chosen = spread(source, options.calibration_images)
-    # Every batch, and the first alone, shows what all of them do.
-    return chosen.take(np.random.default_rng(0).permutation(len(chosen))), what
+        best = search.keep(options.keep_float)
+    noise = layer_noise(quantizer.path, best.path, quantizer.layers, images[:_NOISE_IMAGES])
+    layers = tuple(
+        LayerNoise(name, **noise[name], alone=alone[name], kept=name in best.kept) for name in quantizer.layers
+    )
+    return _Best(best, quantizer.options.weight_bits, kernels, layers, tuple(search.attempts))
 
 
-def pictures_of(loader) -> list[np.ndarray]:
-    """A loader's pictures in batches, without the filling. Raises DataError when none can be read."""
-    batches = [images[valid] for images, _, valid in loader if valid.any()]
-    if not batches:
-        raise DataError(f"none of the {loader.num_images} calibration pictures can be read")
-    return batches
+def _choose_bits(quantizer, options, images, path) -> dict[int, KernelNoise]:
+    """Settle the weights' bits in the quantizer's options; returns weight bits that were tried -> `KernelNoise`."""
+    found = {}
+    for bits in [options.weight_bits] if options.weight_bits else [8, 7]:
+        quantizer.options = dataclasses.replace(quantizer.options, weight_bits=bits)
+        quantizer.write(path, quantizer.layers)
+        found[bits] = kernel_noise(quantizer.path, path, images)
+        if not found[bits].saturates:
+            break
+    return found
 
 
-def _equalized(net, exported, path, images):
-    """Write the equalised network; gives its path and the largest scale. Raises EquivalenceError if it differs."""
+def _equalized(net, exported: Export, path, images):
+    """Write the equalised network.
+
+    Returns:
+        Its path, and the largest factor that a channel was scaled by.
+
+    Raises:
+        EquivalenceError: its logits are not those of the exported file.
+    """
     found = equalize(net.variant, network_arrays(net if net.deploy else to_deploy(net)))
     path.write_bytes(build_onnx(net.variant, found.arrays, exported.options, exported.metadata).SerializeToString())
     batch = images, None, np.ones(len(images), bool)
@@ -246,31 +252,51 @@ def _equalized(net, exported, path, images):
     return path, found.largest
 
 
-def _choose_bits(quantizer, options, images, path):
-    """Settle the weights' bits; gives bits tried -> `KernelNoise`."""
-    found = {}
-    for bits in [options.weight_bits] if options.weight_bits else [8, 7]:
-        quantizer.options = dataclasses.replace(quantizer.options, weight_bits=bits)
-        quantizer.write(path, quantizer.layers)
-        found[bits] = kernel_noise(quantizer.path, path, images)
-        if not found[bits].saturates:
-            break
-    return found
-
-
-def _search(search, worst_first, options):
-    """The attempt with the layers in float that were asked for, or with the fewest that keep the target."""
-    if options.keep_float is None:
-        return search.fewest(worst_first, options.target_drop)
-    if isinstance(options.keep_float, int):
-        return search.keep(worst_first[: options.keep_float])
-    return search.keep(options.keep_float)
+def _facts(options, best, calibration) -> dict:
+    """Return how a file was quantised, for its metadata."""
+    return {
+        "method": options.method,
+        **({"percentile": options.percentile} if options.method == "percentile" else {}),
+        "weights": f"int8, {'per channel' if options.per_channel else 'per tensor'}, {best.bits} bits",
+        "activations": "uint8",
+        "float_layers": list(best.attempt.kept),
+        "equalized": options.equalize,
+        "bias_corrected": options.bias_correction,
+        "calibration": calibration,
+        "onnxruntime": importlib.metadata.version("onnxruntime"),
+    }
 
 
 def _finish(path, metadata):
     """Give an INT8 file its metadata and check that it is valid."""
-    onnx = import_onnx()
+    import onnx
+
     model = onnx.load(str(path))
     set_metadata(model, metadata)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
+
+
+def _figures(exported, evaluator, attempt, image) -> tuple[FileFigures, FileFigures]:
+    """Return accuracy, size and speed of the float file and of the INT8 file."""
+    paths = exported.destination, attempt.path
+    milliseconds = latencies([OnnxEngine(path) for path in paths], image)
+    top1 = evaluator.reference.top1, attempt.top1
+    float32, int8 = (
+        FileFigures(accuracy, path.stat().st_size, time)
+        for accuracy, path, time in zip(top1, paths, milliseconds, strict=True)
+    )
+    return float32, int8
+
+
+def _write(found: Quantization, attempt):
+    """Copy the file to its destination, or raise EquivalenceError where it lost too much."""
+    if not found.written:
+        raise EquivalenceError(
+            f"{found.destination} was not written: INT8 lost {found.drop:.2f} points of top-1 at best (with "
+            f"{attempt.describe()}), more than target_drop ({found.target_drop:g}); --equalize, --bias_correction "
+            "or another --method may help, and --allow_drop writes it all the same",
+            found,
+        )
+    with atomic_path(found.destination) as temporary:
+        temporary.write_bytes(attempt.path.read_bytes())

@@ -1,22 +1,25 @@
-"""What an INT8 file was found to be: accuracy, size, speed and noise, for programs and for people."""
+"""The report on an INT8 file: accuracy, size, speed and noise, for programs and for people."""
 
 from __future__ import annotations
 
+import functools
 import statistics
-import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from mindrepvgg.deployment.int8.noise import KernelNoise
 from mindrepvgg.deployment.int8.search import Attempt
+from mindrepvgg.runtime.turns import take_turns, timed
+from mindrepvgg.text import table
 
-_ROUNDS, _ROUND_SECONDS, _MOST_CALLS = 20, 0.05, 20
+_TURN_SECONDS, _MOST_CALLS = 0.05, 20
 _WORST = 3
 
 
-class Judged(NamedTuple):
-    """One file: top-1 in percent, bytes, and milliseconds of one image, the median of interleaved rounds."""
+class FileFigures(NamedTuple):
+    """One file: top-1 in percent, bytes, and milliseconds of one image."""
 
     top1: float
     bytes: int
@@ -24,10 +27,14 @@ class Judged(NamedTuple):
 
 
 class LayerNoise(NamedTuple):
-    """A layer's signal-to-noise ratios in dB, see `noise`; `kept`: in float.
+    """A layer's signal-to-noise ratios in dB, see `noise`.
 
-    output: of its output in the INT8 file. weights: of its rounded kernel, None in float. alone: of the logits when no
-    other layer is INT8.
+    Attributes:
+        name: the layer.
+        output: of the layer's output in the INT8 file.
+        weights: of the layer's rounded kernel; None where the layer is in float.
+        alone: of the logits when no other layer is INT8.
+        kept: whether the layer is in float.
     """
 
     name: str
@@ -41,9 +48,14 @@ class LayerNoise(NamedTuple):
 class Quantization:
     """What was read, written and measured.
 
-    facts: how, as in the file's metadata. drop: points of top-1 that INT8 lost. agreement: the share of images that
-    both files put in the same class. layers: in the network's order. attempts: files that were judged, in their order.
-    kernels: weight bits tried -> what this CPU makes of them. largest_scale: of equalisation, None without.
+    Attributes:
+        facts: how the file was quantised, as in its metadata.
+        drop: points of top-1 that INT8 lost.
+        agreement: the share of images that both files put in the same class.
+        layers: in the network's order.
+        attempts: the INT8 files that were evaluated, in their order.
+        kernels: weight bits that were tried -> what this CPU's int8 kernels make of them.
+        largest_scale: of equalisation; None without it.
     """
 
     source: Path
@@ -53,8 +65,8 @@ class Quantization:
     images: int
     unreadable: int
     facts: dict
-    float32: Judged
-    int8: Judged
+    float32: FileFigures
+    int8: FileFigures
     drop: float
     agreement: float
     target_drop: float
@@ -66,7 +78,7 @@ class Quantization:
 
     @property
     def worst(self) -> list[LayerNoise]:
-        """The layers that alone cost the logits most."""
+        """The layers whose rounding, without that of any other layer, disturbs the logits most."""
         return sorted(self.layers, key=lambda layer: layer.alone)[:_WORST]
 
     def to_dict(self) -> dict:
@@ -84,61 +96,80 @@ class Quantization:
         }
 
     def format(self) -> str:
-        """A short table for people."""
-        facts, kept = self.facts, self.facts["float_layers"]
-        repairs = [
-            *([f"equalised (channels scaled by up to {self.largest_scale:.1f})"] if facts["equalized"] else []),
-            *(["biases corrected"] if facts["bias_corrected"] else []),
-        ]
-        lines = [
-            f"{self.model}: weights {facts['weights']}; activations {facts['activations']}, {facts['method']}"
-            + "".join(f", {repair}" for repair in repairs),
-            f"calibrated on {facts['calibration']}; judged on {self.images} validation images of {self.dataset}"
-            + (f" ({self.unreadable} unreadable not counted)" if self.unreadable else ""),
-            f"{'':<8}  {'top-1':>7}  {'MiB':>7}  {'ms an image':>11}",
-        ]
-        for name, judged in (("float32", self.float32), ("int8", self.int8)):
-            lines.append(f"{name:<8}  {judged.top1:6.2f}%  {judged.bytes / 2**20:7.2f}  {judged.milliseconds:11.3f}")
-        lines.append(
-            f"lost {self.drop:.2f} points (target {self.target_drop:g}), same class on {self.agreement:.2%} of images"
+        """Return the report for people."""
+        files = (
+            (name, f"{found.top1:.2f}%", f"{found.bytes / 2**20:.2f}", f"{found.milliseconds:.3f}")
+            for name, found in (("float32", self.float32), ("int8", self.int8))
         )
-        width = max(len(layer.name) for layer in self.layers)
-        lines.append(f"{'signal to noise, dB':<{max(width, 19)}}  {'weights':>7}  {'output':>7}  {'logits, alone':>13}")
-        for layer in self.layers:
-            weights = "float" if layer.weights is None else f"{layer.weights:.1f}"
-            lines.append(f"{layer.name:<{max(width, 19)}}  {weights:>7}  {layer.output:7.1f}  {layer.alone:13.1f}")
-        lines.append(f"worst alone: {', '.join(layer.name for layer in self.worst)}")
+        layers = (
+            (
+                layer.name,
+                "float" if layer.weights is None else f"{layer.weights:.1f}",
+                f"{layer.output:.1f}",
+                f"{layer.alone:.1f}",
+            )
+            for layer in self.layers
+        )
+        return "\n".join(
+            (
+                *self._header(),
+                table([("", "top-1", "MiB", "ms an image"), *files]),
+                f"lost {self.drop:.2f} points (target {self.target_drop:g}), same class on {self.agreement:.2%} of "
+                "images",
+                table([("signal to noise, dB", "weights", "output", "logits, alone"), *layers]),
+                f"worst alone: {', '.join(layer.name for layer in self.worst)}",
+                *self._notes(),
+            )
+        )
+
+    def _header(self) -> Iterator[str]:
+        """Yield how the file was quantised, and on what it was calibrated and evaluated."""
+        facts = self.facts
+        done = [f"weights {facts['weights']}; activations {facts['activations']}", facts["method"]]
+        if facts["equalized"]:
+            done.append(f"equalised (channels scaled by up to {self.largest_scale:.1f})")
+        if facts["bias_corrected"]:
+            done.append("biases corrected")
+        yield f"{self.model}: {', '.join(done)}"
+        unreadable = f" ({self.unreadable} unreadable not counted)" if self.unreadable else ""
+        yield (
+            f"calibrated on {facts['calibration']}; judged on {self.images} validation images of "
+            f"{self.dataset}{unreadable}"
+        )
+
+    def _notes(self) -> Iterator[str]:
+        """Yield what the tables do not tell: layers in float, files that were tried, saturation, the place."""
+        kept = self.facts["float_layers"]
         if kept:
-            hint = "; that is most of them, --equalize may spare it" if 2 * len(kept) > len(self.layers) else ""
-            lines.append(f"in float: {', '.join(kept)}{'' if facts['equalized'] else hint}")
+            most = 2 * len(kept) > len(self.layers) and not self.facts["equalized"]
+            yield f"in float: {', '.join(kept)}{'; that is most of them, --equalize may spare it' if most else ''}"
         if len(self.attempts) > 1:
             tried = (f"{len(attempt.kept)}: {attempt.drop:.2f}" for attempt in self.attempts)
-            lines.append(f"layers in float and points lost, as tried: {', '.join(tried)}")
+            yield f"layers in float and points lost, as tried: {', '.join(tried)}"
         bits, noise = next(iter(self.kernels.items()))
         if noise.saturates:
-            lines.append(
+            yield (
                 f"{bits} bits saturate in the int8 kernels of this CPU ({noise.kernels:.1f} dB, rounding "
                 f"{noise.rounding:.1f} dB); on one with VNNI they do not, see --weight_bits"
             )
         if self.written:
-            lines.append(f"written: {self.destination}")
-        return "\n".join(lines)
+            yield f"written: {self.destination}"
 
 
-def interleaved_latency(engines, images) -> list[float]:
-    """Milliseconds of a call of each engine, the median of rounds in which they take turns."""
-    calls = []
-    for engine in engines:
-        engine(images)  # the first call sets up its memory
-        start = time.perf_counter()
-        engine(images)
-        seconds = time.perf_counter() - start
-        calls.append(min(max(1, round(_ROUND_SECONDS / seconds)), _MOST_CALLS))
-    times = [[] for _ in engines]
-    for _ in range(_ROUNDS):
-        for engine, count, found in zip(engines, calls, times, strict=True):
-            start = time.perf_counter()
-            for _ in range(count):
-                engine(images)
-            found.append((time.perf_counter() - start) / count)
-    return [1000 * statistics.median(found) for found in times]
+def latencies(engines, images, rounds: int = 20) -> list[float]:
+    """Measure engines in turns.
+
+    Args:
+        engines: functions of `images`.
+        images: what each is called with.
+        rounds: how many turns each engine takes; a turn is as many calls as fill some time.
+
+    Returns:
+        Milliseconds of one call of each engine, the median of its turns.
+    """
+    contestants = {}
+    for number, engine in enumerate(engines):
+        call = functools.partial(engine, images)
+        call()  # the first call sets up its memory
+        contestants[number] = timed(call, min(max(1, round(_TURN_SECONDS / timed(call)())), _MOST_CALLS))
+    return [1000 * statistics.median(seconds) for seconds in take_turns(contestants, rounds).values()]

@@ -1,4 +1,4 @@
-"""Which layers of a network stay in float, so that INT8 keeps its accuracy: as few of the worst as do."""
+"""The search for the layers that have to stay in float, so that INT8 keeps its accuracy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from mindrepvgg.evaluation.evaluate import evaluate
 
 @dataclass(frozen=True)
 class Attempt:
-    """An INT8 file with some layers `kept` in float; top1 and the `drop` from the float file's in percent and points.
+    """An INT8 file that was evaluated.
 
-    agreement: the share of images that it puts in the same class as the float file.
+    Attributes:
+        kept: the layers in float.
+        top1: in percent.
+        drop: points of top-1 below the float file's.
+        agreement: the share of images that it puts in the same class as the float file.
     """
 
     kept: tuple[str, ...]
@@ -34,17 +38,24 @@ class Attempt:
         return {"kept": list(self.kept), "top1": self.top1, "drop": self.drop, "agreement": self.agreement}
 
 
-class Judge:
-    """A function: the path of an ONNX file and the layers it keeps in float -> `Attempt`, on a loader's images.
+class Evaluator:
+    """A function that evaluates an INT8 file: (path, the layers it keeps in float) -> `Attempt`.
 
-    reference: the `Evaluation` of the float file at `float_path`, with which it is compared.
+    Args:
+        float_path: the float file, which INT8 files are compared with.
+        loader: the images to evaluate on.
+        show_progress: whether to show a bar.
+
+    Attributes:
+        reference: the `Evaluation` of the float file.
     """
 
-    def __init__(self, float_path, loader, show_progress=False):
+    def __init__(self, float_path, loader, show_progress: bool = False):
         self._loader, self._show = loader, show_progress
-        self.reference, self._classes = self._judge(float_path)
+        self.reference, self._classes = self._evaluate(float_path)
 
-    def _judge(self, path):
+    def _evaluate(self, path):
+        """Return a file's `Evaluation`, and the class that it puts each readable image in."""
         engine, classes = OnnxEngine(path), []
 
         def run(images):
@@ -57,18 +68,23 @@ class Judge:
         return found, np.delete(of_images, sorted(self._loader.bad_images.of(0)))
 
     def __call__(self, path, kept) -> Attempt:
-        found, classes = self._judge(path)
+        found, classes = self._evaluate(path)
         agreement = float((classes == self._classes).mean())
-        # From the counts: a difference of two rounded percentages may miss the target by a rounding.
+        # From the counts: the difference of two rounded percentages may miss the target by a rounding.
         drop = 100 * (self.reference.correct - found.correct) / found.num_images
         return Attempt(tuple(kept), found.top1, drop, agreement, path)
 
 
 def fewest(count: int, passes: Callable[[int], bool]) -> int | None:
-    """The least k below `count` with passes(k) and not passes(k - 1), by bisection; None where there is none.
+    """Find, by bisection, the least number that passes.
 
-    passes must be true from some k on; where it is not, k is one of the places where it becomes true, and both k and
-    k - 1 have been asked.
+    Args:
+        count: the numbers are below it.
+        passes: is expected to be true from some number on. Where it is not, the result is a number that passes while
+            the one before it does not.
+
+    Returns:
+        A number k; `passes` was asked for k, and for k - 1 unless k is 0. None where no number passes.
     """
     if passes(0):
         return 0
@@ -83,25 +99,41 @@ def fewest(count: int, passes: Callable[[int], bool]) -> int | None:
 
 
 class Search:
-    """Makes INT8 files in `folder` and judges them; `attempts` holds all of them in the order they were made."""
+    """Makes INT8 files and evaluates them.
 
-    def __init__(self, quantizer, judge, folder, bias_correction=False):
-        self.attempts = []
-        self._quantizer, self._judge, self._folder = quantizer, judge, folder
+    Args:
+        quantizer: a `Quantizer`.
+        evaluate: a function (path, layers in float) -> `Attempt`, as an `Evaluator`.
+        folder: where the files are written.
+        bias_correction: whether to correct their biases.
+
+    Attributes:
+        attempts: all files so far, in their order.
+    """
+
+    def __init__(self, quantizer, evaluate, folder, bias_correction: bool = False):
+        self.attempts: list[Attempt] = []
+        self._quantizer, self._evaluate, self._folder = quantizer, evaluate, folder
         self._bias_correction = bias_correction
 
     def keep(self, kept) -> Attempt:
-        """The file with these layers in float."""
+        """Make and evaluate the file with these layers in float."""
         path = Path(self._folder, f"attempt{len(self.attempts)}.onnx")
         integer = [name for name in self._quantizer.layers if name not in kept]
         self._quantizer.write(path, integer, self._bias_correction)
-        self.attempts.append(self._judge(path, kept))
+        self.attempts.append(self._evaluate(path, kept))
         return self.attempts[-1]
 
     def fewest(self, worst_first, target_drop) -> Attempt:
-        """The first layers of `worst_first` in float, as few as lose at most `target_drop` points of top-1.
+        """Find how many of the worst layers have to stay in float.
 
-        Where no number of them does, what lost least; at least one layer is INT8.
+        Args:
+            worst_first: all layers, the worst one first.
+            target_drop: points of top-1 that may be lost.
+
+        Returns:
+            The file with as few of them in float as lose at most `target_drop`; where none does, the one that lost
+            least. At least one layer is INT8.
         """
         found = {}
 

@@ -25,6 +25,7 @@ from mindrepvgg.data.loaders import loader_of
 from mindrepvgg.data.source import spread
 from mindrepvgg.deployment.graph import build_onnx
 from mindrepvgg.deployment.int8 import quantize, report, search
+from mindrepvgg.deployment.int8.calibration import calibration_batches, calibration_source
 from mindrepvgg.deployment.int8.equalize import equalize
 from mindrepvgg.deployment.int8.integers import IntegerOptions, Quantizer, layer_nodes
 from mindrepvgg.deployment.int8.noise import KernelNoise, kernel_noise, signal_to_noise
@@ -53,7 +54,7 @@ def _quick():
     """PyNative mode, digits read once, and a look at the speed."""
     with context_mode("pynative"), pytest.MonkeyPatch.context() as patch:
         patch.setitem(DATASETS, "mnist5k", functools.lru_cache(DATASETS["mnist5k"]))
-        patch.setattr(report, "_ROUNDS", 2)
+        patch.setattr(quantize, "latencies", functools.partial(report.latencies, rounds=2))
         yield
 
 
@@ -202,7 +203,7 @@ def test_the_report_is_json_and_text(written):
     assert [layer["name"] for layer in found["layers"]] == list(LAYERS)
     assert found["worst_layers"] == [layer["name"] for layer in sorted(found["layers"], key=lambda x: x["alone"])[:3]]
     text = written.format()
-    assert f"int8      {written.int8.top1:6.2f}%" in text
+    assert f"int8     {written.int8.top1:.2f}%" in text
     assert re.search(r"^stage3\.1 +\d\d\.\d +\d\d\.\d +\d\d\.\d$", text, re.MULTILINE)
     assert f"worst alone: {', '.join(found['worst_layers'])}" in text
 
@@ -210,10 +211,8 @@ def test_the_report_is_json_and_text(written):
 def test_noise_is_what_numpy_finds(written, float_path):
     """Of the last layer's output, the logits, and of a kernel."""
     recipe = loader_recipe()
-    source, _ = quantize.calibration_source(
-        recipe, QuantizeOptions(calibration_images=100), open_source("mnist5k", None, "val")
-    )
-    x = quantize.pictures_of(loader_of(recipe, source))[0][:16]
+    source, _ = calibration_source(recipe, None, 100, open_source("mnist5k", None, "val"))
+    x = calibration_batches(loader_of(recipe, source))[0][:16]
     expected, rounded = session(float_path)(x), session(written.destination, optimised=False)(x)
 
     def decibels(signal, noisy):
@@ -240,7 +239,7 @@ def loader(count):
 
 def test_ranges_are_the_float_files(float_path):
     """Each tensor's smallest and largest value over all pictures, found in the float graph; percentiles lie inside."""
-    batches = quantize.pictures_of(loader(150))
+    batches = calibration_batches(loader(150))
     model = onnx.load(str(float_path))
     names = [f"{layer}.relu" for layer in LAYERS[:-1]]
     del model.graph.output[:]
@@ -277,8 +276,7 @@ def test_every_kind_runs_and_squeeze_excite_stays_in_float(kind, tmp_path):
 
 
 def test_calibration_pictures_are_spread_and_mixed():
-    options = QuantizeOptions(calibration_images=100)
-    source, what = quantize.calibration_source(loader_recipe(), options, open_source("mnist5k", None, "val"))
+    source, what = calibration_source(loader_recipe(), None, 100, open_source("mnist5k", None, "val"))
     assert what == "training images of mnist5k"
     assert np.bincount(source.labels).tolist() == [10] * 10
     assert len(set(source.labels[:32])) > 7, "the first batch has nearly every digit"
@@ -317,7 +315,7 @@ def broken(float_path):
 @pytest.mark.parametrize("per_channel", [True, False], ids=["per channel", "per tensor"])
 def test_equalising_repairs_what_rounding_breaks(per_channel, broken, float_path, tmp_path):
     variant, arrays = broken
-    batches = quantize.pictures_of(loader(100))
+    batches = calibration_batches(loader(100))
     expected = session(float_path)(batches[0])
     cases = {"sound": initializers(float_path), "broken": arrays, "repaired": equalize(variant, arrays).arrays}
     decibels = {}
@@ -349,7 +347,7 @@ def means_apart(float_path, path, x):
 
 
 def test_corrected_biases_keep_each_channels_mean(float_path, tmp_path):
-    batches = quantize.pictures_of(loader(100))
+    batches = calibration_batches(loader(100))
     nodes, options = layer_nodes(find("repvgg", **SHAPE), "logits"), IntegerOptions(per_channel=False, weight_bits=7)
     with Quantizer(float_path, nodes, batches, options) as quantizer:
         assert quantizer.write(tmp_path / "plain.onnx", nodes) == {}
@@ -378,7 +376,7 @@ def test_saturating_kernels_get_seven_bits(checkpoint, tmp_path, monkeypatch):
 
 def test_kernels_that_compute_what_the_file_says_are_not_suspected(written, float_path):
     assert not written.kernels[7].saturates
-    x = quantize.pictures_of(loader(20))[0]
+    x = calibration_batches(loader(20))[0]
     found = kernel_noise(float_path, written.destination, x)
     outputs = [session(float_path)(x), *(session(written.destination, optimised)(x) for optimised in (False, True))]
     expected = [20 * np.log10(np.linalg.norm(a) / np.linalg.norm(a - b)) for a, b in itertools.pairwise(outputs)]
@@ -415,12 +413,13 @@ def test_what_does_not_rise_evenly_still_gives_a_proven_place():
 
 def test_a_loss_of_just_the_target_is_kept(written):
     """97.07 - 96.57 is more than 0.5 in floating point."""
-    judge = search.Judge(written.destination, loader(10))
+    evaluate = search.Evaluator(written.destination, loader(10))
     counts = {"num_images": 10000, "loss": 0.0, "top5": 100.0, "images_per_second": 1.0}
-    judge.reference = Evaluation(top1=100 * (9707 / 10000), correct=9707, **counts)
-    judge._judge = lambda path: (Evaluation(top1=100 * (9657 / 10000), correct=9657, **counts), judge._classes)
-    assert judge.reference.top1 - judge._judge("")[0].top1 > 0.5
-    attempt = judge(written.destination, ())
+    evaluate.reference = Evaluation(top1=100 * (9707 / 10000), correct=9707, **counts)
+    found = Evaluation(top1=100 * (9657 / 10000), correct=9657, **counts)
+    evaluate._evaluate = lambda path: (found, evaluate._classes)
+    assert evaluate.reference.top1 - found.top1 > 0.5
+    attempt = evaluate(written.destination, ())
     assert (attempt.drop, attempt.agreement) == (0.5, 1)
 
 
@@ -592,7 +591,7 @@ def test_a_missing_package_is_named(package, checkpoint, tmp_path, call, monkeyp
     monkeypatch.setitem(sys.modules, package, None)
     status, _, err = call(checkpoint, tmp_path / "out.onnx")
     assert status == 2
-    assert re.fullmatch(rf"error: .* needs the package {package}: pip install onnx.*\n", err)
+    assert re.fullmatch(rf'error: .* needs the package {package}: pip install "mindrepvgg\[onnx\]"\n', err)
 
 
 def test_the_shares_of_an_image_folder(checkpoint, folders, tmp_path):

@@ -1,0 +1,77 @@
+"""The pictures that activation ranges are taken from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from mindrepvgg.data.datasets import DATASETS, open_source
+from mindrepvgg.data.inputs import InputFiles
+from mindrepvgg.data.source import Source, spread
+from mindrepvgg.errors import DataError
+
+
+def calibration_source(recipe, given: str | None, count: int, validation: Source) -> tuple[Source, str]:
+    """Choose pictures to calibrate on.
+
+    Args:
+        recipe: tells the data set, and where it lies.
+        given: a data set's name, for its training split, or a folder of pictures, with or without classes; None: the
+            training split of the recipe's data set.
+        count: how many pictures, spread over the classes. The classes of a folder are the folders inside of it.
+        validation: the pictures that accuracy is measured on.
+
+    Returns:
+        The pictures in a mixed order, and what they are in words.
+
+    Raises:
+        DataError: there are no such pictures, or some of them are among `validation`.
+    """
+    if given is None or (given in DATASETS and not Path(given).is_dir()):
+        name = given or recipe.dataset
+        data_dir = recipe.data_dir if name == recipe.dataset else None
+        source, what = open_source(name, data_dir, "train", None, recipe.val_share), f"training images of {name}"
+    elif Path(given).is_dir():
+        files = InputFiles([given])
+        folders, labels = np.unique([os.path.dirname(path) for path in files.paths], return_inverse=True)
+        source = Source("pictures", tuple(folders.tolist()), labels.astype(np.int32), files=files)
+        what = f"images of {given}"
+    else:
+        raise DataError(f"calibration (={given!r}) is neither a folder nor a data set: {', '.join(DATASETS)}")
+    _check_apart(source, validation)
+    chosen = spread(source, count)
+    # Mixed, so that every batch holds all classes: the first batch alone is used in several places.
+    return chosen.take(np.random.default_rng(0).permutation(len(chosen))), what
+
+
+def _check_apart(source, validation):
+    """Raise DataError where a file of `source` is also a file of `validation`."""
+    if source.files is None or validation.files is None:
+        return
+    validated = {os.path.realpath(validation.name(index)) for index in range(len(validation))}
+    both = [name for name in map(source.name, range(len(source))) if os.path.realpath(name) in validated]
+    if both:
+        raise DataError(
+            f"{len(both)} calibration pictures are among those accuracy is measured on, {both[0]} the first; give "
+            "others"
+        )
+
+
+def calibration_batches(loader) -> list[np.ndarray]:
+    """Read a loader's pictures.
+
+    Args:
+        loader: gives (images, labels, which of the images were read).
+
+    Returns:
+        A batch of images each, without the filling of the last batch and without unreadable pictures.
+
+    Raises:
+        DataError: none of the pictures can be read.
+    """
+    batches = [images[valid] for images, _, valid in loader if valid.any()]
+    if not batches:
+        raise DataError(f"none of the {loader.num_images} calibration pictures can be read")
+    return batches
