@@ -18,6 +18,7 @@ class Normalize(nn.Cell):
         self.gain, self.bias = Tensor(gain[None]), Tensor(bias[None])
 
     def construct(self, images):
+        """Normalise uint8 images (N, H, W, C) to float32 (N, C, H, W); float images are ready and pass."""
         if images.dtype != ms.uint8:
             return images
         # Cast before transposing: every device transposes floats.

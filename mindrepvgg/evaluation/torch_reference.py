@@ -135,6 +135,7 @@ class TorchReference:
         raise CheckpointError(f"the reference does not know what {name} is")
 
     def __call__(self, images):
+        """Logits (N, classes) of images (N, C, H, W), as arrays."""
         torch = self._torch
         with torch.no_grad():
             x = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))

@@ -65,6 +65,7 @@ class RepVGG(nn.Cell):
         return self.linear(x.mean((2, 3)))
 
     def construct(self, x):
+        """Logits (N, classes) of images (N, C, H, W)."""
         return self.forward_head(self.forward_features(x))
 
     def recompute_blocks(self):
@@ -98,6 +99,7 @@ class AuxHead(nn.Cell):
         self.linear = _linear(channels, num_classes)
 
     def construct(self, x):
+        """Logits (N, classes) of a stage's output (N, C, H, W)."""
         return self.linear(self.relu(self.downsample(x)).mean((2, 3)))
 
 
@@ -121,6 +123,7 @@ class RepVGGPlus(RepVGG):
         return self.stage4(self.stage3_second(self.stage3_first(x)))
 
     def construct(self, x):
+        """Logits (N, classes) of images; in training, those of the auxiliary heads too."""
         if self.deploy or not self.training:
             return self.forward_head(self.forward_features(x))
         x = self.stage1(self.stage0(x))

@@ -66,6 +66,7 @@ class ConvBN(nn.Cell):
         self.bn = norm(out_channels)
 
     def construct(self, x):
+        """Convolve (N, in, H, W) and normalise."""
         return self.bn(self.conv(x))
 
 
@@ -83,6 +84,7 @@ class SqueezeExcite(nn.Cell):
         self.sigmoid = nn.Sigmoid()
 
     def construct(self, x):
+        """Scale each channel of x (N, C, H, W) by a weight between 0 and 1."""
         weights = self.relu(self.down(x.mean((2, 3), keep_dims=True)))  # (N, squeezed, 1, 1)
         return x * self.sigmoid(self.up(weights))
 
@@ -140,6 +142,7 @@ class RepVGGBlock(nn.Cell):
         self.relu = nn.ReLU()
 
     def construct(self, x):
+        """(N, in, H, W) -> (N, out, H / stride, W / stride)."""
         y = self.convolve(x)
         if self.se_place == "pre":
             y = self.se(y)

@@ -38,6 +38,7 @@ class FakeQuantize(nn.Cell):
         self.lowest, self.highest = float(lowest), float(highest)
 
     def construct(self, x, scale, zero_point):
+        """Round x to the integers' grid, in float."""
         integers = ops.round(x / scale) + zero_point
         return (ops.maximum(ops.minimum(integers, self.highest), self.lowest) - zero_point) * scale
 
@@ -63,6 +64,7 @@ class ActivationQuantizer(nn.Cell):
         self.quantize = FakeQuantize(*ACTIVATIONS)
 
     def construct(self, x):
+        """Observe the range of x, then round x."""
         return self.quantize(x, *self.observe(x))
 
     def observe(self, x):
@@ -212,6 +214,7 @@ class FakeQuantBlock(ConvBNBlock):
             _rename(quantizer, prefix)
 
     def construct(self, x):
+        """(N, in, H, W) -> (N, out, H / stride, W / stride), rounded where the output is quantised."""
         y = super().construct(x)
         if self.quantizes_output:
             y = self.output_quantizer(y)
@@ -252,6 +255,7 @@ class FakeQuantDense(nn.Dense):
         _rename(self, dense.weight.name.removesuffix("weight"))
 
     def construct(self, x):
+        """Logits (N, classes) of features (N, features), both rounded as int8 would be."""
         scale, zero_point = self.input_quantizer.observe(x)
         x = self.input_quantizer.quantize(x, scale, zero_point)
         kernel, bias = self.weight_quantizer(self.weight, self.bias, scale)

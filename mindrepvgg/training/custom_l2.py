@@ -43,6 +43,7 @@ class CustomL2(nn.Cell):
         self.centre = Tensor(np.pad(np.ones((1, 1, 1, 1), np.float32), ((0, 0), (0, 0), (1, 1), (1, 1))))
 
     def construct(self):
+        """The penalty, a scalar."""
         total = 0.0
         for i in range(len(self.kernels)):
             kernel, kernel_1x1 = self.kernels[i], self.kernels_1x1[i]

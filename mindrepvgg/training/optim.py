@@ -148,6 +148,7 @@ class AdamW(nn.Optimizer):
 
     @ms.jit(backend="ms_backend")
     def construct(self, gradients):
+        """Update the parameters by their gradients."""
         lr = self.get_lr()
         self.assignadd(self.global_step, self.global_step_increase_tensor)
         weight1 = self.beta1 * self.weight1 + (1 - self.beta1)

@@ -66,6 +66,7 @@ class NetworkWithLoss(nn.Cell):
         self.penalty = penalty
 
     def construct(self, images, targets, scale):
+        """The loss of a batch, times `scale`."""
         if self.prepare is not None:
             images = self.prepare(images)
         loss = self._loss(self.net(images), targets)
@@ -169,6 +170,7 @@ class TrainStep(nn.Cell):
                 ops.assign(parameter, Tensor(values))
 
     def construct(self, images, targets):
+        """Train on a batch, (N, C, H, W) and (N,) or (N, classes); what it returns, the class says."""
         loss, gradients = self.backward(images, targets)
         if self.accumulation > 1:
             loss = (loss + self.accumulated_loss) / self.accumulation

@@ -68,6 +68,7 @@ class Evaluator:
         return found, np.delete(of_images, sorted(self._loader.bad_images.of(0)))
 
     def __call__(self, path, kept) -> Attempt:
+        """Run the INT8 file at `path`, in which the layers `kept` are float, and compare its accuracy."""
         found, classes = self._evaluate(path)
         agreement = float((classes == self._classes).mean())
         # From the counts: the difference of two rounded percentages may miss the target by a rounding.
