@@ -8,7 +8,7 @@ The paper's table 4 on any device: the speed of each network beside ResNet-18's,
     python tools/benchmark.py --forms deploy --batch_sizes 128 --baselines resnet18,resnet34,resnet50,resnet101
         --models repvgg_a0,repvgg_a1,repvgg_b0,repvgg_a2,repvgg_b1g4,repvgg_b1g2,repvgg_b1 --plot speed.png
 
-mindrepvgg/measure/__init__.py tells what the figures are of. Exit status 1 if a contestant broke down.
+mindrepvgg/measure/contest.py tells what the figures are of. Exit status 1 if a contestant broke down.
 """
 
 import sys
@@ -46,9 +46,10 @@ def main(argv=None):
     out, table, plot = (arguments.pop(name) for name in ("out", "csv", "plot"))
 
     from mindrepvgg.measure import contest, report
+    from mindrepvgg.measure.settings import Settings
     from mindrepvgg.runtime import device
 
-    settings = report.Settings(ckpt_paths=arguments.pop("ckpt_path"), **arguments)
+    settings = Settings(ckpt_paths=arguments.pop("ckpt_path"), **arguments)
     if plot:
         report.check_plot(plot, settings)
     device.setup("CPU")  # this process makes the weights; the device is its contestants'

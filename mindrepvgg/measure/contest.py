@@ -1,14 +1,24 @@
-"""The contestants of a benchmark: what there is to measure, and who takes turns with whom."""
+"""A benchmark of inference: networks by form, engine, precision and batch size, measured side by side.
+
+- Time: of one call, with the images in the host's memory, until the logits are an array of the host. Copying the logits
+  counts, and so does copying the images, where an engine copies them in each call.
+- First call: the graph is built in it; for onnxruntime it includes making the session.
+- Processes: each contestant has one of its own, so that its memory can be told and no framework meets another's threads
+  or settings. The contestants of one batch size are alive together and take turns, see `turns`.
+- Speed ratio: the median of the rounds' ratios.
+- float16: MindSpore's amp level O3, the float16 export under onnxruntime, half-precision tensors in PyTorch.
+- Memory: the most that a contestant's process held, beyond what it held with its framework loaded; on an NPU, what
+  MindSpore allocated there.
+
+This has run on CPUs only. Where an NPU takes one process at a time, `alone` is needed.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
-import random
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +27,9 @@ from tqdm import tqdm
 
 from mindrepvgg.deployment.graph import GraphOptions, build_onnx, require_onnx
 from mindrepvgg.errors import UserError
-from mindrepvgg.measure.process import BrokenDown, Network, Process, filled_network, read_arrays
-from mindrepvgg.measure.report import (
+from mindrepvgg.measure.contestants import Network, compete, filled_network, read_arrays
+from mindrepvgg.measure.report import Report, Result
+from mindrepvgg.measure.settings import (
     DEPLOY,
     MINDSPORE,
     ONNXRUNTIME,
@@ -26,29 +37,39 @@ from mindrepvgg.measure.report import (
     TORCH,
     TRAIN,
     Contestant,
-    Report,
-    Result,
     Settings,
 )
+from mindrepvgg.measure.worker import BrokenDown, Worker
 from mindrepvgg.models import variants
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.summary import summarise
+from mindrepvgg.reparam.compare import difference
 from mindrepvgg.runtime.optional import require_optional
+from mindrepvgg.runtime.turns import turns
 from mindrepvgg.text import nearest
 
-# What a network's logits may differ by between contestants, over the largest: a network that computes something else is
-# off by the largest itself. Loose, as NPUs round float32 convolutions.
+# What a network's logits may differ by between contestants, over the largest. Loose, because NPUs round float32
+# convolutions; a network that computes something else differs by about the largest itself.
 _AGREEMENT = {"float32": 1e-2, "float16": 1e-1}
-# Seconds before a turn: PyTorch's threads go on spinning for some milliseconds after their call.
+# Seconds before a turn: PyTorch's threads spin for some milliseconds after their call.
 _REST = 0.05
 
 
 def measure(settings: Settings, show_progress=False) -> Iterator[Report]:
-    """Yield the report each time a batch size has been measured, or with `alone` a contestant; it grows.
+    """Measure all contestants.
 
-    Contestants that compute the same network must agree in their logits before anything is timed. One that does not,
-    or breaks down, is left out with its reason. Raises UserError when there is nothing to measure, an optional package
-    that was asked for is missing, or a network is unknown.
+    Contestants that compute the same network must agree in their logits before anything is timed. A contestant that
+    does not agree, or breaks down, is left out with its reason.
+
+    Args:
+        settings: what to measure, and how.
+        show_progress: whether to show a bar on a terminal.
+
+    Yields:
+        The report, which grows: after each batch size, with `alone` after each contestant.
+
+    Raises:
+        UserError: there is nothing to measure, an optional package is missing, or a network is unknown.
     """
     _check_packages(settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +88,7 @@ def measure(settings: Settings, show_progress=False) -> Iterator[Report]:
 
 
 def _check_packages(settings):
-    """Raise UserError for an engine, or a network of MindCV's, that is not there."""
+    """Raise UserError for an engine that is not installed, or a network that MindCV does not have."""
     if ONNXRUNTIME in settings.engines:
         require_onnx()
     if TORCH in settings.engines:
@@ -83,7 +104,7 @@ def _check_packages(settings):
 
 
 def _prepare(settings, folder) -> dict[str, Network]:
-    """Each network's arrays in files, by form: all contestants of a network get the same numbers."""
+    """Write each network's arrays into files, by form: all contestants of a network get the same numbers."""
     from mindrepvgg.models.synthetic import parameter_value
     from mindrepvgg.reparam.deploy import to_deploy
     from mindrepvgg.weights.checkpoint import network_arrays
@@ -112,7 +133,7 @@ def _prepare(settings, folder) -> dict[str, Network]:
 
 
 def _plan(settings, networks) -> tuple[list[Contestant], list[str]]:
-    """The combinations that make sense, those of one batch size in a row, and a line for each kind that does not."""
+    """Return the combinations to measure, ordered by batch size, and a line for each kind that is left out."""
     left_out = []
     if ONNXRUNTIME in settings.engines and TRAIN in settings.forms and networks:
         left_out.append("train form under onnxruntime: only the deploy form is exported")
@@ -136,7 +157,7 @@ def _plan(settings, networks) -> tuple[list[Contestant], list[str]]:
 
 
 def _groups(contestants, alone):
-    """Those that are alive together."""
+    """Return who takes turns with whom: all of a batch size, or everybody alone."""
     if alone:
         return [[contestant] for contestant in contestants]
     grouped = itertools.groupby(contestants, key=lambda contestant: contestant.batch_size)
@@ -146,70 +167,69 @@ def _groups(contestants, alone):
 def _compete(report, group, networks, folder, logits, update):
     """Measure the contestants of a group in turns, and add them to the report.
 
-    logits: (network, batch size) -> the first contestant and its logits, which the others must agree with.
+    Args:
+        report: what was measured so far.
+        group: the contestants.
+        networks: label -> `Network`.
+        folder: where files for the contestants are written.
+        logits: (network, batch size) -> the first contestant and its logits, which the others must agree with.
+        update: called after each step of a contestant.
     """
     settings, facts, memory = report.settings, {}, {}
     times = {contestant: [] for contestant in group}
     with contextlib.ExitStack() as stack:
-        processes = {}
+        workers: dict[Contestant, Worker] = {}
 
-        def attempt(contestant, act):
-            """Call `act`; who breaks down in it takes no further part."""
+        @contextlib.contextmanager
+        def step(contestant):
+            """Take a contestant out of the running when it breaks down inside of the block."""
             try:
-                act()
+                yield
             except (BrokenDown, UserError) as error:
-                if process := processes.pop(contestant, None):
-                    process.close()
+                if worker := workers.pop(contestant, None):
+                    worker.close()
                 report.left_out.append(f"{contestant.format()}: {error}")
                 report.failed = True
             update()
 
-        def enter(contestant):
-            """Start a contestant and let it make its first call. One after the other: compilation takes all cores."""
-            network = networks.get(contestant.network)
-            source = _source(contestant, network, folder)
-            process = Process(contestant, network, source, settings)
-            processes[contestant] = process
-            stack.callback(process.close)
-            facts[contestant] = process.answer()
-            if network:
-                _check_agreement(contestant, facts[contestant].logits, logits)
-
-        def turn(contestant, counted):
-            time.sleep(_REST)
-            seconds = processes[contestant].call()
-            if counted:
-                times[contestant].append(seconds)
-
-        def finish(contestant):
-            memory[contestant] = processes[contestant].peak_memory()
-
-        for contestant in group:
-            attempt(contestant, functools.partial(enter, contestant))
-        shuffle = random.Random(0).shuffle
-        for number in range(settings.warmup + settings.rounds):
-            turns = list(processes)
-            shuffle(turns)
-            for contestant in turns:
-                attempt(contestant, functools.partial(turn, contestant, number >= settings.warmup))
-        for contestant in list(processes):
-            attempt(contestant, functools.partial(finish, contestant))
+        for contestant in group:  # one after the other: compilation takes all cores
+            with step(contestant):
+                network = _network(networks, contestant)
+                source = _source(contestant, network, folder)
+                workers[contestant] = worker = Worker(compete, contestant, network, source, settings)
+                stack.callback(worker.close)
+                facts[contestant] = worker.answer()
+                if network:
+                    _check_agreement(contestant, facts[contestant].logits, logits)
+        for contestant, counts in turns(workers, settings.rounds, settings.warmup, _REST):
+            with step(contestant):
+                seconds = workers[contestant].ask("call")
+                if counts:
+                    times[contestant].append(seconds)
+        for contestant in list(workers):
+            with step(contestant):
+                memory[contestant] = workers[contestant].ask("memory")
     for contestant in memory:
-        network, own = networks.get(contestant.network), facts[contestant]
+        network, own = _network(networks, contestant), facts[contestant]
         parameters = own.parameters if network is None else _count(network, contestant.form)
         report.results.append(
             Result(contestant, own.device, tuple(times[contestant]), own.first_seconds, memory[contestant], parameters)
         )
 
 
+def _network(networks, contestant) -> Network | None:
+    """Return a contestant's network; None for one of MindCV's, which may have the name of one of ours."""
+    return networks[contestant.network] if contestant.form else None
+
+
 def _count(network, form):
-    """What training learns, without the auxiliary heads that inference leaves out."""
+    """Count the numbers that training learns, without auxiliary heads, which inference leaves out."""
     sizes = network.num_classes, network.in_channels
     return summarise(network.variant, *sizes, aux_heads=False).total(form).params
 
 
 def _source(contestant, network, folder):
-    """The file a process builds its network from: arrays, or for onnxruntime an ONNX file; None for one of MindCV's."""
+    """Return the file that a process builds its network from, see `compete`."""
     if network is None:
         return None
     arrays = network.weights[contestant.form]
@@ -223,10 +243,10 @@ def _source(contestant, network, folder):
 
 
 def _check_agreement(contestant, found, logits):
-    """Keep the first contestant's logits; raise when another's differ, or some are not finite."""
+    """Keep the first contestant's logits; raise BrokenDown where another's differ, or some are not finite."""
     if not np.isfinite(found).all():
         raise BrokenDown("its logits are not finite")
     first, expected = logits.setdefault((contestant.network, contestant.batch_size), (contestant, found))
-    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
-    if difference > max(_AGREEMENT[own.precision] for own in (first, contestant)):
-        raise BrokenDown(f"its logits differ from the first contestant's by {difference:.1e} of the largest")
+    _, max_rel = difference(expected, found)
+    if max_rel > max(_AGREEMENT[own.precision] for own in (first, contestant)):
+        raise BrokenDown(f"its logits differ from the first contestant's by {max_rel:.1e} of the largest")

@@ -1,0 +1,49 @@
+"""The family in PyTorch, against a reference that shares no code with it."""
+
+import pytest
+import torch
+from support import SMALL, images, randomise_bn, relative_difference
+
+from mindrepvgg import create_model, to_deploy
+from mindrepvgg.evaluation.torch_reference import TorchReference
+from mindrepvgg.measure import torch_network
+from mindrepvgg.models import variants
+from mindrepvgg.weights.checkpoint import network_arrays
+
+
+@pytest.fixture
+def _one_torch_thread():
+    """For networks so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_torch_thread")
+@pytest.mark.parametrize("kind", SMALL)
+def test_torch_computes_the_network(kind):
+    """In both forms and half precision too, against a reference that shares no code."""
+    net = randomise_bn(create_model("repvgg", 10, 3, **SMALL[kind]))
+    x = images(2, 3, 33, 17)
+    if net.variant.aux_heads:
+        net.drop_aux_heads()
+    for form in (net, to_deploy(net)):
+        arrays = network_arrays(form)
+        expected = TorchReference({name: torch.tensor(array) for name, array in arrays.items()})(x)
+        found = {
+            precision: torch_network.torch_eager(torch_network.torch_network(net.variant, arrays), x, precision)()
+            for precision in ("float32", "float16")
+        }
+        assert relative_difference(found["float32"], expected) < 1e-5
+        assert 1e-5 < relative_difference(found["float16"], expected) < 5e-2
+        arrays["stage4.0.rbr_reparam.bias" if form.deploy else "stage4.0.rbr_1x1.bn.beta"][0] += 1
+        changed = torch_network.torch_eager(torch_network.torch_network(net.variant, arrays), x)()
+        assert relative_difference(changed, expected) > 1e-4
+
+
+def test_torch_refuses_arrays_that_do_not_fit():
+    arrays = network_arrays(create_model("repvgg", 10, deploy=True, **SMALL["plain"]))
+    del arrays["stage1.1.rbr_reparam.bias"]
+    with pytest.raises(RuntimeError, match=r"Missing key.*stage1\.1\.rbr_reparam\.bias"):
+        torch_network.torch_network(variants.custom(**SMALL["plain"]), arrays)
