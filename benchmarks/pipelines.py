@@ -105,17 +105,16 @@ def _trainers(keys, source, packed, files):
     """Functions that run one epoch, by contestant."""
     from mindrepvgg.data.augment import Augmentation
     from mindrepvgg.data.train_loader import TrainLoader
+    from mindrepvgg.models.preprocessing import Preprocessing
 
     augmentation = Augmentation(scale=(0.08, 1), ratio=(3 / 4, 4 / 3), hflip=0.5, **keys)
 
     def ours(source):
         loader = TrainLoader(
-            *(source, _BATCH, (_SIDE, _SIDE)),
-            mean=_MEAN,
-            std=_STD,
-            in_channels=3,
-            augmentation=augmentation,
-            interpolation="bilinear",
+            source,
+            Preprocessing(image_size=(_SIDE, _SIDE), mean=_MEAN, std=_STD, in_channels=3),
+            augmentation,
+            _BATCH,
             seed=0,
             num_parallel_workers=_WORKERS,
             num_classes=1000,
@@ -130,9 +129,9 @@ def _trainers(keys, source, packed, files):
 
 def _validators(source, files):
     """Functions that run one pass, by contestant; decoding alone is the first."""
-    from mindrepvgg.data.crop import RESIZE_BACKENDS
     from mindrepvgg.data.decode import decode
     from mindrepvgg.data.loader import EvalLoader
+    from mindrepvgg.models.preprocessing import RESIZE_BACKENDS, Preprocessing
 
     def decode_all():
         with ThreadPoolExecutor(_WORKERS) as pool:
@@ -141,17 +140,10 @@ def _validators(source, files):
             assert sum(read) == count
 
     def ours(backend):
-        loader = EvalLoader(
-            *(source, _BATCH, (_SIDE, _SIDE)),
-            crop_pct=0.875,
-            mean=_MEAN,
-            std=_STD,
-            in_channels=3,
-            interpolation="bilinear",
-            resize_backend=backend,
-            num_parallel_workers=_WORKERS,
-            as_uint8=True,
+        preprocessing = Preprocessing(
+            image_size=(_SIDE, _SIDE), mean=_MEAN, std=_STD, in_channels=3, resize_backend=backend
         )
+        loader = EvalLoader(source, preprocessing, _BATCH, num_parallel_workers=_WORKERS, as_uint8=True)
         return functools.partial(_count, lambda: loader)
 
     runs = {"decoding alone": decode_all, **{f"ours, {backend}": ours(backend) for backend in RESIZE_BACKENDS}}

@@ -33,9 +33,10 @@ def measure(image_size=224) -> str:
     """The table, of both interpolations and all backends."""
     import numpy as np
 
-    from mindrepvgg.data.crop import INTERPOLATIONS, RESIZE_BACKENDS, CentreCrop
+    from mindrepvgg.data.crop import CentreCrop
     from mindrepvgg.data.decode import decode
     from mindrepvgg.data.samples import labelled_photos
+    from mindrepvgg.models.preprocessing import INTERPOLATIONS, RESIZE_BACKENDS, Preprocessing
 
     photos, net = labelled_photos(), _trained_network()
     if photos is None or net is None:
@@ -49,7 +50,17 @@ def measure(image_size=224) -> str:
         truth = np.stack([_by_pillow(picture, image_size, interpolation) for picture in pictures])
         expected = net(truth)
         for backend in RESIZE_BACKENDS:
-            crop = CentreCrop((image_size, image_size), 0.875, interpolation, backend)
+            size, unused = (image_size, image_size), (0.0,) * 3
+            crop = CentreCrop(
+                Preprocessing(
+                    image_size=size,
+                    mean=unused,
+                    std=unused,
+                    in_channels=3,
+                    interpolation=interpolation,
+                    resize_backend=backend,
+                )
+            )
             views = np.stack([crop(picture) for picture in pictures])
             logits = net(views)
             pixels, change = np.abs(views.astype(int) - truth), np.abs(logits - expected) / np.abs(expected).max()

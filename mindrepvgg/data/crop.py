@@ -7,13 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mindrepvgg.errors import RecipeError
-
-INTERPOLATIONS = ("bilinear", "bicubic")
-
-# What resizes pictures in evaluation. Published accuracies were measured with Pillow's, which averages over all pixels
-# that a smaller picture leaves out; the others are faster and change logits, docs/performance.md says by how much.
-RESIZE_BACKENDS = ("pillow", "opencv", "mindspore")
+from mindrepvgg.models.preprocessing import Preprocessing
 
 OPENCV_KERNELS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 _PILLOW_KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -56,21 +50,18 @@ def resize_fast(picture, size, interpolation):
 
 
 class CentreCrop:
-    """Evaluation's view of a picture, uint8: its short side resized to floor(image size / crop_pct), the centre cut.
+    """What evaluation sees of a picture, uint8: the short side is resized to floor(image size / crop_pct), the centre
+    cut.
 
-    As Pillow and torchvision do it; with crop_pct 1 a picture of image_size's shape is only resized.
-    image_size: (height, width); interpolation: one of `INTERPOLATIONS`; resize_backend: one of `RESIZE_BACKENDS`.
-    Raises RecipeError for values that cannot be used.
+    Pillow and torchvision do the same. With crop_pct 1 a picture of image_size's shape is only resized.
     """
 
-    def __init__(self, image_size, crop_pct, interpolation, resize_backend="pillow"):
-        if not 0 < crop_pct <= 1:
-            raise RecipeError(f"crop_pct (={crop_pct}) must be above 0 and at most 1")
-        check_choice("interpolation", interpolation, INTERPOLATIONS)
-        check_choice("resize_backend", resize_backend, RESIZE_BACKENDS)
-        self.image_size = tuple(image_size)
-        self._target = [math.floor(side / crop_pct) for side in self.image_size]
-        self._resize = functools.partial(_RESIZERS[resize_backend], interpolation=interpolation)
+    def __init__(self, preprocessing: Preprocessing):
+        self.image_size = preprocessing.image_size
+        self._target = [math.floor(side / preprocessing.crop_pct) for side in self.image_size]
+        self._resize = functools.partial(
+            _RESIZERS[preprocessing.resize_backend], interpolation=preprocessing.interpolation
+        )
 
     def __call__(self, picture):
         """Return the view (height, width[, 3])."""
@@ -78,18 +69,6 @@ class CentreCrop:
         resized = self._resize(picture, size)
         top, left = (round((have - want) / 2) for have, want in zip(size, self.image_size, strict=True))
         return resized[top : top + self.image_size[0], left : left + self.image_size[1]]
-
-
-def gain_and_bias(mean, std):
-    """Return float32 arrays (C, 1, 1) with which pixel * gain + bias is (pixel / 255 - mean) / std."""
-    mean, std = (np.asarray(values, np.float64).reshape(-1, 1, 1) for values in (mean, std))
-    return (1 / (255 * std)).astype(np.float32), (-mean / std).astype(np.float32)
-
-
-def check_choice(name, value, choices):
-    """Raise RecipeError unless value is one of the choices."""
-    if value not in choices:
-        raise RecipeError(f"{name} (={value!r}) must be one of: {', '.join(choices)}")
 
 
 def _resize_pillow(picture, size, interpolation):

@@ -3,12 +3,8 @@
 import logging
 import threading
 
-from mindrepvgg.data.crop import check_choice
-from mindrepvgg.errors import DataError, RecipeError
+from mindrepvgg.errors import DataError
 from mindrepvgg.text import listed
-
-ON_BAD_IMAGE = ("error", "skip", "replace")
-
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +16,9 @@ class BadImages:
     place, with "replace" another one of its class, and evaluation counts neither.
     limit: the largest share of the source's pictures that may be unreadable in one pass. A pass has a number; a reader
     may be one ahead of whoever asks.
-    Raises RecipeError for values that cannot be used.
     """
 
     def __init__(self, source, policy, limit):
-        check_choice("on_bad_image", policy, ON_BAD_IMAGE)
-        if not 0 <= limit <= 1:
-            raise RecipeError(f"bad_image_limit (={limit}) must be a share of the pictures from 0 to 1")
         self.policy = policy
         self._source = source
         self._limit = limit

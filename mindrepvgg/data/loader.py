@@ -15,11 +15,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from mindrepvgg.data.crop import INTERPOLATIONS, CentreCrop, check_choice, gain_and_bias
+from mindrepvgg.data.crop import CentreCrop
 from mindrepvgg.data.decode import decode
 from mindrepvgg.data.faults import BadImages
 from mindrepvgg.data.source import Source
 from mindrepvgg.errors import RecipeError, UnreadableImageError
+from mindrepvgg.models.preprocessing import Preprocessing
 
 # Pictures per task: enough to make the cost of a task vanish, few enough to share a batch out evenly.
 _PICTURES_PER_TASK = 4
@@ -36,39 +37,48 @@ class _Name(NamedTuple):
 
 
 class Loader:
-    """What training and evaluation share: checks, workers, decoding, normalisation."""
+    """What training and evaluation share: workers, decoding, normalisation.
+
+    Args:
+        source: the `Source` to read.
+        preprocessing: the `Preprocessing` of the network.
+        batch_size: pictures in a batch.
+        num_parallel_workers: threads, at most one for each core.
+        on_bad_image, bad_image_limit: see `BadImages`; with "error" a picture that cannot be read raises.
+        as_uint8: give the pixels as they are, for `data.normalize.Normalize` on the device. They are a quarter of the
+            bytes, and the host has less to do.
+        rank, rank_size: this process's number among those that share the source, and their number.
+
+    Raises:
+        RecipeError: pictures of so many channels are never read.
+    """
 
     def __init__(
         self,
-        source,
-        batch_size,
-        image_size,
-        mean,
-        std,
-        in_channels,
-        interpolation,
-        num_parallel_workers,
-        on_bad_image,
-        bad_image_limit,
-        as_uint8,
-        rank,
-        rank_size,
+        source: Source,
+        preprocessing: Preprocessing,
+        batch_size: int,
+        *,
+        num_parallel_workers: int,
+        on_bad_image: str = "error",
+        bad_image_limit: float = 0.001,
+        as_uint8: bool = False,
+        rank: int = 0,
+        rank_size: int = 1,
     ):
-        _check_recipe(batch_size, in_channels, mean, std, interpolation, num_parallel_workers)
+        if preprocessing.in_channels not in (1, 3):
+            raise RecipeError(f"in_channels (={preprocessing.in_channels}) must be 1 (gray) or 3 (RGB)")
         if not 0 <= rank < rank_size:
             raise ValueError(f"rank (={rank}) must be in 0 ... rank_size - 1 (={rank_size - 1})")
         self.source = source
+        self.preprocessing = preprocessing
         self.batch_size = batch_size
-        self.image_size = tuple(image_size)
-        self.in_channels = in_channels
-        self.interpolation = interpolation
         self.rank = rank
         self.rank_size = rank_size
         self.bad_images = BadImages(source, on_bad_image, bad_image_limit)
         self.num_workers = min(num_parallel_workers, os.cpu_count() or 1)
         self.as_uint8 = as_uint8
-        self.mean, self.std = tuple(mean), tuple(std)
-        self._gain, self._bias = gain_and_bias(mean, std)
+        self._gain, self._bias = preprocessing.gain_and_bias()
 
     def _finished(self, number, batches):
         """Yield the arrays of the `batches` of a pass, in order, while workers fill the next ones.
@@ -100,9 +110,10 @@ class Loader:
 
     def _images(self, make, count):
         """Return an array made by `make` for a batch's images."""
+        size, channels = self.preprocessing.image_size, self.preprocessing.in_channels
         if self.as_uint8:
-            return make((count, *self.image_size, self.in_channels), np.uint8)
-        return make((count, self.in_channels, *self.image_size), np.float32)
+            return make((count, *size, channels), np.uint8)
+        return make((count, channels, *size), np.float32)
 
     def _put(self, picture, image):
         """Write a uint8 picture into image: uint8 (H, W, C), or float32 (C, H, W) normalised."""
@@ -115,53 +126,32 @@ class Loader:
 
     def _picture(self, index):
         """Return picture `index` as uint8: (H, W) when gray, (H, W, 3) RGB otherwise."""
+        channels = self.preprocessing.in_channels
         if self.source.images is None:
-            return decode(self.source.files.read(index), _Name(self.source, index), self.in_channels)
+            return decode(self.source.files.read(index), _Name(self.source, index), channels)
         picture = self.source.images[index]
         if picture.shape[2] == 1:
             return picture[..., 0]
-        return picture if self.in_channels == 3 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+        return picture if channels == 3 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
 
 
 class EvalLoader(Loader):
     """Batches of every picture once, in source order, for evaluation; iterate over it as often as needed.
 
-    crop_pct, interpolation, resize_backend: see `CentreCrop`; for the other arguments `TrainLoader`.
-    Rank r takes pictures r, r + rank_size, ... num_images: how many these are; steps: batches, the same on every rank.
+    Rank r takes pictures r, r + rank_size, ... `num_images`: how many these are; `steps`: batches, the same on every
+    rank. options: see `Loader`.
     Yields images (batch_size, C, H, W) float32, or (batch_size, H, W, C) uint8, labels (batch_size,) int32 and valid
     (batch_size,) bool. Batches are filled up with zero images of label 0 that are not valid, so that a graph is
-    compiled for one shape only; nor is a picture valid that cannot be read, where on_bad_image is not "error".
-    Raises DataError when a picture cannot be read, or too many, RecipeError for values that cannot be used.
+    compiled for one shape only. A picture that cannot be read is not valid either, unless on_bad_image is "error".
+    Raises DataError when a picture cannot be read, or too many.
     """
 
-    def __init__(
-        self,
-        source,
-        batch_size,
-        image_size,
-        *,
-        crop_pct,
-        mean,
-        std,
-        in_channels,
-        interpolation,
-        num_parallel_workers,
-        resize_backend="pillow",
-        on_bad_image="error",
-        bad_image_limit=0.001,
-        as_uint8=False,
-        rank=0,
-        rank_size=1,
-    ):
-        super().__init__(
-            *(source, batch_size, image_size, mean, std, in_channels, interpolation, num_parallel_workers),
-            *(on_bad_image, bad_image_limit, as_uint8, rank, rank_size),
-        )
-        self.crop_pct = crop_pct
-        self._centred = CentreCrop(image_size, crop_pct, interpolation, resize_backend)
-        self._indices = np.arange(rank, len(source), rank_size)
+    def __init__(self, source: Source, preprocessing: Preprocessing, batch_size: int, **options):
+        super().__init__(source, preprocessing, batch_size, **options)
+        self._centred = CentreCrop(preprocessing)
+        self._indices = np.arange(self.rank, len(source), self.rank_size)
         self.num_images = len(self._indices)
-        self.steps = math.ceil(math.ceil(len(source) / rank_size) / batch_size)
+        self.steps = math.ceil(math.ceil(len(source) / self.rank_size) / batch_size)
 
     def __iter__(self):
         batches = (
@@ -193,24 +183,6 @@ class EvalLoader(Loader):
                     valid[row] = False
 
         return len(indices), fill, lambda: (images, labels, valid)
-
-
-def _check_recipe(batch_size, in_channels, mean, std, interpolation, num_parallel_workers):
-    """Raise RecipeError for the first value that no loader can use."""
-    if batch_size < 1:
-        raise RecipeError(f"batch_size (={batch_size}) must be at least 1")
-    if in_channels not in (1, 3):
-        raise RecipeError(f"in_channels (={in_channels}) must be 1 (gray) or 3 (RGB)")
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) != in_channels:
-            raise RecipeError(f"{name} (={list(values)}) must have one value per channel, in_channels (={in_channels})")
-        if not all(0 <= value <= 1 for value in values):
-            raise RecipeError(f"{name} (={list(values)}) must be of pixels scaled to 0 ... 1; divide it by 255")
-    if not all(std):
-        raise RecipeError(f"std (={list(std)}) must not be 0")
-    check_choice("interpolation", interpolation, INTERPOLATIONS)
-    if num_parallel_workers < 1:
-        raise RecipeError(f"num_parallel_workers (={num_parallel_workers}) must be at least 1")
 
 
 def _shares(count):

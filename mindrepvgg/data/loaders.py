@@ -8,36 +8,56 @@ from mindrepvgg.data.loader import EvalLoader
 from mindrepvgg.data.source import Source
 from mindrepvgg.data.train_loader import TrainLoader
 from mindrepvgg.errors import DataError
+from mindrepvgg.recipe.schema import Recipe, check_data_dir
 
 
-def eval_loader(recipe, ranks=None, as_uint8=False) -> EvalLoader:
-    """The validation split as a recipe describes it. Raises DataError when it cannot be read or does not fit."""
-    return loader_of(recipe, val_source(recipe), ranks, as_uint8)
+def open_split(recipe: Recipe, split: str) -> Source:
+    """The pictures of a recipe's split, "train" or "val".
+
+    Raises RecipeError when the data set's folder was not named, DataError when the pictures cannot be read or do not
+    fit the recipe.
+    """
+    check_data_dir(recipe)
+    return open_source(recipe.dataset, recipe.data_dir, split, recipe.num_classes, recipe.val_share)
 
 
-def val_source(recipe) -> Source:
-    """The pictures of the validation split. Raises DataError when they cannot be read or do not fit."""
-    return open_source(recipe.dataset, recipe.data_dir, "val", recipe.num_classes, recipe.val_share)
+def _shared_options(recipe, ranks):
+    """What a recipe says to every `Loader`; of several `ranks` each reads its own part."""
+    return {
+        "num_parallel_workers": recipe.num_parallel_workers,
+        "on_bad_image": recipe.on_bad_image,
+        "bad_image_limit": recipe.bad_image_limit,
+        "rank": ranks.rank if ranks else 0,
+        "rank_size": ranks.size if ranks else 1,
+    }
 
 
-def loader_of(recipe, source, ranks=None, as_uint8=False) -> EvalLoader:
-    """Any source, prepared as a recipe says; of several `ranks` each reads its own part. as_uint8: see `EvalLoader`."""
-    return EvalLoader(
-        source,
-        batch_size=min(recipe.batch_size, len(source)),
-        image_size=recipe.image_size,
-        crop_pct=recipe.crop_pct,
-        mean=recipe.mean,
-        std=recipe.std,
-        in_channels=recipe.in_channels,
-        interpolation=recipe.interpolation,
-        num_parallel_workers=recipe.num_parallel_workers,
-        resize_backend=recipe.resize_backend,
-        on_bad_image=recipe.on_bad_image,
-        bad_image_limit=recipe.bad_image_limit,
-        as_uint8=as_uint8,
-        rank=ranks.rank if ranks else 0,
-        rank_size=ranks.size if ranks else 1,
+def eval_loader(recipe: Recipe, ranks=None, as_uint8=False) -> EvalLoader:
+    """The validation split as a recipe describes it; raises what `open_split` does."""
+    return loader_of(recipe, open_split(recipe, "val"), ranks, as_uint8)
+
+
+def loader_of(recipe: Recipe, source: Source, ranks=None, as_uint8=False) -> EvalLoader:
+    """Any source, prepared as a recipe says; of several `ranks` each reads its own part. as_uint8: see `Loader`."""
+    batch_size = min(recipe.batch_size, len(source))
+    options = _shared_options(recipe, ranks)
+    return EvalLoader(source, recipe.preprocessing, batch_size, as_uint8=as_uint8, **options)
+
+
+def train_loader(recipe: Recipe, ranks) -> TrainLoader:
+    """The training split, of which every rank reads its own part; as pixels wherever the augmentation keeps them."""
+    augmentation = Augmentation.of(recipe)
+    return TrainLoader(
+        open_split(recipe, "train"),
+        recipe.preprocessing,
+        augmentation,
+        recipe.batch_size,
+        seed=recipe.seed,
+        shuffle=recipe.shuffle,
+        drop_remainder=recipe.drop_remainder,
+        num_classes=recipe.num_classes,
+        as_uint8=augmentation.keeps_pixels,
+        **_shared_options(recipe, ranks),
     )
 
 
@@ -59,31 +79,6 @@ def check_classes(net, source):
 
 # Training images, spread over the classes, from which BN and ranges are set before the first step.
 CALIBRATION_IMAGES = 1024
-
-
-def build_train_loader(recipe, ranks) -> TrainLoader:
-    """The training split, of which every rank reads its own part; as pixels wherever the augmentation keeps them."""
-    augmentation = Augmentation.of(recipe)
-    return TrainLoader(
-        open_source(recipe.dataset, recipe.data_dir, "train", recipe.num_classes, recipe.val_share),
-        batch_size=recipe.batch_size,
-        image_size=recipe.image_size,
-        mean=recipe.mean,
-        std=recipe.std,
-        in_channels=recipe.in_channels,
-        augmentation=augmentation,
-        as_uint8=augmentation.keeps_pixels,
-        interpolation=recipe.interpolation,
-        seed=recipe.seed,
-        num_parallel_workers=recipe.num_parallel_workers,
-        drop_remainder=recipe.drop_remainder,
-        shuffle=recipe.shuffle,
-        num_classes=recipe.num_classes,
-        on_bad_image=recipe.on_bad_image,
-        bad_image_limit=recipe.bad_image_limit,
-        rank=ranks.rank,
-        rank_size=ranks.size,
-    )
 
 
 class CalibrationBatches:

@@ -3,18 +3,18 @@
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from mindrepvgg.data.crop import gain_and_bias
+from mindrepvgg.models.preprocessing import Preprocessing
 
 
 class Normalize(nn.Cell):
     """(pixel / 255 - mean) / std: uint8 (N, H, W, C) to float32 (N, C, H, W).
 
-    Floats (N, C, H, W) are normalised already and passed on. mean, std: a number per channel, white being 1.
+    Floats (N, C, H, W) are normalised already and passed on.
     """
 
-    def __init__(self, mean, std):
+    def __init__(self, preprocessing: Preprocessing):
         super().__init__(auto_prefix=False)
-        gain, bias = gain_and_bias(mean, std)
+        gain, bias = preprocessing.gain_and_bias()
         self.gain, self.bias = Tensor(gain[None]), Tensor(bias[None])
 
     def construct(self, images):

@@ -7,12 +7,15 @@ import math
 import cv2
 import numpy as np
 
+from mindrepvgg.data.augment import Augmentation
 from mindrepvgg.data.crop import OPENCV_KERNELS, random_resized_crop, resize_fast
 from mindrepvgg.data.loader import Loader
 from mindrepvgg.data.mix import draw_mix, mix_pair, soft_targets
 from mindrepvgg.data.operations import color_jitter, random_erasing
 from mindrepvgg.data.policies import build_policy
+from mindrepvgg.data.source import Source
 from mindrepvgg.errors import DataError, RecipeError, UnreadableImageError
+from mindrepvgg.models.preprocessing import Preprocessing
 
 _ORDER, _AUGMENTATION, _MIXING = 0, 1, 2  # independent random streams
 
@@ -23,11 +26,10 @@ _STAND_IN = 1 << 20
 class TrainLoader(Loader):
     """Shuffled, augmented training batches; a pure function of (seed, epoch, rank) and the arguments.
 
-    Augmentation (`Augmentation`): a random resized crop, resized to image_size, flips, then a policy or colour jitter,
-    normalisation, random erasing; at last the batch is mixed.
-    image_size: (height, width); mean, std: one value per channel, of pixels scaled to 0 ... 1; interpolation: one of
-    `INTERPOLATIONS`; num_parallel_workers: threads, at most one per core; num_classes: of soft targets, the source's
-    when None.
+    Augmentation (`Augmentation`): a random resized crop, resized to the network's image size, flips, then a policy or
+    colour jitter, normalisation, random erasing; at last the batch is mixed.
+    num_classes: of soft targets; None: the source's. options: see `Loader`; `as_uint8` is not possible with erasing or
+    mixing, which work on normalised values.
     Every epoch is a permutation of the source, or without shuffle its own order. Each step takes the next
     batch_size * rank_size pictures of it and rank r the r-th part of these, so the pictures of a step are the same
     however they are spread over ranks. With aug_repeats R a step of as many pictures takes the next R-th part only, all
@@ -35,9 +37,6 @@ class TrainLoader(Loader):
     reach the others. How a batch is mixed is drawn for each rank.
     drop_remainder: leave out the pictures that do not fill a step; otherwise the last step is smaller, and filled up
     from the start of the permutation to a multiple of rank_size.
-    as_uint8: hand out the pixels, for `data.normalize.Normalize` on the device: a quarter of the bytes, and less
-    to do for the host. Not possible with erasing or mixing, which work on normalised values.
-    on_bad_image, bad_image_limit: see `BadImages`; with "error" a picture that cannot be read raises.
     Setting one up makes OpenCV itself single-threaded in this process: its own threads would compete with the workers.
     The same numbers come out again with the same NumPy and OpenCV versions.
     Raises DataError when no step can be filled, RecipeError for values that cannot be used.
@@ -45,31 +44,19 @@ class TrainLoader(Loader):
 
     def __init__(
         self,
-        source,
-        batch_size,
-        image_size,
+        source: Source,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation,
+        batch_size: int,
         *,
-        mean,
-        std,
-        in_channels,
-        augmentation,
-        interpolation,
-        seed,
-        num_parallel_workers,
-        shuffle=True,
-        drop_remainder=True,
-        num_classes=None,
-        on_bad_image="error",
-        bad_image_limit=0.001,
-        as_uint8=False,
-        rank=0,
-        rank_size=1,
+        seed: int,
+        shuffle: bool = True,
+        drop_remainder: bool = True,
+        num_classes: int | None = None,
+        **options,
     ):
-        super().__init__(
-            *(source, batch_size, image_size, mean, std, in_channels, interpolation, num_parallel_workers),
-            *(on_bad_image, bad_image_limit, as_uint8, rank, rank_size),
-        )
-        if as_uint8 and not augmentation.keeps_pixels:
+        super().__init__(source, preprocessing, batch_size, **options)
+        if self.as_uint8 and not augmentation.keeps_pixels:
             raise ValueError("as_uint8 is not possible with random erasing, mixup or cutmix")
         self.augmentation = augmentation
         self.shuffle = shuffle
@@ -78,8 +65,11 @@ class TrainLoader(Loader):
         if self.num_classes < source.num_classes:
             raise RecipeError(f"num_classes (={num_classes}) must be at least the data's {source.num_classes} classes")
         self._policy = augmentation.auto_augment and build_policy(
-            augmentation.auto_augment, [round(255 * value) for value in mean], OPENCV_KERNELS[interpolation]
+            augmentation.auto_augment,
+            [round(255 * value) for value in preprocessing.mean],
+            OPENCV_KERNELS[preprocessing.interpolation],
         )
+        rank_size = self.rank_size
         self._pictures_per_step = batch_size * rank_size
         count = len(source)
         if drop_remainder and count < self._pictures_per_step:
@@ -148,7 +138,7 @@ class TrainLoader(Loader):
                 self.augmentation.mixup,
                 self.augmentation.cutmix,
                 self.augmentation.cutmix_prob,
-                self.image_size,
+                self.preprocessing.image_size,
                 self._random(_MIXING, epoch, step, self.rank),
             )
 
@@ -196,11 +186,12 @@ class TrainLoader(Loader):
 
     def _write(self, image, epoch, index, repeat):
         """Write picture `index` as training sees it in an epoch, for the `repeat`-th time in a step, into image."""
-        augmentation = self.augmentation
+        augmentation, preprocessing = self.augmentation, self.preprocessing
         picture = self._picture(index)
         rng = self._random(_AUGMENTATION, epoch, index, repeat)
         top, left, height, width = random_resized_crop(*picture.shape[:2], augmentation.scale, augmentation.ratio, rng)
-        picture = resize_fast(picture[top : top + height, left : left + width], self.image_size, self.interpolation)
+        picture = picture[top : top + height, left : left + width]
+        picture = resize_fast(picture, preprocessing.image_size, preprocessing.interpolation)
         if rng.random() < augmentation.hflip:
             picture = cv2.flip(picture, 1)
         if rng.random() < augmentation.vflip:

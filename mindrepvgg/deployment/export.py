@@ -53,11 +53,12 @@ class Export:
 
     def to_dict(self) -> dict:
         """Plain types, for JSON."""
+        told = self.options.preprocess
         return {
             "source": str(self.source),
             "destination": str(self.destination),
             "bytes": self.destination.stat().st_size,
-            "options": asdict(self.options),
+            "options": {**asdict(self.options), "preprocess": told and (told.mean, told.std)},
             "metadata": self.metadata,
             "fusion": self.fusion and self.fusion.to_dict(),
             "operators": self.operators,
@@ -119,9 +120,9 @@ def export_checkpoint(
     net = build_network(imported)
     pictures = Pictures(net, overrides or {})
     if fixed_size and options.image_size is None:
-        options = replace(options, image_size=pictures.recipe.image_size)
+        options = replace(options, image_size=pictures.preprocessing.image_size)
     if preprocess:
-        options = replace(options, preprocess=pictures.normalisation())
+        options = replace(options, preprocess=pictures.known_preprocessing())
     deployed, fusion = net, None
     if not net.deploy:
         deployed = to_deploy(net)
@@ -142,7 +143,7 @@ def export_checkpoint(
                 )
     if destination.suffix != ".onnx":
         write_json(f"{destination}.json", {**metadata, "file_sha256": _sha256(destination)})
-    size = options.image_size or pictures.recipe.image_size
+    size = options.image_size or pictures.preprocessing.image_size
     commands = ascend_commands(destination, options, net.in_channels, size, soc_version)
     return Export(source, destination, options, metadata, fusion, operators, check, pictures.origin, commands)
 
@@ -170,14 +171,14 @@ def facts_of(net, pictures, options, source) -> dict:
     known), interpolation, crop_pct, what goes in and comes out, precision, the checkpoint's name and SHA-256, and under
     'mindrepvgg' the version that wrote it.
     """
-    recipe = pictures.recipe
-    prepared = {"mean": list(recipe.mean), "std": list(recipe.std)} if pictures.known else {}
+    preprocessing = pictures.preprocessing
+    prepared = {"mean": list(preprocessing.mean), "std": list(preprocessing.std)} if pictures.known else {}
     return {
         **network_facts(net),
-        "image_size": list(options.image_size or recipe.image_size),
+        "image_size": list(options.image_size or preprocessing.image_size),
         **prepared,
-        "interpolation": recipe.interpolation,
-        "crop_pct": recipe.crop_pct,
+        "interpolation": preprocessing.interpolation,
+        "crop_pct": preprocessing.crop_pct,
         "input": "uint8 NHWC" if options.preprocess else "normalised float32 NCHW",
         "output": options.output,
         "precision": options.precision,
@@ -256,7 +257,7 @@ class _Served(nn.Cell):
         super().__init__(auto_prefix=False)  # which would rename the network's own parameters
         self.preprocesses = options.preprocess is not None
         if self.preprocesses:
-            self.gain, self.bias = (Tensor(values) for values in options.normalisation())
+            self.gain, self.bias = (Tensor(values) for values in options.preprocess.gain_and_bias())
         self.dtype = getattr(ms, options.precision)
         if options.precision == "float16":
             net = copy.deepcopy(net)

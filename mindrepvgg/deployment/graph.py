@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
+from mindrepvgg.models.preprocessing import Preprocessing
 from mindrepvgg.models.variants import BlockSpec, Variant
 from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.version import __version__
@@ -43,8 +44,8 @@ class GraphOptions:
         batch_size: None for any.
         image_size: (height, width); None for any.
         precision: of weights and arithmetic, one of PRECISIONS; inputs and outputs stay float32.
-        preprocess: (mean, std) of pixels scaled to 0..1, a value for each channel: the file then takes uint8 RGB
-            (N, H, W, C) and normalises it. None: the file takes normalised float32 (N, C, H, W).
+        preprocess: the file takes uint8 RGB (N, H, W, C) and normalises it with the mean and std given here. None: the
+            file takes normalised float32 (N, C, H, W).
         softmax: whether the file gives probabilities instead of logits.
         opset: ONNX's operator set.
     """
@@ -52,7 +53,7 @@ class GraphOptions:
     batch_size: int | None = None
     image_size: tuple[int, int] | None = None
     precision: str = "float32"
-    preprocess: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    preprocess: Preprocessing | None = None
     softmax: bool = False
     opset: int = DEFAULT_OPSET
 
@@ -71,12 +72,6 @@ class GraphOptions:
         count = self.batch_size or batch
         size = self.image_size or (height, width)
         return (count, *size, channels) if self.preprocess else (count, channels, *size)
-
-    def normalisation(self) -> tuple[np.ndarray, np.ndarray]:
-        """Gain and bias, each (C, 1, 1), that normalise pixels 0..255 as validation does."""
-        from mindrepvgg.data.crop import gain_and_bias  # here, because it loads OpenCV, which `--help` does not need
-
-        return gain_and_bias(*self.preprocess)
 
 
 def require_onnx():
@@ -201,7 +196,7 @@ def _add_preprocessing(graph, channels, options):
     """
     x = INPUT
     if options.preprocess:
-        gain, bias = options.normalisation()
+        gain, bias = options.preprocess.gain_and_bias()
         x = graph.add("Transpose", [x], "preprocess.nchw", perm=[0, 3, 1, 2])
         x = graph.cast(x, "preprocess.float32", np.float32)
         weights = [

@@ -9,6 +9,7 @@ from mindrepvgg.data.loaders import loader_of
 from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.data.source import spread
 from mindrepvgg.errors import DataError, UserError
+from mindrepvgg.models.preprocessing import Preprocessing
 from mindrepvgg.recipe.network import recipe_of
 
 _BATCH, _DIGITS = 8, 20
@@ -23,30 +24,29 @@ class Pictures:
 
     def __init__(self, net, overrides):
         channels = net.in_channels
-        # The built-in data set's name stands for "no folder needed": the recipe is for the preprocessing alone.
-        overrides = {**overrides, "dataset": "mnist5k"}
         told = (overrides, net.metadata.get("recipe") or {}, net.metadata.get("preprocessing") or {})
         self.known = channels == 3 or any("mean" in place for place in told)
         plain = {} if self.known else {"mean": [0.0] * channels, "std": [1.0] * channels}
-        self.recipe = recipe_of(net, {**overrides, **plain})
+        recipe = recipe_of(net, {**overrides, **plain})
+        self.preprocessing = recipe.preprocessing
         source, self.origin = _real_pictures(channels)
         if source:
-            loader = loader_of(self.recipe, source, as_uint8=True)
+            loader = loader_of(recipe, source, as_uint8=True)
             self.pixels = np.concatenate([images[valid] for images, _, valid in loader])
         else:
-            shape = (_BATCH, *self.recipe.image_size, channels)
+            shape = (_BATCH, *recipe.image_size, channels)
             self.pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         self.origin = f"{len(self.pixels)} {self.origin}"
 
-    def normalisation(self):
-        """(mean, std) for a graph that normalises. Raises UserError where the checkpoint does not tell them."""
+    def known_preprocessing(self) -> Preprocessing:
+        """The preprocessing, for a graph that normalises. Raises UserError where mean and std are not known."""
         if not self.known:
             raise UserError("the checkpoint does not tell mean and std: give --mean and --std, or no --preprocess")
-        return tuple(self.recipe.mean), tuple(self.recipe.std)
+        return self.preprocessing
 
     def normalised(self, pixels):
         """Pixels (N, H, W, C) as the network takes them: float32 (N, C, H, W)."""
-        images = (pixels / 255 - np.asarray(self.recipe.mean)) / np.asarray(self.recipe.std)
+        images = (pixels / 255 - np.asarray(self.preprocessing.mean)) / np.asarray(self.preprocessing.std)
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
 
     def batches(self, options):

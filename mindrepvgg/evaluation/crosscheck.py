@@ -174,14 +174,13 @@ def _batches(net, overrides):
         return loader, f"{loader.num_images} images of {recipe.dataset}"
     photos = labelled_photos() if net.in_channels == 3 else None
     if photos is not None:
-        # The built-in data set's name stands for "no folder needed": the recipe is for the preprocessing alone.
-        loader = loader_of(recipe_of(net, {**overrides, "dataset": "mnist5k"}), photos)
+        loader = loader_of(recipe_of(net, overrides), photos)
         labelled = photos.num_classes == net.num_classes
         batches = ((images, labels if labelled else None, valid) for images, labels, valid in loader)
         return batches, f"{len(photos)} photos of the package foolbox, as no data set was named"
     # Of the preprocessing, noise needs the size alone.
     channels = net.in_channels
-    recipe = recipe_of(net, {**overrides, "dataset": "mnist5k", "mean": [0.0] * channels, "std": [1.0] * channels})
+    recipe = recipe_of(net, {**overrides, "mean": [0.0] * channels, "std": [1.0] * channels})
     shape = (_NOISE_IMAGES, channels, *recipe.image_size)
     noise = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     return [(noise, None, np.ones(len(noise), bool))], f"{len(noise)} images of seeded noise, as no data set was named"

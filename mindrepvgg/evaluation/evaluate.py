@@ -84,7 +84,7 @@ def evaluate(net, loader, show_progress=False, ranks=None, flip=False, confusion
 def _function_of(net, loader, flip):
     """A network, or a function of arrays already, as a function of arrays; with flip over both views of an image."""
     # A graph of its own, so that the network's, which others may have compiled, stays.
-    prepare = _normalize(loader.mean, loader.std) if loader.as_uint8 else lambda images: images
+    prepare = _normalize(loader.preprocessing) if loader.as_uint8 else lambda images: images
 
     def run(images):
         return net(prepare(Tensor(images))).asnumpy() if isinstance(net, nn.Cell) else net(images)
@@ -98,9 +98,9 @@ def _function_of(net, loader, flip):
 
 
 @functools.lru_cache(maxsize=1)
-def _normalize(mean, std):
+def _normalize(preprocessing):
     """The cell that normalises, compiled once for all the validations of a run."""
-    return Normalize(mean, std)
+    return Normalize(preprocessing)
 
 
 def _over_ranks(ranks, total, uncounted, seconds):

@@ -63,10 +63,9 @@ def loader_for(net, files: ImageFiles, overrides=None) -> EvalLoader:
 
     Raises RecipeError when these do not go together.
     """
-    # The built-in data set's name stands for "no folder needed": the recipe is for the preprocessing alone.
-    recipe = recipe_of(net, {**(overrides or {}), "dataset": "mnist5k"})
     names = tuple(str(index) for index in range(net.num_classes))
-    return loader_of(recipe, Source("pictures", names, np.zeros(len(files), np.int32), files=files))
+    source = Source("pictures", names, np.zeros(len(files), np.int32), files=files)
+    return loader_of(recipe_of(net, overrides or {}), source)
 
 
 def runner(net) -> Callable[[np.ndarray], np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mindrepvgg.data.loaders import check_classes, loader_of, val_source
+from mindrepvgg.data.loaders import check_classes, loader_of, open_split
 from mindrepvgg.data.source import spread
 from mindrepvgg.evaluation.classes import ClassReport
 from mindrepvgg.evaluation.evaluate import Evaluation, evaluate
@@ -95,7 +95,7 @@ def validate(net, overrides, device, ranks, way, by_class=False, show_progress=F
     """
     check_precision(way.amp_level, _HALF, device)
     recipe = recipe_of(net, overrides)
-    source = val_source(recipe)
+    source = open_split(recipe, "val")
     check_classes(net, source)
     loader = loader_of(recipe, spread(source, way.limit), ranks, as_uint8=not engine)
     if way.amp_level != "O0":

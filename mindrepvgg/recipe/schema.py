@@ -10,6 +10,7 @@ import yaml
 
 from mindrepvgg.errors import RecipeError, UserError
 from mindrepvgg.models import variants
+from mindrepvgg.models.preprocessing import INTERPOLATIONS, RESIZE_BACKENDS, Preprocessing
 from mindrepvgg.recipe import kinds
 from mindrepvgg.recipe.kinds import Kind, plain
 from mindrepvgg.recipe.policies import parse_policy
@@ -106,11 +107,11 @@ class Recipe:
     )
     image_resize: int | tuple[int, int] = _key("data", 224, kinds.image_size(), "pixels the network sees: side, or H,W")
     crop_pct: float = _key("data", 0.875, kinds.number(above=0, most=1), "share of each side the validation crop keeps")
-    interpolation: str = _key("data", "bilinear", kinds.choice("bilinear", "bicubic"), "how images are resized")
+    interpolation: str = _key("data", "bilinear", kinds.choice(*INTERPOLATIONS), "how images are resized")
     resize_backend: str = _key(
         "data",
         "pillow",
-        kinds.choice("pillow", "opencv", "mindspore"),
+        kinds.choice(*RESIZE_BACKENDS),
         "what resizes images in validation: pillow as published accuracies were measured; the others are faster",
     )
     on_bad_image: str = _key(
@@ -353,6 +354,11 @@ class Recipe:
         """(height, width) of the images the network sees."""
         size = self.image_resize
         return size if isinstance(size, tuple) else (size, size)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become the network's input."""
+        return Preprocessing.of(self)
 
     @property
     def decay_rule(self) -> str:

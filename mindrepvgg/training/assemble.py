@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from mindspore import nn
 
-from mindrepvgg.data.datasets import open_source
-from mindrepvgg.data.loaders import CALIBRATION_IMAGES, CalibrationBatches, check_classes, loader_of
+from mindrepvgg.data.loaders import CALIBRATION_IMAGES, CalibrationBatches, check_classes, loader_of, open_split
 from mindrepvgg.data.normalize import Normalize
 from mindrepvgg.data.source import spread
 from mindrepvgg.errors import CheckpointError, DataError, RecipeError
@@ -88,7 +87,7 @@ def _fused_network(recipe, weights):
         if has != wants:
             texts = (f"{variant.name} of {n} classes and {c} channels" for variant, n, c in (has, wants))
             raise CheckpointError(f"{weights} holds a {' instead of a '.join(texts)}: it cannot be fine-tuned for INT8")
-        source = open_source(recipe.dataset, recipe.data_dir, "train", recipe.num_classes, recipe.val_share)
+        source = open_split(recipe, "train")
         check_classes(net, source)
         net.metadata = {}
         batches = CalibrationBatches(loader_of(recipe, spread(source, CALIBRATION_IMAGES)))
@@ -114,7 +113,7 @@ def build_step(recipe, net, learning_rates, ranks) -> TrainStep:
             net,
             build_loss(recipe.loss, recipe.label_smoothing),
             recipe.aux_weight,
-            prepare=Normalize(recipe.mean, recipe.std),
+            prepare=Normalize(recipe.preprocessing),
             penalty=custom_l2.CustomL2(net, recipe.weight_decay) if recipe.custom_l2 else None,
         ),
         optimizer,

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 import yaml
 
-from mindrepvgg.data.loaders import build_train_loader, eval_loader
+from mindrepvgg.data.loaders import eval_loader, train_loader
 from mindrepvgg.data.normalize import Normalize
 from mindrepvgg.errors import DataError, RecipeError, TrainingError
 from mindrepvgg.evaluation.evaluate import Evaluation, evaluate
@@ -54,7 +54,7 @@ class Trainer:
         self.device = device.setup(recipe.device_target, recipe.mode, recipe.jit_level, recipe.seed)
         check_precision(recipe.amp_level, recipe.amp_dtype, self.device)
         self.ranks = ranks.start(recipe.distribute, self.device)
-        self.train_loader = build_train_loader(recipe, self.ranks)
+        self.train_loader = train_loader(recipe, self.ranks)
         self.eval_loader = eval_loader(recipe, self.ranks, as_uint8=True) if recipe.val_while_train else None
         if self.eval_loader and self.eval_loader.source.class_names != self.train_loader.source.class_names:
             raise DataError("the training and validation splits have different classes; give both the same folders")
@@ -357,7 +357,7 @@ class Trainer:
             return  # a finished run was resumed
         epoch, most = self.position.epoch, self.recipe.precise_bn_steps
         with contextlib.closing(host_batches(self.train_loader, epoch, 0)) as batches:
-            prepare = Normalize(self.recipe.mean, self.recipe.std)
+            prepare = Normalize(self.recipe.preprocessing)
             images = (prepare(images) for _, (images, _) in zip(range(most), batches, strict=False))
             precise_bn(self.net, images, self.ranks)
         line = f"precise BN over {min(most, self.train_loader.steps_per_epoch)} batches"
@@ -395,13 +395,7 @@ class Trainer:
             return
         recipe = self.recipe
         facts = {
-            "image_size": list(recipe.image_size),
-            "preprocessing": {
-                "mean": list(recipe.mean),
-                "std": list(recipe.std),
-                "crop_pct": recipe.crop_pct,
-                "interpolation": recipe.interpolation,
-            },
+            **recipe.preprocessing.describe(),
             "dataset": recipe.dataset,
             "class_names": list(self.train_loader.source.class_names),
             "recipe": recipe.to_dict(),

@@ -4,15 +4,13 @@ import logging
 
 import numpy as np
 import pytest
+from support import loaders
 
-from mindrepvgg.data.augment import Augmentation
-from mindrepvgg.data.loader import EvalLoader
 from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.data.source import ImageFiles, Source
-from mindrepvgg.data.train_loader import TrainLoader
-from mindrepvgg.errors import DataError, RecipeError, UnreadableImageError
+from mindrepvgg.errors import DataError, UnreadableImageError
 
-USUAL = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "in_channels": 3, "interpolation": "bilinear"}
+USUAL = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "in_channels": 3}
 CLASSES = 5
 BAD = (2, 11)  # of classes 2 and 1
 
@@ -38,16 +36,12 @@ def source_of(files, classes=CLASSES):
 
 
 def train_loader(source, batch_size=5, workers=2, **changes):
-    plain = {"scale": (1, 1), "ratio": (1, 1), "hflip": 0}
-    names = {"hflip", "mixup", "aug_repeats"} & changes.keys()
-    augmentation = Augmentation(**{**plain, **{name: changes.pop(name) for name in names}})
-    changes = {"seed": 1, "bad_image_limit": 0.2, **USUAL, **changes}
-    return TrainLoader(source, batch_size, (32, 32), augmentation=augmentation, num_parallel_workers=workers, **changes)
+    changes = {"bad_image_limit": 0.2, "num_parallel_workers": workers, **USUAL, **changes}
+    return loaders.train_loader(source, batch_size, (32, 32), **changes)
 
 
 def eval_loader(source, batch_size=6, **changes):
-    changes = {"crop_pct": 1.0, "bad_image_limit": 0.2, "num_parallel_workers": 2, **USUAL, **changes}
-    return EvalLoader(source, batch_size, (32, 32), **changes)
+    return loaders.eval_loader(source, batch_size, (32, 32), **{"bad_image_limit": 0.2, **USUAL, **changes})
 
 
 def read(loader, epoch=0):
@@ -179,16 +173,3 @@ def test_evaluation_counts_no_unreadable_picture(files, policy):
         assert np.flatnonzero(~counted).tolist() == list(BAD)
         assert loader.unreadable == 2
     assert (batches[0][0][2] == 0).all()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"on_bad_image": "ignore"}, r"^on_bad_image \(='ignore'\) must be one of: error, skip, replace$"),
-        ({"bad_image_limit": 1.5}, r"^bad_image_limit \(=1\.5\) must be a share of the pictures from 0 to 1$"),
-    ],
-)
-def test_values_that_cannot_be_used_are_named(files, changes, message):
-    for make in (train_loader, eval_loader):
-        with pytest.raises(RecipeError, match=message):
-            make(source_of(files), **changes)

@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import importlib.util
 import itertools
@@ -14,19 +13,14 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from support.loaders import GRAY, RGB, eval_loader, train_loader
 
-from mindrepvgg.data.augment import Augmentation
 from mindrepvgg.data.crop import random_resized_crop
-from mindrepvgg.data.loader import EvalLoader
 from mindrepvgg.data.source import ImageFiles, Source
-from mindrepvgg.data.train_loader import TrainLoader
 from mindrepvgg.errors import DataError, RecipeError
 
 ROOT = Path(__file__).parents[2]
 
-GRAY = {"mean": (0.5,), "std": (0.25,), "in_channels": 1, "interpolation": "bilinear", "num_parallel_workers": 2}
-RGB = {**GRAY, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "in_channels": 3}
-WHOLE = {"scale": (1, 1), "ratio": (1, 1), "hflip": 0}
 STANDARD = {"scale": (0.08, 1), "ratio": (3 / 4, 4 / 3), "hflip": 0.5}
 EVERYTHING = {**STANDARD, "vflip": 0.5, "auto_augment": "randaug-n3", "re_prob": 0.5, "re_value": 9, "mixup": 0.8,
               "cutmix": 1, "cutmix_prob": 0.7, "aug_repeats": 3}  # fmt: skip
@@ -40,17 +34,6 @@ def memory_source(count, size=(8, 8), channels=1, seed=0):
 
 def file_source(*paths):
     return Source("test", ("a",), np.zeros(len(paths), np.int32), files=ImageFiles(paths))
-
-
-def train_loader(source, batch_size, size=(8, 8), **changes):
-    arguments = {**GRAY, **WHOLE, "seed": 1, **changes}
-    names = {field.name for field in dataclasses.fields(Augmentation)} & arguments.keys()
-    augmentation = Augmentation(**{name: arguments.pop(name) for name in names})
-    return TrainLoader(source, batch_size, size, augmentation=augmentation, **arguments)
-
-
-def eval_loader(source, batch_size, size=(8, 8), **changes):
-    return EvalLoader(source, batch_size, size, **{**GRAY, "crop_pct": 1.0, **changes})
 
 
 def normalised(pictures, mean, std):
@@ -308,7 +291,7 @@ def assert_same_batches(actual, expected):
 
 def test_batches_do_not_depend_on_the_number_of_workers(monkeypatch, photos):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    arguments = {**RGB, **STANDARD, "size": (64, 64)}
+    arguments = {**RGB, **STANDARD, "image_size": (64, 64)}
     one, many = (
         train_loader(file_source(*photos), 6, **{**arguments, "num_parallel_workers": workers}) for workers in (1, 7)
     )
@@ -318,7 +301,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(monkeypatch, photos):
 
 def test_everything_at_once_does_not_depend_on_workers_nor_on_where_the_epoch_starts(monkeypatch, photos):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    arguments = {**RGB, **EVERYTHING, "size": (64, 64)}
+    arguments = {**RGB, **EVERYTHING, "image_size": (64, 64)}
     one, many = (
         train_loader(file_source(*photos), 6, **{**arguments, "num_parallel_workers": workers}) for workers in (1, 7)
     )
@@ -422,10 +405,12 @@ import hashlib, sys
 from mindrepvgg.data.augment import Augmentation
 from mindrepvgg.data.datasets import open_source
 from mindrepvgg.data.train_loader import TrainLoader
+from mindrepvgg.models.preprocessing import Preprocessing
 augmentation = Augmentation(scale=(0.5, 1), ratio=(0.75, 1.33), hflip=0.5, vflip=0.1, auto_augment="autoaug",
                             re_prob=0.3, mixup=0.8, cutmix=1, cutmix_prob=0.8, aug_repeats=2)
-loader = TrainLoader(open_source("mnist5k", None, "train"), 256, (32, 32), mean=(0.13,), std=(0.31,), in_channels=1,
-                     augmentation=augmentation, interpolation="bilinear", seed=7, num_parallel_workers=2)
+preprocessing = Preprocessing(image_size=(32, 32), mean=(0.13,), std=(0.31,), in_channels=1)
+loader = TrainLoader(open_source("mnist5k", None, "train"), preprocessing, augmentation, 256, seed=7,
+                     num_parallel_workers=2)
 def digests(start):
     return [hashlib.sha256(image.tobytes() + label.tobytes()).hexdigest() for image, label in loader.epoch(4, start)]
 """
@@ -607,22 +592,7 @@ def test_a_batch_larger_than_the_data_is_an_error(changes, message):
 @pytest.mark.parametrize(
     ("make", "changes", "message"),
     [
-        (eval_loader, {"batch_size": 0}, r"batch_size \(=0\) must be at least 1"),
         (eval_loader, {"in_channels": 4}, r"in_channels \(=4\) must be 1 \(gray\) or 3 \(RGB\)"),
-        (
-            eval_loader,
-            {"mean": (0.5,) * 3},
-            r"mean \(=\[0\.5, 0\.5, 0\.5\]\) must have one value .* in_channels \(=1\)",
-        ),
-        (
-            eval_loader,
-            {"mean": (123.7,)},
-            r"mean \(=\[123\.7\]\) must be of pixels scaled to 0 \.\.\. 1; divide it by 255",
-        ),
-        (eval_loader, {"std": (0,)}, r"std \(=\[0\]\) must not be 0"),
-        (eval_loader, {"interpolation": "box"}, r"interpolation \(='box'\) must be one of: bilinear, bicubic"),
-        (eval_loader, {"num_parallel_workers": 0}, r"num_parallel_workers \(=0\) must be at least 1"),
-        (eval_loader, {"crop_pct": 1.1}, r"crop_pct \(=1\.1\) must be above 0 and at most 1"),
         (train_loader, {"num_classes": 3}, r"num_classes \(=3\) must be at least the data's 4 classes"),
     ],
 )

@@ -15,11 +15,11 @@ import pytest
 from mindspore.dataset import MindDataset
 from mindspore.mindrecord import FileReader, FileWriter
 from PIL import Image
+from support.loaders import RGB, eval_loader
 
 from mindrepvgg.data import pack
 from mindrepvgg.data.datasets import open_source
 from mindrepvgg.data.decode import decode
-from mindrepvgg.data.loader import EvalLoader
 from mindrepvgg.data.mindrecord import HEADER_SIZE, INDEX, PROGRESS, RecordFiles, is_record_folder, shard_name
 from mindrepvgg.data.pack import pack_folder
 from mindrepvgg.data.samples import labelled_photos
@@ -153,8 +153,7 @@ def test_photos_give_the_same_batches_bit_for_bit(tmp_path):
         open_source("imagenet", tmp_path / "src", "val"),
         Source("imagenet", records.class_names, records.labels, files=records),
     )
-    recipe = {"mean": [0.485] * 3, "std": [0.229] * 3, "in_channels": 3, "interpolation": "bilinear"}
-    loaders = [EvalLoader(s, 8, (64, 64), crop_pct=0.875, num_parallel_workers=2, **recipe) for s in sources]
+    loaders = [eval_loader(source, 8, (64, 64), crop_pct=0.875, **RGB) for source in sources]
     for batches in zip(*loaders, strict=True):
         for ours, expected in zip(*batches, strict=True):
             assert ours.tobytes() == expected.tobytes()

@@ -8,6 +8,7 @@ import onnx
 import pytest
 from mindspore import Tensor
 from support import SMALL, context_mode, images, noise, randomise_bn, relative_difference, weights
+from support.loaders import RGB, preprocessing
 
 from mindrepvgg import create_model, to_deploy
 from mindrepvgg.deployment.engine import OnnxEngine, engine_of, network_facts
@@ -88,7 +89,7 @@ def test_float64_and_strided_images_are_taken():
 
 
 def test_bytes_for_a_file_that_normalises():
-    engine = OnnxEngine(content(preprocess=((0.5,) * 3, (0.25,) * 3), image_size=(32, 40)))
+    engine = OnnxEngine(content(preprocess=preprocessing(**RGB), image_size=(32, 40)))
     assert engine.preprocesses
     assert engine.image_size == (32, 40)
     assert engine(np.zeros((2, 32, 40, 3), np.uint8)).shape == (2, 10)

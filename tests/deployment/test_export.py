@@ -19,6 +19,7 @@ import onnxruntime
 import pytest
 from mindspore import Tensor, nn
 from support import SMALL, context_mode, images, randomise_bn, relative_difference
+from support.loaders import RGB, preprocessing
 
 from mindrepvgg import create_model, save_checkpoint, to_deploy
 from mindrepvgg.data.samples import labelled_photos
@@ -30,6 +31,7 @@ from mindrepvgg.deployment.graph import DEFAULT_OPSET, GraphOptions, build_onnx,
 from mindrepvgg.deployment.pictures import Pictures
 from mindrepvgg.errors import EquivalenceError, UserError
 from mindrepvgg.evaluation.torch_reference import TorchReference, read_tensors
+from mindrepvgg.models.preprocessing import Preprocessing
 from mindrepvgg.models.variants import find
 from mindrepvgg.weights.checkpoint import network_arrays
 
@@ -207,7 +209,7 @@ def test_the_border_would_show(checkpoints, truth, tmp_path, monkeypatch):
     """Negative control: with the bias of the normalisation folded into the first convolution the file is refused."""
 
     def folded(variant, arrays, options, metadata):
-        gain, bias = options.normalisation()
+        gain, bias = options.preprocess.gain_and_bias()
         kernel = arrays["stage0.rbr_reparam.weight"]
         arrays = {
             **arrays,
@@ -229,7 +231,7 @@ def test_the_border_would_show(checkpoints, truth, tmp_path, monkeypatch):
 @pytest.mark.parametrize("opset", [13, 18, 22])
 def test_opsets(opset, fused, truth):
     """Every operator in its form of that opset, as onnx's checker and onnxruntime see it."""
-    told = (FACTS["preprocessing"]["mean"], FACTS["preprocessing"]["std"])
+    told = Preprocessing(image_size=SIZE, in_channels=3, **FACTS["preprocessing"])
     model = fused("d2se", opset=opset, softmax=True, precision="float16", preprocess=told)
     assert model.opset_import[0].version == opset
     onnx.checker.check_model(model, full_check=True)
@@ -491,7 +493,7 @@ def test_commands_for_ascend():
     assert "'input_shape=images:[-1,3,224,224]' 'dynamic_dims=[1],[2],[4],[8],[16]'" in batch
     size = commands(batch_size=4)
     assert "--input_shape=images:4,3,-1,-1 '--dynamic_image_size=224,224;256,256'" in size
-    both = commands(preprocess=((0.5,) * 3, (0.5,) * 3))
+    both = commands(preprocess=preprocessing(**RGB))
     assert "--input_format=ND --input_shape=images:-1,-1,-1,3 '--dynamic_dims=1,224,224;1,256,256;2,224,224" in both
     assert "atc" not in commands(".mindir")
     assert "--framework=1" in commands(".air", batch_size=1, image_size=(224, 224))

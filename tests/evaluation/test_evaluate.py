@@ -8,17 +8,17 @@ import cv2
 import numpy as np
 import pytest
 from mindspore import Tensor
-from support import context_mode
+from support import context_mode, loaders
 
 from mindrepvgg import create_model, load_checkpoint, save_checkpoint, to_deploy
 from mindrepvgg.data.datasets import open_source
-from mindrepvgg.data.loader import EvalLoader
-from mindrepvgg.data.loaders import build_train_loader, check_classes, eval_loader
+from mindrepvgg.data.loaders import check_classes, eval_loader, train_loader
 from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.data.source import Source, spread
 from mindrepvgg.errors import DataError, RecipeError, UnreadableImageError
 from mindrepvgg.evaluation.evaluate import evaluate
 from mindrepvgg.evaluation.metrics import ConfusionSum
+from mindrepvgg.models.preprocessing import Preprocessing
 from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.reparam.precision import set_precision
 from mindrepvgg.runtime.ranks import Ranks
@@ -59,18 +59,7 @@ def source():
 
 
 def loader(source, batch_size, **changes):
-    return EvalLoader(
-        source,
-        batch_size,
-        (SIDE, SIDE),
-        crop_pct=1.0,
-        mean=(MEAN,),
-        std=(STD,),
-        in_channels=1,
-        interpolation="bilinear",
-        num_parallel_workers=1,
-        **changes,
-    )
+    return loaders.eval_loader(source, batch_size, (SIDE, SIDE), mean=(MEAN,), std=(STD,), **changes)
 
 
 def prepared(source):
@@ -383,7 +372,7 @@ class TestRecipeOf:
 
     def test_a_folder_that_is_named_nowhere(self, known):
         with pytest.raises(RecipeError, match=r"data_dir is not given .* add --data_dir FOLDER, or --dataset mnist5k"):
-            recipe_of(known(preprocessing=self.PREPROCESSING), {})
+            eval_loader(recipe_of(known(preprocessing=self.PREPROCESSING), {}))
 
     def test_a_divided_folder_is_divided_again(self, known, tmp_path):
         for path in [tmp_path / f"{name}/{i}.jpg" for name in range(10) for i in range(4)]:
@@ -392,7 +381,7 @@ class TestRecipeOf:
         net = known(preprocessing=self.PREPROCESSING, recipe={"dataset": "imagenet", "val_share": 0.25})
         folder = {"data_dir": str(tmp_path)}
         own = recipe_of(net, folder)
-        train, val = build_train_loader(own.replace(batch_size=1), Ranks()).source, eval_loader(own).source
+        train, val = train_loader(own.replace(batch_size=1), Ranks()).source, eval_loader(own).source
         assert (len(train), len(val)) == (30, 10)
         assert not set(map(train.name, range(len(train)))) & set(map(val.name, range(len(val))))
         assert eval_loader(recipe_of(net, {**folder, "val_share": "0"})).num_images == 40
@@ -405,8 +394,10 @@ class TestRecipeOf:
     def test_the_loader_is_the_recipes(self, known):
         net = known(preprocessing=self.PREPROCESSING, image_size=[24, 32], dataset="mnist5k")
         built = eval_loader(recipe_of(net, {"batch_size": "5000"}))
-        assert (built.num_images, built.batch_size, built.image_size) == (1000, 1000, (24, 32))
-        assert (built.crop_pct, built.interpolation) == (0.9, "bicubic")
+        assert (built.num_images, built.batch_size) == (1000, 1000)
+        assert built.preprocessing == Preprocessing(
+            image_size=(24, 32), mean=(0.1,), std=(0.3,), in_channels=1, crop_pct=0.9, interpolation="bicubic"
+        )
 
 
 class TestCheckClasses:

@@ -14,7 +14,7 @@ from support import SMALL, TINY_DIGITS, randomise_bn
 from support.processes import Printed, run_two
 
 from mindrepvgg import create_model, load_checkpoint, save_checkpoint, to_deploy
-from mindrepvgg.data.loaders import loader_of, val_source
+from mindrepvgg.data.loaders import loader_of, open_split
 from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.data.source import spread
 from mindrepvgg.evaluation.evaluate import evaluate
@@ -220,7 +220,7 @@ def test_another_resolution(photos, coloured, judge, kind):
 
     def reference(side):
         recipe = recipe_of(load_checkpoint(path), {"data_dir": str(photos[0] / "good"), "image_resize": side})
-        loader = loader_of(recipe, spread(val_source(recipe), few))
+        loader = loader_of(recipe, spread(open_split(recipe, "val"), few))
         return evaluate(TorchReference(read_tensors(path, False)), loader)
 
     found = judge(path, "--data_dir", photos[0] / "good", "--image_resize", "320", "--limit", few)

@@ -20,6 +20,7 @@ from mindrepvgg.data.loader import EvalLoader
 from mindrepvgg.data.source import Source
 from mindrepvgg.errors import UserError
 from mindrepvgg.evaluation.evaluate import evaluate
+from mindrepvgg.models.preprocessing import Preprocessing
 from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.runtime import device
 from mindrepvgg.runtime.ranks import start
@@ -90,11 +91,11 @@ def validation(ranks, batch_size=4):
         elif parameter.name.endswith("conv.weight"):
             values = np.random.default_rng(number).normal(0, 0.1, parameter.shape)
             parameter.set_data(Tensor(values, parameter.dtype))
+    preprocessing = Preprocessing(image_size=(16, 16), crop_pct=1.0, mean=(0.5,) * 3, std=(0.25,) * 3, in_channels=3)
     loader = EvalLoader(
         Source("mnist5k", tuple("abcdefg"), labels, images=pictures),
+        preprocessing,
         batch_size,
-        (16, 16),
-        **{"crop_pct": 1.0, "mean": (0.5,) * 3, "std": (0.25,) * 3, "in_channels": 3, "interpolation": "bilinear"},
         num_parallel_workers=1,
         rank=ranks.rank,
         rank_size=ranks.size,

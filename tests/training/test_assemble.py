@@ -22,6 +22,7 @@ from mindrepvgg.data.augment import Augmentation
 from mindrepvgg.data.datasets import open_source
 from mindrepvgg.data.train_loader import TrainLoader
 from mindrepvgg.errors import RecipeError, TrainingError, UserError
+from mindrepvgg.models.preprocessing import Preprocessing
 from mindrepvgg.recipe.sources import load_recipe
 from mindrepvgg.runtime import compile_cache
 from mindrepvgg.runtime.compile_cache import kept_graphs
@@ -296,13 +297,9 @@ def loader():
     recipe = load_recipe(None, {"model": "repvgg_nano", "dataset": "mnist5k", "num_classes": 10})
     return TrainLoader(
         open_source("mnist5k", None, "train", 10),
+        Preprocessing(image_size=(8, 8), mean=(0.5,), std=(0.5,), in_channels=1),
+        Augmentation.of(recipe),
         batch_size=1000,
-        image_size=(8, 8),
-        mean=(0.5,),
-        std=(0.5,),
-        in_channels=1,
-        augmentation=Augmentation.of(recipe),
-        interpolation="bilinear",
         seed=1,
         num_parallel_workers=1,
     )

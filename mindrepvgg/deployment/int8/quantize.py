@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mindrepvgg.data.loaders import check_classes, loader_of, val_source
+from mindrepvgg.data.loaders import check_classes, loader_of, open_split
 from mindrepvgg.data.source import spread
 from mindrepvgg.deployment.engine import OnnxEngine
 from mindrepvgg.deployment.export import Export, check_destination, export_checkpoint
@@ -128,7 +128,7 @@ def quantize_checkpoint(
     layers = layer_nodes(net.variant, GraphOptions().output)
     check_keep_float(options.keep_float, layers)
     recipe = recipe_of(net, overrides)
-    validation = val_source(recipe)
+    validation = open_split(recipe, "val")
     check_classes(net, validation)
     calibration, origin = calibration_source(recipe, options.calibration, options.calibration_images, validation)
     with tempfile.TemporaryDirectory(prefix="mindrepvgg-quantize.") as folder:
