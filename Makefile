@@ -39,7 +39,7 @@ PYTEST = $(RUN) python -m pytest -n 2 --dist worksteal --durations=10
 .PHONY: release clean FORCE
 
 demo: $(VENV)/.ready
-	$(RUN) python tools/demo.py
+	$(RUN) python benchmarks/demo.py
 
 test: $(VENV)/.ready-dev
 	$(PYTEST) -m "not slow"

@@ -256,7 +256,7 @@ def _table(found):
         pairs = ((_OURS, _MINDCV), (_RECORDS, _MINDCV), (_OURS, _TORCHVISION))
         ratios = [f"{_ratio(found, names[a], names[b]):.2f}" if names[b] in found else "-" for a, b in pairs]
         lines.append(f"| {case} | {' | '.join(shown + ratios)} |")
-    short = f"MindRecord: the same pictures packed by `tools/make_mindrecord.py --short_side {_SHORT_SIDE}`."
+    short = f"MindRecord: the same pictures packed by `mindrepvgg pack --short_side {_SHORT_SIDE}`."
     return [*lines, "", short]
 
 

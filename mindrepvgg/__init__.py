@@ -1,14 +1,27 @@
 """RepVGG on MindSpore: train with branches, fold them exactly into 3x3 convolutions, deploy.
 
-Names are imported when first used, so that `mindrepvgg.list_models()` answers without loading MindSpore.
+`train`, `validate`, `predict`, `convert`, `export` and `quantize` are the verbs of the command `mindrepvgg`. Names are
+imported when they are first used, so that `mindrepvgg.list_models()` answers without loading MindSpore.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from mindrepvgg.runtime.environment import cap_cpu_isa as _cap_cpu_isa
 from mindrepvgg.version import __version__ as __version__
 
+if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
+    from mindrepvgg.api import convert, export, predict, quantize, train, validate
+    from mindrepvgg.models.repvgg import RepVGG, RepVGGPlus
+    from mindrepvgg.models.variants import list_models
+    from mindrepvgg.reparam.blocks import RepVGGBlock
+    from mindrepvgg.reparam.deploy import to_deploy
+    from mindrepvgg.reparam.equivalence import verify_equivalence
+    from mindrepvgg.weights.checkpoint import load_checkpoint, save_checkpoint
+    from mindrepvgg.weights.load import create_model, load_weights
+
 _HOMES = {
+    **dict.fromkeys(("train", "validate", "predict", "convert", "export", "quantize"), "api"),
     "list_models": "models.variants",
     "create_model": "weights.load",
     "load_weights": "weights.load",
@@ -21,7 +34,24 @@ _HOMES = {
     "load_checkpoint": "weights.checkpoint",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "RepVGG",
+    "RepVGGBlock",
+    "RepVGGPlus",
+    "convert",
+    "create_model",
+    "export",
+    "list_models",
+    "load_checkpoint",
+    "load_weights",
+    "predict",
+    "quantize",
+    "save_checkpoint",
+    "to_deploy",
+    "train",
+    "validate",
+    "verify_equivalence",
+]
 
 # Here, because it must happen before MindSpore is imported by anything of this package.
 _cap_cpu_isa()

@@ -64,19 +64,19 @@ def mode(request):
 
 @pytest.fixture
 def call(capfd):
-    """A function (script, *arguments) that runs a script's main in this process: (exit status, stdout, stderr).
+    """A function (verb, *arguments) that runs `mindrepvgg VERB ...` in this process: (exit status, stdout, stderr).
 
-    script: see `support.script`. MindSpore's own log lines, which start with the level in brackets, are left out of
-    stderr. A command sets the process's mode; it is graph mode before, and what it was after.
+    MindSpore's own log lines, which start with the level in brackets, are left out of stderr. A command sets the
+    process's mode; it is graph mode before, and what it was after.
     """
-    from support import context_mode, script
+    from support import context_mode
 
-    from mindrepvgg.cli import entry
+    from mindrepvgg.cli import verbs
 
-    def run(name, *arguments):
+    def run(verb, *arguments):
         capfd.readouterr()
         with context_mode("graph"):
-            status = entry.run(script(name).main, [str(argument) for argument in arguments])
+            status = verbs.main([verb, *map(str, arguments)])
         out, err = capfd.readouterr()
         lines = [line for line in err.splitlines(keepends=True) if not line.startswith(("[WARNING]", "[ERROR]"))]
         return status, out, "".join(lines)

@@ -37,12 +37,28 @@ class ArgumentParser(argparse.ArgumentParser):
     Options must be given in full: a prefix of one key is too often another key, as `mode` is of `model`.
     """
 
-    def __init__(self, *args, **options):
-        super().__init__(*args, allow_abbrev=False, **options)
+    def __init__(self, verb: str | None = None, **options):
+        """As argparse's; `verb`: of the command `mindrepvgg`, None for a program of its own."""
+        if verb is not None:
+            options["prog"] = f"mindrepvgg {verb}"
+        # The examples in a description keep their lines.
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=formatter, **options)
+        self._takes_checkpoint = False
+
+    def add_checkpoint(self, metavar: str, text: str):
+        """Add the positional argument `ckpt_path`, which may be given as `--ckpt_path FILE` as well."""
+        self.add_argument("ckpt_path", metavar=metavar, help=text)
+        # For --help and for suggestions: `parse_args` takes the option away before argparse reads it.
+        self.add_argument("--ckpt_path", metavar="FILE", help=f"{metavar}, by name")
+        self._takes_checkpoint = True
 
     def parse_args(self, args=None, namespace=None):
         """As argparse's, but of arguments left over only the first is reported, with the nearest option."""
-        namespace, left_over = self.parse_known_args(args, namespace)
+        args = list(sys.argv[1:] if args is None else args)
+        if self._takes_checkpoint:
+            args = _checkpoint_first(args)
+        namespace, left_over = self.parse_known_intermixed_args(args, namespace)
         if left_over:
             self.error(self._describe(left_over[0]))
         return namespace
@@ -62,6 +78,19 @@ class ArgumentParser(argparse.ArgumentParser):
         near = nearest(option.lstrip("-"), known)
         hint = f"did you mean --{near}?" if near else "--help lists the options"
         return f"unknown option {option}; {hint}"
+
+
+def _checkpoint_first(args: list[str]) -> list[str]:
+    """The arguments with `--ckpt_path FILE` replaced by FILE in front of them."""
+    for index, argument in enumerate(args):
+        name, equals, value = argument.partition("=")
+        if name in ("--ckpt_path", "--ckpt-path"):
+            rest = args[index + 1 :]
+            if equals:
+                return [value, *args[:index], *rest]
+            if rest:
+                return [rest[0], *args[:index], *rest[1:]]
+    return args
 
 
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:

@@ -60,5 +60,5 @@ class BadImages:
         shown = [reasons.get(index) or self._source.name(index) for index in indices]
         raise DataError(
             f"{len(indices)} of {count} pictures could not be read, more than bad_image_limit (={self._limit:g}) "
-            f"allows: {listed(shown, 5, '; ')}. tools/check_data.py finds them all"
+            f"allows: {listed(shown, 5, '; ')}. mindrepvgg check-data finds them all"
         )

@@ -27,7 +27,7 @@ from mindrepvgg.errors import DataError
 INDEX = "mindrecord.json"
 PROGRESS = "mindrecord.partial.json"  # stands in for the index until the split is whole
 
-_AGAIN = "pack the folder again with tools/make_mindrecord.py"
+_AGAIN = "pack the folder again with mindrepvgg pack"
 _ANEW = f"{_AGAIN} --overwrite"
 FORMAT, VERSION = "mindrepvgg-mindrecord", 1
 SUFFIX = ".mindrecord"
@@ -119,9 +119,7 @@ def _read_index(folder):
         return parse_index(folder / INDEX)
     except FileNotFoundError:
         if (folder / PROGRESS).is_file():
-            raise DataError(
-                f"{folder} is not packed to its end; run tools/make_mindrecord.py again, which continues"
-            ) from None
+            raise DataError(f"{folder} is not packed to its end; run mindrepvgg pack again, which continues") from None
         raise DataError(f"{folder} has no {INDEX}, which says what its shards hold; {_ANEW}") from None
 
 
@@ -141,7 +139,7 @@ def parse_index(path):
 
 def _check_index(index, path):
     if type(index) is not dict or index.get("format") != FORMAT:
-        raise DataError(f"{path} is not an index of tools/make_mindrecord.py; {_ANEW}")
+        raise DataError(f"{path} is not an index of mindrepvgg pack; {_ANEW}")
     if index.get("version") != VERSION:
         raise DataError(f"{path} is of format version {index.get('version')}, not {VERSION}; {_ANEW}")
     names, shards, left_out = (index.get(key) for key in ("class_names", "shards", "left_out"))

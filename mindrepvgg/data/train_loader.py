@@ -180,8 +180,8 @@ class TrainLoader(Loader):
             else:
                 return self.source.labels[index]
         raise DataError(
-            f"no picture of {what} can be read, {self.source.name(indices[row])} the first; tools/check_data.py finds "
-            "all that are damaged"
+            f"no picture of {what} can be read, {self.source.name(indices[row])} the first; "
+            "mindrepvgg check-data finds all that are damaged"
         )
 
     def _write(self, image, epoch, index, repeat):

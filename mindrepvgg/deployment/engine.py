@@ -111,7 +111,7 @@ class OnnxEngine:
             lacks = f"{self._name} does not tell its {', '.join(missing)}"
             if self.metadata:
                 raise CheckpointError(f"{lacks}, nor did {self.metadata.get('checkpoint')}, which it was exported from")
-            raise CheckpointError(f"{lacks}: another program wrote it; tools/export.py makes a file that does")
+            raise CheckpointError(f"{lacks}: another program wrote it; mindrepvgg export makes a file that does")
         return [self.metadata[key] for key in keys]
 
 

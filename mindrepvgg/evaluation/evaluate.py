@@ -69,7 +69,7 @@ def evaluate(net, loader, show_progress=False, ranks=None, flip=False, confusion
         if confusion is not None:
             confusion.add_ranks(ranks)
     if not total.num_images:
-        raise DataError(f"none of the {unreadable} images could be read; tools/check_data.py says why")
+        raise DataError(f"none of the {unreadable} images could be read; mindrepvgg check-data says why")
     return Evaluation(
         top1=100 * total.top1,
         top5=100 * total.top5,

@@ -22,18 +22,23 @@ from mindrepvgg.recipe.network import recipe_of
 
 @dataclass(frozen=True)
 class Prediction:
-    """One picture's classes: (name, index, probability) each, the most probable first; or why there are none."""
+    """One picture's classes: (name, index, probability) each, the most probable first; or why there are none.
+
+    drawn: the picture with its classes on it, where one was written.
+    """
 
     file: str
     top: tuple[tuple[str, int, float], ...] = ()
     error: str | None = None
+    drawn: Path | None = None
 
     def to_dict(self) -> dict:
         """Plain types, for JSON."""
         if self.error is not None:
             return {"file": self.file, "error": self.error}
         keys = ("class", "index", "probability")
-        return {"file": self.file, "top": [dict(zip(keys, entry, strict=True)) for entry in self.top]}
+        drawn = {"drawn": str(self.drawn)} if self.drawn else {}
+        return {"file": self.file, "top": [dict(zip(keys, entry, strict=True)) for entry in self.top], **drawn}
 
     def format(self) -> str:
         """The file, and below it a line for each class: probability, index, name."""
@@ -43,6 +48,8 @@ class Prediction:
         width = max((len(str(index)) for _, index, _ in self.top), default=0)
         for name, index, probability in self.top:
             lines.append(f"  {probability:7.2%}  {index:>{width}}{'' if name == str(index) else f'  {name}'}")
+        if self.drawn:
+            lines.append(f"  drawn: {self.drawn}")
         # A file's name may hold bytes that are no text.
         return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -77,8 +84,7 @@ def runner(net) -> Callable[[np.ndarray], np.ndarray]:
 def predict(run, loader: EvalLoader, class_names=None, topk=5, show_progress=False) -> Iterator[Prediction]:
     """The loader's pictures one after the other, in source order, each as a `Prediction`.
 
-    run: `runner`'s, or an engine's; it sees batches of one shape only. class_names: by index; None for the indices
-    themselves.
+    run: `runner`'s, or an engine's; it sees batches of one shape only. class_names: by index; None: the indices.
     topk: at most as many classes as there are. Probabilities are softmax(logits) in float64; among equal ones the lower
     index comes first. A picture that cannot be read, or whose logits are not finite, has an error in their place.
     """

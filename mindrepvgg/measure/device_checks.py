@@ -16,7 +16,7 @@ from mindrepvgg.runtime.turns import take_turns, timed
 
 _GROUPED_TOLERANCE = 1e-2  # loose, for HF32; groups that are mixed up are off by the largest output
 
-_MSRUN = "msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python tools/ascend_check.py"
+_MSRUN = "msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python -m mindrepvgg ascend-check"
 
 
 def request_float32(device: str):

@@ -207,6 +207,10 @@ def record(models) -> dict:
     }
 
 
+# What a CPU computed, for `read_reference`.
+REFERENCE = Path(__file__).with_name("ascend_reference.json")
+
+
 def read_reference(path) -> dict:
     """A reference file, as `record` made it; raises UserError when it is none, or of another rule."""
     try:

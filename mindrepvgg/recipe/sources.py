@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import yaml
 
 from mindrepvgg.errors import RecipeError
-from mindrepvgg.recipe import mindcv_keys
+from mindrepvgg.recipe import configs, mindcv_keys
 from mindrepvgg.recipe.kinds import UniqueKeyLoader, plain
 from mindrepvgg.recipe.schema import COMMAND_LINE, KEYS, Key, Recipe, check_data_dir, describe, refuse_unknown
 from mindrepvgg.runtime.environment import launched_processes
@@ -31,11 +31,12 @@ def _resolve(layers: Iterable[tuple[Mapping, str | Mapping]]) -> Recipe:
 def load_recipe(path: str | os.PathLike | None = None, overrides: Mapping | None = None) -> Recipe:
     """The recipe of a yaml file (None: the defaults) with `overrides` on top, noted as 'command line'.
 
+    `path` may be the name of a recipe of the package as well, see `configs.find`.
     A file's `base: other.yaml`, relative to the file, is laid below it. A file of MindCV's is translated, with MindCV's
     defaults laid below everything. Raises RecipeError, one line, for anything unreadable, unknown or unfit.
     """
     layers = []
-    for values, place in [] if path is None else _read_chain(os.fspath(path)):
+    for values, place in [] if path is None else _read_chain(configs.find(path)):
         if mindcv_keys.recognise(values):
             layers = [mindcv_keys.defaults(values, place), *layers, mindcv_keys.translate(values, place)]
         else:
@@ -123,7 +124,7 @@ def add_recipe_arguments(parser: ArgumentParser):
 
     `--batch-size` is understood as `--batch_size`. Values stay text here; `recipe_from_arguments` reads them.
     """
-    parser.add_argument("-c", "--config", metavar="YAML", help="recipe file; keys given here as well override it")
+    parser.add_argument("-c", "--config", metavar="RECIPE", help="a recipe's name or file; keys given here override it")
     groups = {}
     for name, key in KEYS.items():
         if key.section not in groups:

@@ -133,6 +133,11 @@ def start(distribute="auto", device="CPU") -> Ranks:
 _joined = None
 
 
+def joined() -> Ranks:
+    """The run that this process has joined; a process alone where it has joined none."""
+    return _joined or Ranks()
+
+
 def _join(processes, device) -> Ranks:
     """Find the other processes, and say how gradients are to be averaged."""
     try:

@@ -95,7 +95,7 @@ def test_validation_never_counts_what_it_cannot_read(photos, trained, call):
 def test_predictions_of_the_others_are_not_lost(photos, trained, call):
     options = ("--ckpt_path", trained / "replace" / "repvgg_last.ckpt", "--json", photos / "val")
     for policy, expected in (("error", 1), ("skip", 0)):
-        status, out, err = call("tools/predict", *options, "--on_bad_image", policy)
+        status, out, err = call("predict", *options, "--on_bad_image", policy)
         assert status == expected, err
         results = json.loads(out)
         assert sum("top" in result for result in results) == 4
@@ -104,7 +104,7 @@ def test_predictions_of_the_others_are_not_lost(photos, trained, call):
 
 
 def test_check_data_finds_them(photos, call, tmp_path):
-    status, out, err = call("tools/check_data", photos, "--bad_list", tmp_path / "bad.txt")
+    status, out, err = call("check-data", photos, "--bad_list", tmp_path / "bad.txt")
     assert status == 1, err
     listed = (tmp_path / "bad.txt").read_text().splitlines()
     assert sorted(Path(line).name for line in listed) == sorted(2 * BAD)

@@ -113,7 +113,7 @@ class TestQuickAnswers:
             "error: recipe no.yaml cannot be read: No such file or directory; check",
         ),
         (["train.py", "--epochs", "3"], 2, "error: unknown option --epochs; did you mean --epoch_size?\n"),
-        (["validate.py"], 2, "error: the following arguments are required: --ckpt_path\n"),
+        (["validate.py"], 2, "error: the following arguments are required: CKPT\n"),
         (["validate.py", "--ckpt_path", "x", "--dataset_dir", "y"], 2, "did you mean --data_dir?\n"),
         (["convert.py", "a.ckpt"], 2, "error: give either DST, the file to write, or --inspect\n"),
     )

@@ -1,4 +1,4 @@
-"""tools/check_data.py finds what was broken on purpose in a folder of real photos, and nothing else."""
+"""mindrepvgg check-data finds what was broken on purpose in a folder of real photos, and nothing else."""
 
 import collections
 import functools
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(PHOTOS is None, reason="needs the photos of fool
 @pytest.fixture
 def call(call):
     """A function (*arguments) that runs the command in this process: (exit status, stdout, stderr)."""
-    return functools.partial(call, "tools/check_data")
+    return functools.partial(call, "check-data")
 
 
 def make_sound(root):

@@ -143,7 +143,7 @@ def test_each_file_is_named_once_an_epoch(files, caplog):
 def test_too_many_end_the_run_and_are_listed(files, make, policy):
     message = (
         r"^2 of 20 pictures could not be read, more than bad_image_limit \(=0\.05\) allows: .*cut\.jpg is not a "
-        r"readable picture .*; .*text\.jpg is not .*tools/check_data\.py finds them all$"
+        r"readable picture .*; .*text\.jpg is not .*mindrepvgg check-data finds them all$"
     )
     with pytest.raises(DataError, match=message):
         list(make(source_of(files), on_bad_image=policy, bad_image_limit=0.05))
@@ -153,7 +153,7 @@ def test_too_many_end_the_run_and_are_listed(files, make, policy):
 def test_a_class_without_a_readable_picture_is_named(files):
     bad = source_of(ImageFiles([files.paths[index] for index in (0, 2, 1, 11)]), 2)
     with pytest.raises(
-        DataError, match=r"^no picture of class 'class 1' can be read, .*\.jpg the first; tools/check_d"
+        DataError, match=r"^no picture of class 'class 1' can be read, .*\.jpg the first; mindrepvgg check-d"
     ):
         read(train_loader(bad, 4, on_bad_image="replace", bad_image_limit=1.0))
 

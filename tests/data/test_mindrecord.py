@@ -224,7 +224,7 @@ DAMAGES = {
     "db": (lambda root: flip(root / f"{FIRST}.db", 3000), f"{FIRST}.db is not the one its index names: damaged"),
     "index": (lambda root: (root / INDEX).unlink(), f"has no {INDEX}, which says what its shards hold"),
     "cut index": (lambda root: cut(root / INDEX) or cut(root / INDEX), f"{INDEX} is damaged: it is not JSON"),
-    "foreign index": (lambda root: (root / INDEX).write_text("[]"), f"{INDEX} is not an index of tools/make"),
+    "foreign index": (lambda root: (root / INDEX).write_text("[]"), f"{INDEX} is not an index of mindrepvgg pack"),
     "version": (lambda root: edit(root / INDEX, version=2), "is of format version 2, not 1; pack the folder again"),
     "shards": (lambda root: edit(root / INDEX, shards=[{}]), "is damaged: its parts do not fit together"),
     "number": (lambda root: edit(root / INDEX, num_images=3), "is damaged: its parts do not fit together"),
@@ -445,7 +445,7 @@ def test_mindspores_own_error_is_its_line_that_tells(folder, tmp_path, monkeypat
 
 @pytest.mark.compat
 def test_the_command_packs_and_answers_in_one_line(folder, packed, tmp_path, call):
-    call = functools.partial(call, "tools/make_mindrecord")
+    call = functools.partial(call, "pack")
     dst = tmp_path / "dst"
     status, out, err = call(folder, dst, "--shard_size", 1, "--num_parallel_workers", 2)
     assert (status, err) == (0, "")

@@ -360,7 +360,7 @@ def test_mindir_in_float16(checkpoints, truth, tmp_path):
 @pytest.fixture
 def call(call):
     """A function of the command's arguments: (status, stdout, stderr without MindSpore's own lines)."""
-    return functools.partial(call, "tools/export")
+    return functools.partial(call, "export")
 
 
 def test_the_command(call, checkpoints, tmp_path):

@@ -256,7 +256,7 @@ def test_ranks_know_together_that_too_many_are_unreadable(source):
     for error, known in zip(found, ("file 3; file 8 is damaged", "file 3 is damaged; file 8"), strict=True):
         assert str(error) == (
             f"2 of 23 pictures could not be read, more than bad_image_limit (=0.0434783) allows: {known}. "
-            "tools/check_data.py finds them all"
+            "mindrepvgg check-data finds them all"
         )
 
 

@@ -1,4 +1,4 @@
-"""tools/predict.py gives PyTorch's probabilities on real photos, names them, draws them, and survives bad pictures."""
+"""The verb predict gives PyTorch's probabilities on real photos, names them, draws them, and survives bad pictures."""
 
 import functools
 import io
@@ -42,7 +42,7 @@ def _mode():
 @pytest.fixture
 def call(call):
     """A function (*arguments) that runs the command in this process: (exit status, stdout, stderr)."""
-    return functools.partial(call, "tools/predict")
+    return functools.partial(call, "predict")
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +340,7 @@ class TestClassNames:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("{f}/a.png", "required: --ckpt_path"),
+        ("{f}/a.png", "required: IMAGE|FOLDER|-"),
         ("--ckpt_path {f}/a.png", "required: IMAGE|FOLDER|-"),
         ("--ckpt_path {c} {f}/none.png", "none.png does not exist; give pictures, folders of them, or -"),
         ("--ckpt_path {c} {f}/empty", "no pictures in {f}/empty: none of its files ends in .jpg"),

@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
-from support import SMALL, context_mode, randomise_bn, script
+from support import SMALL, context_mode, randomise_bn
 
 from mindrepvgg import create_model, save_checkpoint
-from mindrepvgg.cli import entry
+from mindrepvgg.cli import benchmark, entry
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure import contest
 from mindrepvgg.measure.contestants import Facts
@@ -17,7 +17,7 @@ from mindrepvgg.measure.settings import ENGINES, Settings
 from mindrepvgg.measure.worker import BrokenDown
 from mindrepvgg.models import variants
 
-MAIN = script("tools/benchmark").main
+MAIN = benchmark.main
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 import yaml
 from mindspore import Tensor, nn, ops
-from support import SMALL, context_mode, script
+from support import SMALL, context_mode
 
 from mindrepvgg import create_model
-from mindrepvgg.cli import entry
+from mindrepvgg.cli import ascend_check, entry, verbs
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure import device_checks, selfcheck, selfcheck_report
 from mindrepvgg.models import synthetic
@@ -200,17 +200,14 @@ def test_the_kernels_of_undocumented_operators_are_in_the_package():
 # The self-check
 
 
-TOOL = script("tools/ascend_check")
-
-
 @pytest.fixture(scope="module")
 def reference():
     """What the repository holds the devices against."""
-    return selfcheck.read_reference(TOOL.REFERENCE)
+    return selfcheck.read_reference(selfcheck.REFERENCE)
 
 
 def test_the_reference_is_complete_and_small(reference):
-    assert TOOL.REFERENCE.stat().st_size < 200_000
+    assert selfcheck.REFERENCE.stat().st_size < 200_000
     assert set(reference["networks"]) == {*selfcheck.NETWORKS, *selfcheck.SMALLEST}
     assert len(selfcheck.NETWORKS) == 15
     assert reference["made_by"]["device"] == "CPU"
@@ -247,7 +244,7 @@ def test_the_rules_parameters():
 def test_a_cpu_passes_and_its_report_says_so(tmp_path, capfd, reference, precision):
     report = tmp_path / "report.md"
     arguments = ["--device_target", "CPU", "--precision", precision, "--report", str(report), "--json"]
-    assert entry.run(TOOL.main, arguments) == 0
+    assert entry.run(ascend_check.main, arguments) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("SKIP  processes meet: one process; for the collectives: msrun --worker_num 8 ")
     text, figures = report.read_text("utf-8"), json.loads(report.with_suffix(".json").read_text("utf-8"))
@@ -349,7 +346,7 @@ def test_a_failing_check_stops_no_other(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(selfcheck, "measure", breaks)
     report = tmp_path / "report.md"
     arguments = ["--device_target", "CPU", "--precision", "float32", "--report", str(report)]
-    assert entry.run(TOOL.main, arguments) == 1
+    assert entry.run(ascend_check.main, arguments) == 1
     message = "RuntimeError: The device is in an error state."
     assert f"FAIL  repvgg_nano train float32: {message}" in capfd.readouterr().out
     assert f"| FAIL | repvgg_nano deploy float32 | {message} |" in report.read_text("utf-8")
@@ -365,7 +362,7 @@ def test_what_ran_when_the_process_died_is_in_the_report(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(selfcheck, "measure", dies)
-    assert entry.run(TOOL.main, ["--device_target", "CPU", "--report", str(report)]) == 130
+    assert entry.run(ascend_check.main, ["--device_target", "CPU", "--report", str(report)]) == 130
     assert "| PASS | convolution of 4 groups |" in report.read_text("utf-8")
 
 
@@ -440,7 +437,7 @@ def test_two_processes_check_their_collectives(tmp_path):
         "--join",
         "True",
     ]
-    command += ["--log_dir", tmp_path / "log", "python", ROOT / "tools" / "ascend_check.py", "--device_target", "CPU"]
+    command += ["--log_dir", tmp_path / "log", "python", "-m", "mindrepvgg", "ascend-check", "--device_target", "CPU"]
     command += ["--precision", "float32", "--report", tmp_path / "report.md"]
     environment = {"PATH": f"{folder}:/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
@@ -484,7 +481,7 @@ def test_the_report_tells_of_the_machine(tmp_path, monkeypatch):
 def test_a_reference_can_be_recorded_and_a_wrong_one_is_refused(tmp_path, monkeypatch, capsys):
     path = tmp_path / "new.json"
     monkeypatch.setattr(selfcheck, "measure", lambda model, form: {"logits": [1.0]})
-    assert entry.run(TOOL.main, ["--record", str(path), "--models", "RepVGG-A0"]) == 0
+    assert entry.run(ascend_check.main, ["--record", str(path), "--models", "RepVGG-A0"]) == 0
     written = selfcheck.read_reference(path)
     assert written["networks"] == {"repvgg_a0": {form: {"logits": [1.0]} for form in selfcheck.FORMS}}
     assert written["made_by"]["mindspore"] == ms.__version__
@@ -494,10 +491,10 @@ def test_a_reference_can_be_recorded_and_a_wrong_one_is_refused(tmp_path, monkey
         ('{"networks": {}}', "made by rule None"),
     ):
         path.write_text(text)
-        assert entry.run(TOOL.main, ["--reference", str(path), "--device_target", "CPU"]) == 2
+        assert entry.run(ascend_check.main, ["--reference", str(path), "--device_target", "CPU"]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(UserError, match="repvgg_a9"):
-        TOOL.main(["--models", "repvgg_a9"])
+        ascend_check.main(["--models", "repvgg_a9"])
 
 
 # The run-book
@@ -516,10 +513,10 @@ def commands(program):
     return found
 
 
-@pytest.mark.parametrize("program", ["tools/ascend_check.py", "train.py"])
+@pytest.mark.parametrize("program", ["mindrepvgg ascend-check", "train.py"])
 def test_the_run_book_gives_options_that_exist(program, capsys):
-    main = script(program.removesuffix(".py")).main
-    assert entry.run(main, ["--help"]) == 0
+    verb = program.removeprefix("mindrepvgg ").removesuffix(".py")
+    assert verbs.main([verb, "--help"]) == 0
     known = set(re.findall(r"--(\w+)", capsys.readouterr().out))
     assert commands(program) - known == set()
 

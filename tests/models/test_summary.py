@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 from mindspore.nn.utils import no_init_parameters
-from support import ROOT, script
+from support import ROOT
 from support.dialect_names import VARIANTS
 from support.foreign import theirs, wrapped_file, write
 from support.golden import GOLDEN
@@ -22,10 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mindrepvgg import create_model, load_weights, save_checkpoint
 from mindrepvgg.cli import entry
+from mindrepvgg.cli import summary as command
 from mindrepvgg.errors import UserError
 from mindrepvgg.models import summary, variants
 
-MAIN = script("tools/summary").main
+MAIN = command.main
 
 FAMILY = {name: variants.find(name) for name in variants.list_models() if name != "repvgg"}
 # (variant, classes, channels, (height, width)): odd sides too, which are rounded up where they are halved.
@@ -297,7 +298,7 @@ def test_json_and_csv_hold_the_exact_figures(call, tmp_path):
 
 def test_a_name_needs_no_mindspore():
     code = (
-        "import runpy, sys; main = runpy.run_path('tools/summary.py')['main']; assert main(['repvgg_b3']) == 0; "
+        "import sys; from mindrepvgg.cli.summary import main; assert main(['repvgg_b3']) == 0; "
         "assert not sys.modules.keys() & {'mindspore', 'torch', 'cv2'}"
     )
     done = subprocess.run(

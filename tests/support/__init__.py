@@ -1,7 +1,6 @@
 """What several test modules need: weights that hide nothing, and numbers to compare."""
 
 import contextlib
-import functools
 import importlib.util
 from pathlib import Path
 
@@ -56,9 +55,8 @@ def context_mode(mode):
         ms.set_context(mode=before)
 
 
-@functools.cache
 def script(name):
-    """A script of the repository as a module, by its path without .py: 'train', 'tools/predict'."""
+    """A script of the repository as a module, by its path without .py: 'constraints/lock'."""
     path = ROOT / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)

@@ -187,7 +187,7 @@ def check_keep_float(keep_float: tuple[str, ...] | int | None, layers):
             hint = f"did you mean {near}? " if near else ""
             raise UserError(f"keep_float: there is no layer {name!r}; {hint}they are {', '.join(layers)}")
     if len(set(keep_float)) == len(layers):
-        raise UserError("keep_float names every layer: tools/export.py writes the float file")
+        raise UserError("keep_float names every layer: mindrepvgg export writes the float file")
 
 
 class _Best(NamedTuple):

@@ -61,7 +61,7 @@ def _quick():
 @pytest.fixture
 def call(call):
     """A function of the command's arguments: (status, stdout, stderr without MindSpore's own lines)."""
-    return functools.partial(call, "tools/quantize")
+    return functools.partial(call, "quantize")
 
 
 def session(path, optimised=True):
@@ -605,8 +605,8 @@ def test_the_shares_of_an_image_folder(checkpoint, folders, tmp_path):
 def test_help_needs_no_package():
     """It answers without MindSpore, onnx and onnxruntime."""
     code = (
-        "import runpy, sys; sys.modules.update(dict.fromkeys(('mindspore', 'onnx', 'onnxruntime'))); "
-        "sys.argv = ['quantize.py', '--help']; runpy.run_path('tools/quantize.py', run_name='__main__')"
+        "import sys; sys.modules.update(dict.fromkeys(('mindspore', 'onnx', 'onnxruntime'))); "
+        "from mindrepvgg.cli import verbs; sys.exit(verbs.main(['quantize', '--help']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False

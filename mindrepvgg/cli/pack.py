@@ -1,28 +1,25 @@
-"""Pack an image folder into MindRecord files: python tools/make_mindrecord.py SRC DST
+"""Pack a folder of pictures into MindRecord files.
 
-Run again, it continues after the last whole file, or checks what is packed already.
+Run again, the command continues after the last whole file, or checks what is packed already.
 """
 
-import os
 import sys
 from functools import partial
 from pathlib import Path
 
-from mindrepvgg.cli import entry
-
-_ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
+from mindrepvgg.cli import options
+from mindrepvgg.cli.entry import ArgumentParser
 
 
 def main(argv=None):
     """Pack every split of SRC and say what each became."""
-    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser("pack", description=__doc__)
     parser.add_argument("src", metavar="SRC", help="folder with train and val, or one folder of classes")
     parser.add_argument("dst", metavar="DST", help="folder to pack into, which becomes data_dir")
     parser.add_argument("--short_side", type=int, metavar="PIXELS", help="resize larger pictures (default: keep all)")
     parser.add_argument("--quality", type=int, default=95, help="of the resized ones' JPEG (%(default)s)")
     parser.add_argument("--shard_size", type=int, default=512, metavar="MB", help="of a file, and memory (%(default)s)")
-    parser.add_argument("--num_parallel_workers", type=int, default=os.cpu_count() or 1, metavar="N", help="threads")
+    options.add_threads(parser)
     parser.add_argument("--on_bad_image", default="error", choices=("error", "skip"), help="skip: leave out and list")
     parser.add_argument("--overwrite", action="store_true", help="begin anew, without what DST holds of it")
     arguments = parser.parse_args(argv)
@@ -41,7 +38,3 @@ def main(argv=None):
         for _, reason in index["left_out"]:
             print(f"left out: {reason}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(entry.run(main))

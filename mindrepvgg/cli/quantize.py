@@ -1,14 +1,15 @@
-"""Write a checkpoint as an INT8 ONNX file: python tools/quantize.py CKPT OUT.onnx; docs/deploy.md explains it."""
+"""Write a checkpoint as an INT8 ONNX file (docs/deploy.md).
+
+    mindrepvgg quantize best.ckpt best.int8.onnx --equalize --bias_correction --report int8.json
+
+Float and INT8 are compared on the validation split. The exit status is 1, and no file is written, when INT8 loses more
+than --target_drop.
+"""
 
 import json
-import sys
-from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
-
-
-from mindrepvgg.cli import entry
+from mindrepvgg.cli import options
+from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.errors import UserError
 
 _OVERRIDES = (
@@ -17,14 +18,14 @@ _OVERRIDES = (
 )
 _OPTIONS = (
     *("method", "percentile", "per_channel", "calibration", "calibration_images", "target_drop", "allow_drop"),
-    *("equalize", "bias_correction", "preprocess", "limit"),
+    *("equalize", "bias_correction", "preprocess", "limit", "weights", "report"),
 )
 
 
 def main(argv=None):
     """Quantise after training, judge float and INT8 on the validation split, write, and print what was found."""
-    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("ckpt", metavar="CKPT", help="checkpoint of this or any RepVGG project, in either form")
+    parser = ArgumentParser("quantize", description=__doc__)
+    parser.add_checkpoint("CKPT", f"{options.CHECKPOINT}, in either form")
     parser.add_argument("out", metavar="OUT", help="the file to write, .onnx")
     parser.add_argument("--calibration", metavar="DIR|DATASET", help="default: the training split of what is judged on")
     parser.add_argument("--calibration_images", type=int, default=256, metavar="N", help="of all classes (%(default)s)")
@@ -41,34 +42,21 @@ def main(argv=None):
     parser.add_argument("--bias_correction", action="store_true", help="correct the biases for the rounding of weights")
     parser.add_argument("--preprocess", action="store_true", help="input is uint8 NHWC (RGB); normalise in the graph")
     parser.add_argument("--limit", type=int, metavar="N", help="judge on N images only, spread over all classes")
-    for name in _OVERRIDES:
-        parser.add_argument(f"--{name}", metavar="VALUE", help="as in the recipe; default: as the checkpoint says")
-    parser.add_argument("--weights", default="raw", choices=("raw", "ema"), help="ema: the averaged copy in CKPT")
+    options.add_overrides(parser, _OVERRIDES)
+    options.add_weights(parser)
     parser.add_argument("--form", default="deploy", choices=("deploy", "train"), help="only deploy is quantised")
     parser.add_argument("--report", metavar="FILE.json", help="write all that was measured, target kept or not")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    options.add_json(parser)
     arguments = parser.parse_args(argv)
     if arguments.form == "train":
         raise UserError("only the deploy form is quantised, which computes the same in inference")
-    given = {name: getattr(arguments, name) for name in _OPTIONS}
-    given["weight_bits"] = None if arguments.weight_bits == "auto" else int(arguments.weight_bits)
+    settings = {**options.chosen(arguments, _OPTIONS), **options.given(arguments, _OVERRIDES)}
+    settings["weight_bits"] = None if arguments.weight_bits == "auto" else int(arguments.weight_bits)
     if (keep := arguments.keep_float) is not None:
-        given["keep_float"] = int(keep) if keep.isdecimal() else tuple(keep.split(","))
-    overrides = {name: getattr(arguments, name) for name in _OVERRIDES if getattr(arguments, name)}
+        settings["keep_float"] = int(keep) if keep.isdecimal() else tuple(keep.split(","))
 
-    from mindrepvgg.deployment.int8 import quantize
-    from mindrepvgg.runtime import device
+    from mindrepvgg import api
 
-    device.setup("CPU", mode=1)  # PyNative: a graph that runs a few times is not worth compiling
-    options, rest = (
-        quantize.QuantizeOptions(**given),
-        {name: getattr(arguments, name) for name in ("weights", "report")},
-    )
-    places = arguments.ckpt, arguments.out
-    done = quantize.quantize_checkpoint(*places, options, overrides=overrides, show_progress=not arguments.json, **rest)
+    done = api.quantize(arguments.ckpt_path, arguments.out, show_progress=not arguments.json, **settings)
     print(json.dumps(done.to_dict()) if arguments.json else done.format())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(entry.run(main))

@@ -1,30 +1,28 @@
-"""Latency and throughput of networks by form, engine, precision and batch size: python tools/benchmark.py
+"""Latency and throughput of networks by form, engine, precision and batch size: mindrepvgg benchmark
 
-    python tools/benchmark.py --models repvgg_a0,repvgg_b1 --engines mindspore,onnxruntime,torch --out results.md
-    python tools/benchmark.py --ckpt_path best.ckpt --forms deploy --batch_sizes 1,8,32 --csv results.csv
+    mindrepvgg benchmark --models repvgg_a0,repvgg_b1 --engines mindspore,onnxruntime,torch --out results.md
+    mindrepvgg benchmark --ckpt_path best.ckpt --forms deploy --batch_sizes 1,8,32 --csv results.csv
 
 The paper's table 4 on any device: the speed of each network beside ResNet-18's, and the plot of accuracy over speed.
 
-    python tools/benchmark.py --forms deploy --batch_sizes 128 --baselines resnet18,resnet34,resnet50,resnet101
+    mindrepvgg benchmark --forms deploy --batch_sizes 128 --baselines resnet18,resnet34,resnet50,resnet101
         --models repvgg_a0,repvgg_a1,repvgg_b0,repvgg_a2,repvgg_b1g4,repvgg_b1g2,repvgg_b1 --plot speed.png
 
 mindrepvgg/measure/contest.py tells what the figures are of. Exit status 1 if a contestant broke down.
 """
 
-import sys
 from pathlib import Path
 
-from mindrepvgg.cli import entry
-
-_ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
+from mindrepvgg.cli import options
+from mindrepvgg.cli.entry import ArgumentParser
 
 
 def main(argv=None):
     """Print the table; files are written anew after each batch size, so that none is lost."""
-    parser = entry.ArgumentParser(description="Latency and throughput of networks, contestants taking turns.")
+    parser = ArgumentParser("benchmark", description=__doc__)
     parser.add_argument("--models", metavar="NAME,...", default="", help="networks of the family (repvgg_a0)")
-    parser.add_argument("--ckpt_path", nargs="+", default=(), metavar="FILE", help="checkpoints of any RepVGG project")
+    parser.add_argument("files", nargs="*", metavar="CKPT", help="checkpoints of this or any RepVGG project")
+    parser.add_argument("--ckpt_path", nargs="+", default=[], metavar="FILE", help="checkpoints too")
     parser.add_argument("--forms", metavar="FORM,...", default="train,deploy", help="train, deploy (both)")
     parser.add_argument("--batch_sizes", metavar="N,...", default="1,16", help="images a call (%(default)s)")
     parser.add_argument("--precisions", metavar="NAME,...", default="float32", help="float32, float16 (%(default)s)")
@@ -36,7 +34,7 @@ def main(argv=None):
     parser.add_argument("--rounds", metavar="N", default=20, help="counted calls of each contestant (%(default)s)")
     parser.add_argument("--warmup", metavar="N", default=3, help="calls before them (%(default)s)")
     parser.add_argument("--num_threads", metavar="N", help="cores to hold each contestant to (default: all)")
-    parser.add_argument("--device_target", default="auto", choices=("auto", "CPU", "Ascend"), help="of mindspore")
+    options.add_device(parser, text="of mindspore (%(default)s)")
     parser.add_argument("--alone", action="store_true", help="one contestant at a time, where memory is short")
     parser.add_argument("--top1", metavar="NAME=PERCENT,...", default={}, help="accuracies, over the published ones")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as markdown too")
@@ -49,7 +47,7 @@ def main(argv=None):
     from mindrepvgg.measure.settings import Settings
     from mindrepvgg.runtime import device
 
-    settings = Settings(ckpt_paths=arguments.pop("ckpt_path"), **arguments)
+    settings = Settings(ckpt_paths=arguments.pop("files") + arguments.pop("ckpt_path"), **arguments)
     if plot:
         report.check_plot(plot, settings)
     device.setup("CPU")  # this process makes the weights; the device is its contestants'
@@ -62,7 +60,3 @@ def main(argv=None):
     if plot:
         found.draw(plot)
     return 1 if found.failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(entry.run(main))

@@ -1,8 +1,8 @@
-"""Check a device against what a CPU computed, network by network, and write one report; docs/ascend.md explains it.
+"""Check a device against what a CPU computed, network by network, and write one report (docs/ascend.md).
 
-    python tools/ascend_check.py                                  # on Ascend every network, on CPU the smallest
-    python tools/ascend_check.py --models repvgg_a0 repvgg_b1g2   # these
-    msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python tools/ascend_check.py
+    mindrepvgg ascend-check                                  # on Ascend every network, on CPU the smallest
+    mindrepvgg ascend-check --models repvgg_a0 repvgg_b1g2   # these
+    msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python -m mindrepvgg ascend-check
 
 Exit status 1 if a check failed, on any of the processes.
 """
@@ -10,27 +10,22 @@ Exit status 1 if a check failed, on any of the processes.
 import sys
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(_ROOT))  # run from a checkout, whether the package is installed or not
-
-
-from mindrepvgg.cli import entry
+from mindrepvgg.cli import options
+from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.files import atomic_write, write_json
-
-REFERENCE = Path(__file__).with_name("ascend_reference.json")
 
 
 def main(argv=None):
     """Run the checks one after the other; the report is written anew after each, so that none is lost."""
-    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser("ascend-check", description=__doc__)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="networks (default: all on Ascend, nano on CPU)")
     parser.add_argument("--precision", nargs="+", default=["float32", "float16"], choices=("float32", "float16"))
-    parser.add_argument("--device_target", default="auto", choices=("auto", "CPU", "Ascend"))
+    options.add_device(parser)
     parser.add_argument("--jit_level", default="auto", choices=("auto", "O0", "O1", "O2"))
     parser.add_argument("--default_precision", action="store_true", help="let the device compute float32 as it likes")
     parser.add_argument("--report", type=Path, default=Path("ascend_report.md"), metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="all figures too, as JSON beside the report")
-    parser.add_argument("--reference", type=Path, default=REFERENCE, metavar="FILE", help="what the CPU computed")
+    options.add_json(parser, "write all figures too, as JSON beside the report")
+    parser.add_argument("--reference", type=Path, metavar="FILE", help="what the CPU computed (default: the package's)")
     parser.add_argument("--record", type=Path, metavar="FILE", help="compute a reference on this CPU and write it")
     arguments = parser.parse_args(argv)
 
@@ -46,7 +41,7 @@ def main(argv=None):
         names = models or (*selfcheck.SMALLEST, *selfcheck.NETWORKS)
         write_json(arguments.record, selfcheck.record(tqdm(names, disable=not sys.stderr.isatty())))
         return 0
-    reference = selfcheck.read_reference(arguments.reference)
+    reference = selfcheck.read_reference(arguments.reference or selfcheck.REFERENCE)
     target = device.setup(arguments.device_target, jit_level=arguments.jit_level)
     meeting, group = device_checks.join(target)
     path = arguments.report if group.is_first else arguments.report.with_suffix(f".rank{group.rank}.md")
@@ -74,7 +69,3 @@ def main(argv=None):
     failed = group.any(any(result.status == selfcheck_report.FAIL for result in results))
     group.leave()
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(entry.run(main))

@@ -1,0 +1,370 @@
+"""The Python side of the command: what each verb calls, with the recipe's keys as keyword arguments.
+
+    import mindrepvgg
+
+    run = mindrepvgg.train("quickstart", epoch_size=5)
+    print(mindrepvgg.validate(run.best).format())
+    mindrepvgg.convert(run.best, "digits.ckpt")
+
+Each function chooses the process's device, as the command does; a process keeps the device that it has used. The
+functions import what they need when they are called, so that `help(mindrepvgg.train)` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mindrepvgg.deployment.export import Export
+    from mindrepvgg.deployment.int8.quantize import Quantization
+    from mindrepvgg.evaluation.predict import Prediction
+    from mindrepvgg.evaluation.validation import Validation
+    from mindrepvgg.recipe.schema import Recipe
+    from mindrepvgg.training.result import RunResult
+    from mindrepvgg.weights.convert import Conversion
+
+    StrPath = str | PathLike[str]
+
+DYNAMIC = "dynamic"
+
+
+def train(
+    recipe: Recipe | StrPath | None = None,
+    *,
+    resume: StrPath | bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    profile: bool = False,
+    **overrides: Any,
+) -> RunResult | None:
+    """Train a network.
+
+    Args:
+        recipe: a recipe, the name of one in `configs/`, such as "quickstart", or a yaml file's path. None: the
+            defaults, or where a checkpoint is resumed, that run's own recipe.
+        resume: continue an interrupted run exactly. True: the run in `ckpt_save_dir`; a path: the run that saved this
+            checkpoint (`*_last.ckpt`).
+        overwrite: start anew in a folder that already holds a run.
+        dry_run: compile, run a few steps, print their memory and time, and write nothing.
+        profile: record the first steps after compilation with MindSpore's profiler.
+        **overrides: recipe keys, which replace the recipe's values: `epoch_size=5`, `data_dir="photos"`.
+
+    Returns:
+        How the run ended and where its checkpoints are; None after a dry run.
+
+    Raises:
+        UserError: recipe, data, checkpoint and folder do not go together.
+    """
+    from mindrepvgg.recipe.schema import Recipe, check_data_dir
+    from mindrepvgg.recipe.sources import load_recipe
+    from mindrepvgg.training.folder import find_last
+    from mindrepvgg.training.resume import recipe_of_run
+    from mindrepvgg.training.trainer import Trainer
+
+    if not isinstance(recipe, Recipe):
+        own = recipe is None and not isinstance(resume, bool)
+        recipe = recipe_of_run(resume) if own else load_recipe(recipe)
+    chosen = recipe.replace(**overrides)
+    check_data_dir(chosen)
+    if isinstance(resume, bool):
+        resume = find_last(chosen.ckpt_save_dir, chosen.model) if resume else None
+    return Trainer(chosen, resume, overwrite).run(dry_run=dry_run, profile=profile)
+
+
+def validate(
+    checkpoint: StrPath,
+    *,
+    weights: str = "raw",
+    limit: int | None = None,
+    flip: bool = False,
+    amp_level: str = "O0",
+    engine: str = "mindspore",
+    by_class: bool = False,
+    device_target: str = "auto",
+    mode: int = 0,
+    distribute: str | bool = "auto",
+    show_progress: bool = False,
+    **overrides: Any,
+) -> Validation:
+    """Measure a checkpoint's accuracy on the validation split that it was trained with, or on another.
+
+    Args:
+        checkpoint: a file of this or any RepVGG project, in train or deploy form.
+        weights: "raw", or "ema" for the averaged copy in the file.
+        limit: at most so many images, spread over all classes; None: all.
+        flip: average the logits of each image and its mirror image.
+        amp_level: "O0" computes in float32; "O2" and "O3" in float16.
+        engine: what computes: "mindspore", or "onnxruntime", on the CPU in float32.
+        by_class: count for each class too, see `Validation.classes`.
+        device_target: "CPU", "Ascend", or "auto": Ascend where the machine has one.
+        mode: 0: graph mode; 1: PyNative mode.
+        distribute: "auto": share the work with the processes that msrun started; False: do all of it here.
+        show_progress: draw a progress bar on a terminal.
+        **overrides: recipe keys, such as `data_dir` or `batch_size`, which replace what the checkpoint says.
+
+    Returns:
+        The accuracies and how they were measured; all processes get the same.
+
+    Raises:
+        UserError: checkpoint, data and options do not go together, or a package is missing.
+    """
+    from mindrepvgg.evaluation import validation
+    from mindrepvgg.runtime import device, ranks
+    from mindrepvgg.weights.load import load_weights
+
+    way = validation.Way(limit, flip, amp_level, engine)
+    target = device.setup(_device_of(engine, device_target), mode)
+    group = ranks.start(distribute, target)
+    net = load_weights(checkpoint, weights)
+    found = validation.validate(net, overrides, target, group, way, by_class, show_progress, _run_by(engine))
+    group.leave()
+    return found
+
+
+def predict(
+    checkpoint: StrPath,
+    inputs: StrPath | Sequence[StrPath],
+    *,
+    topk: int = 5,
+    class_names: StrPath | None = None,
+    out: StrPath | None = None,
+    weights: str = "raw",
+    engine: str = "mindspore",
+    device_target: str = "auto",
+    show_progress: bool = False,
+    **overrides: Any,
+) -> Iterator[Prediction]:
+    """Predict the classes of pictures.
+
+    Args:
+        checkpoint: a file of this or any RepVGG project, in train or deploy form.
+        inputs: pictures and folders of pictures; "-" is one picture from standard input.
+        topk: the most probable classes to tell of each picture.
+        class_names: a file of names, one a line or a JSON list; None: those that the checkpoint knows.
+        out: a folder to write each picture to, with its classes on it.
+        weights: "raw", or "ema" for the averaged copy in the file.
+        engine: what computes: "mindspore", or "onnxruntime", on the CPU.
+        device_target: "CPU", "Ascend", or "auto": Ascend where the machine has one.
+        show_progress: draw a progress bar on a terminal.
+        **overrides: recipe keys, such as `image_resize` or `batch_size`, which replace what the checkpoint says.
+
+    Returns:
+        The predictions, one picture after the other, computed as they are asked for. A picture that cannot be read has
+        an `error` in place of classes.
+
+    Raises:
+        UserError: checkpoint, pictures and options do not go together, or a package is missing.
+    """
+    from mindrepvgg.data.inputs import InputFiles
+    from mindrepvgg.errors import UserError
+    from mindrepvgg.evaluation import predict as prediction
+    from mindrepvgg.evaluation.draw import Drawer
+    from mindrepvgg.runtime import device
+    from mindrepvgg.weights.load import load_weights
+
+    if topk < 1:
+        raise UserError(f"topk (={topk}) must be at least 1")
+    files = InputFiles([inputs] if isinstance(inputs, (str, PathLike)) else inputs)
+    drawer = Drawer(out, files) if out else None
+    device.setup(_device_of(engine, device_target))
+    net = load_weights(checkpoint, weights)
+    names = prediction.class_names_of(net, class_names)
+    loader = prediction.loader_for(net, files, {"batch_size": 32, **overrides})
+    run = (_run_by(engine) or prediction.runner)(net)
+    found = prediction.predict(run, loader, names, topk, show_progress)
+    return found if drawer is None else _drawn(found, drawer)
+
+
+def _drawn(predictions, drawer):
+    """Draw each picture, and tell where."""
+    for index, found in enumerate(predictions):
+        yield found if found.error else replace(found, drawn=drawer.write(index, found))
+
+
+def convert(
+    source: StrPath,
+    destination: StrPath,
+    *,
+    form: str = "deploy",
+    dialect: str = "mindrepvgg",
+    weights: str = "raw",
+    num_classes: int | None = None,
+    rtol: float = 1e-4,
+    allow_nonfinite: bool = False,
+    device_target: str = "CPU",
+) -> Conversion:
+    """Convert a checkpoint of any RepVGG project to another form, project and container; by default, fuse it.
+
+    Args:
+        source: .pth, .pt, .safetensors, .ckpt or .pkl of any project.
+        destination: the file to write: .ckpt, .safetensors, or with PyTorch .pth.
+        form: "deploy" fuses the branches and compares both forms first; "train" keeps the branches.
+        dialect: the project whose parameter names the destination gets, such as "official" or "timm".
+        weights: "raw", or "ema" for the averaged copy in the source.
+        num_classes: refuse a source of another class count.
+        rtol: the largest difference of the two forms, over the largest output.
+        allow_nonfinite: accept NaN and infinite weights.
+        device_target: where both forms run.
+
+    Returns:
+        What was read and written, and the comparison of both forms.
+
+    Raises:
+        EquivalenceError: the two forms differ by more than `rtol`; nothing was written.
+        UserError: the source cannot be used, or the destination cannot be written.
+    """
+    from mindrepvgg.weights.convert import convert_checkpoint
+
+    with _compiling_nothing(device_target):
+        return convert_checkpoint(source, destination, dialect, form, weights, num_classes, rtol, allow_nonfinite)
+
+
+def export(
+    source: StrPath,
+    destination: StrPath,
+    *,
+    batch_size: int | str = DYNAMIC,
+    image_size: int | tuple[int, int] | str | None = None,
+    precision: str = "float32",
+    preprocess: bool = False,
+    softmax: bool = False,
+    opset: int | None = None,
+    weights: str = "raw",
+    rtol: float | None = None,
+    soc_version: str = "Ascend310P3",
+    device_target: str = "CPU",
+    **overrides: Any,
+) -> Export:
+    """Write the deploy form of a checkpoint as an ONNX, MindIR or AIR file, run the file and compare it.
+
+    Args:
+        source: a checkpoint of this or any RepVGG project, in train or deploy form.
+        destination: the file to write: .onnx, .mindir, or on Ascend .air.
+        batch_size: a number, or "dynamic".
+        image_size: pixels: a side, (height, width), or "dynamic"; None: as the checkpoint says.
+        precision: "float32" or "float16", of weights and arithmetic.
+        preprocess: the file takes uint8 (N, H, W, C) and normalises it.
+        softmax: the file gives probabilities, not logits.
+        opset: of ONNX; None: the newest that Ascend's tools document.
+        weights: "raw", or "ema" for the averaged copy in the source.
+        rtol: the largest difference over the largest output; None: by precision.
+        soc_version: the chip in the printed command for Ascend's ATC.
+        device_target: where the network runs that the file is compared with.
+        **overrides: recipe keys, such as `mean` and `std`, which replace what the checkpoint says.
+
+    Returns:
+        What was written, how far it is from the network, and the commands for Ascend's tools.
+
+    Raises:
+        EquivalenceError: the file computes something else; it was not kept.
+        UserError: the source cannot be used, a package is missing, or the destination cannot be written.
+    """
+    from mindrepvgg.deployment.export import export_checkpoint
+    from mindrepvgg.deployment.graph import DEFAULT_OPSET, GraphOptions
+
+    options = GraphOptions(
+        batch_size=_batch_size(batch_size),
+        precision=precision,
+        softmax=softmax,
+        opset=DEFAULT_OPSET if opset is None else opset,
+    )
+    if image_size not in (None, DYNAMIC):
+        overrides["image_resize"] = image_size
+    with _compiling_nothing(device_target):
+        return export_checkpoint(
+            source,
+            destination,
+            options,
+            preprocess=preprocess,
+            fixed_size=image_size != DYNAMIC,
+            weights=weights,
+            overrides=overrides,
+            rtol=rtol,
+            soc_version=soc_version,
+        )
+
+
+def _batch_size(value: int | str) -> int | None:
+    """The fixed batch size; None for "dynamic"."""
+    from mindrepvgg.errors import UserError
+    from mindrepvgg.recipe import kinds
+
+    kind = kinds.whole(least=1)
+    try:
+        return None if value == DYNAMIC else kind.read(value)
+    except (TypeError, ValueError):
+        raise UserError(f"batch_size (={value!r}) must be {kind.expected}, or {DYNAMIC}") from None
+
+
+def quantize(
+    source: StrPath,
+    destination: StrPath,
+    *,
+    weights: str = "raw",
+    report: StrPath | None = None,
+    show_progress: bool = False,
+    **settings: Any,
+) -> Quantization:
+    """Write the deploy form of a checkpoint as an INT8 ONNX file, and measure what INT8 loses.
+
+    Args:
+        source: a checkpoint of this or any RepVGG project, in train or deploy form.
+        destination: the file to write, .onnx.
+        weights: "raw", or "ema" for the averaged copy in the source.
+        report: a JSON file for all that was measured; it is written whether the target is kept or not.
+        show_progress: draw progress bars on a terminal.
+        **settings: fields of `deployment.int8.quantize.QuantizeOptions`, such as `equalize=True` or `target_drop=1`;
+            and recipe keys, such as `data_dir`, which replace what the checkpoint says.
+
+    Returns:
+        What was written, the accuracy of float32 and INT8, and the noise of each layer.
+
+    Raises:
+        EquivalenceError: INT8 loses more than `target_drop`; no ONNX file was written.
+        UserError: checkpoint, data and settings do not go together, or a package is missing.
+    """
+    from mindrepvgg.deployment.int8.quantize import QuantizeOptions, quantize_checkpoint
+
+    names = {field.name for field in fields(QuantizeOptions)}
+    options = QuantizeOptions(**{name: value for name, value in settings.items() if name in names})
+    overrides = {name: value for name, value in settings.items() if name not in names}
+    with _compiling_nothing("CPU"):
+        return quantize_checkpoint(
+            source,
+            destination,
+            options,
+            overrides=overrides,
+            weights=weights,
+            report=report,
+            show_progress=show_progress,
+        )
+
+
+@contextlib.contextmanager
+def _compiling_nothing(device_target: str):
+    """Choose the device; PyNative mode in the body, where a graph that runs a few times is not worth compiling."""
+    import mindspore as ms
+
+    from mindrepvgg.runtime import device
+
+    with device.execution_mode(ms.PYNATIVE_MODE):
+        device.setup(device_target, ms.PYNATIVE_MODE)
+        yield
+
+
+def _device_of(engine: str, device_target: str) -> str:
+    """The device to choose: onnxruntime computes on the CPU, and MindSpore then only reads the checkpoint."""
+    return "CPU" if engine == "onnxruntime" else device_target
+
+
+def _run_by(engine: str):
+    """The function that makes an engine of a network; None for MindSpore, which runs the network itself."""
+    if engine != "onnxruntime":
+        return None
+    from mindrepvgg.deployment.engine import engine_of
+
+    return engine_of

@@ -1,0 +1,51 @@
+"""Export a checkpoint's deploy form as an ONNX, MindIR or AIR file (docs/deploy.md).
+
+    mindrepvgg export best.ckpt best.onnx
+    mindrepvgg export RepVGG-A1-train.pth a1.onnx --preprocess --softmax
+
+The file is run and compared with the network before it is kept.
+"""
+
+import json
+
+from mindrepvgg.api import DYNAMIC
+from mindrepvgg.cli import options
+from mindrepvgg.cli.entry import ArgumentParser
+from mindrepvgg.errors import UserError
+
+_OVERRIDES = ("mean", "std", "crop_pct", "interpolation")
+_OPTIONS = (
+    *("batch_size", "image_size", "precision", "preprocess", "softmax", "opset"),
+    *("weights", "rtol", "soc_version", "device_target"),
+)
+
+
+def main(argv=None):
+    """Write the file, run it, compare it with the network, and print what was found."""
+    parser = ArgumentParser("export", description=__doc__)
+    parser.add_checkpoint("CKPT", f"{options.CHECKPOINT}, in either form")
+    parser.add_argument("out", metavar="OUT", help="the file to write: .onnx, .mindir, or on Ascend .air")
+    parser.add_argument("--batch_size", default=DYNAMIC, metavar="N", help="a number, or dynamic (%(default)s)")
+    parser.add_argument("--image_size", metavar="H,W", help="pixels, or dynamic (default: as the checkpoint says)")
+    precisions = ("float32", "float16")
+    parser.add_argument("--precision", default="float32", choices=precisions, help="inside; input and output: float32")
+    parser.add_argument("--preprocess", action="store_true", help="input is uint8 NHWC (RGB); normalise in the graph")
+    parser.add_argument("--softmax", action="store_true", help="probabilities instead of logits")
+    parser.add_argument("--opset", type=int, help="of ONNX (default: the newest that Ascend's ATC documents)")
+    options.add_overrides(parser, _OVERRIDES)
+    options.add_weights(parser)
+    parser.add_argument("--form", default="deploy", choices=("deploy", "train"), help="only deploy is exported")
+    parser.add_argument("--rtol", type=float, help="largest difference over the largest output (by precision)")
+    parser.add_argument("--soc_version", default="Ascend310P3", help="chip in the command for ATC (%(default)s)")
+    options.add_device(parser, "CPU")
+    options.add_json(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.form == "train":
+        raise UserError("only the deploy form is exported, which computes the same; convert.py --form train keeps it")
+
+    from mindrepvgg import api
+
+    settings = {**options.chosen(arguments, _OPTIONS), **options.given(arguments, _OVERRIDES)}
+    done = api.export(arguments.ckpt_path, arguments.out, **settings)
+    print(json.dumps(done.to_dict()) if arguments.json else done.format())
+    return 0

@@ -1,0 +1,73 @@
+"""Train a network in its multi-branch form, as a recipe says.
+
+    mindrepvgg train -c quickstart --ckpt_save_dir runs/digits
+    mindrepvgg train --model repvgg_a0 --data_dir photos --num_classes 20 --ckpt_save_dir runs/photos
+    msrun --worker_num 8 python -m mindrepvgg train -c repvgg_a1 --data_dir /data/imagenet
+
+The exit status is 130 when the run was stopped, by Ctrl-C for example; the state is saved then, for --resume.
+"""
+
+from mindrepvgg.cli.entry import ArgumentParser
+from mindrepvgg.errors import UserError
+from mindrepvgg.recipe import configs, schema, sources
+
+_FLAGS = {
+    "overwrite": "start anew in a folder that already holds a run",
+    "show_config": "print every key of the recipe with its source, and stop",
+    "show_param_groups": "print the network's parameters, each with its weight decay, and stop",
+    "dry_run": "build everything, compile and run a few steps, print memory and time, and stop",
+    "profile": "record the first steps after compilation with MindSpore's profiler into ckpt_save_dir/profile",
+}
+
+
+def main(argv=None):
+    """Run a recipe to its end; 130 after Ctrl-C, with the state saved."""
+    parser = ArgumentParser("train", description=__doc__, usage="%(prog)s -c RECIPE [--KEY VALUE ...]")
+    parser.add_argument("--list", action="store_true", help="print the names of the recipes, and stop")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="CKPT",
+        help="continue an interrupted run exactly: the one in ckpt_save_dir, or the one that saved CKPT (*_last.ckpt)",
+    )
+    for name, text in _FLAGS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    sources.add_recipe_arguments(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.list:
+        print(configs.listing())
+        return 0
+    if arguments.resume and arguments.overwrite:
+        raise UserError("--resume continues a run and --overwrite discards it; give one of the two")
+    shows = arguments.show_config or arguments.show_param_groups
+    if arguments.resume not in (True, False) and arguments.config is None:
+        from mindrepvgg.training.resume import recipe_of_run
+
+        overrides = sources.overrides_from_arguments(arguments)
+        recipe = recipe_of_run(arguments.resume).replace(schema.COMMAND_LINE, **overrides)
+    else:
+        recipe = sources.recipe_from_arguments(arguments, needs_data=not shows)
+    return _show(recipe, arguments) if shows else _train(recipe, arguments)
+
+
+def _show(recipe, arguments):
+    if arguments.show_config:
+        print(sources.explain_recipe(recipe), end="")
+    if arguments.show_param_groups:
+        from mindrepvgg.runtime.ranks import Ranks
+        from mindrepvgg.training.assemble import build_network
+        from mindrepvgg.training.optim import format_parameter_groups, parameter_groups
+
+        net = build_network(recipe, Ranks())
+        print(format_parameter_groups(parameter_groups(net, recipe.weight_decay, recipe.decay_rule)))
+    return 0
+
+
+def _train(recipe, arguments):
+    from mindrepvgg import api
+
+    flags = ("resume", "overwrite", "dry_run", "profile")
+    result = api.train(recipe, **{name: getattr(arguments, name) for name in flags})
+    return 0 if result is None or result.finished else 130

@@ -1,0 +1,104 @@
+"""Validate a checkpoint, in train or deploy form. The checkpoint knows the rest itself.
+
+    mindrepvgg validate best.ckpt
+    mindrepvgg validate RepVGG-A0-train.pth --data_dir /data/imagenet --cross_check
+    msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python -m mindrepvgg validate best.ckpt
+
+The exit status is 1 when --cross_check finds a difference.
+"""
+
+import json
+
+from mindrepvgg.cli import options
+from mindrepvgg.cli.entry import ArgumentParser
+from mindrepvgg.errors import UserError
+
+_OVERRIDES = (
+    *("dataset", "data_dir", "val_share", "batch_size", "num_parallel_workers"),
+    *("image_resize", "crop_pct", "interpolation", "mean", "std", "resize_backend", "on_bad_image", "bad_image_limit"),
+)
+# --cross_check compares logits and has no use for these.
+_WAYS = ("limit", "flip", "amp_level", "engine", "per_class", "confusion")
+
+
+def main(argv=None):
+    """Print top-1, top-5, loss and speed of a checkpoint on its validation split, or how far it is from PyTorch."""
+    parser = ArgumentParser("validate", description=__doc__)
+    parser.add_checkpoint("CKPT", options.CHECKPOINT)
+    options.add_overrides(parser, _OVERRIDES)
+    options.add_weights(parser)
+    options.add_device(parser)
+    options.add_mode(parser)
+    parser.add_argument("--distribute", default="auto", choices=("auto", "false"), help="auto: if msrun started this")
+    options.add_json(parser)
+    way = parser.add_argument_group("ways to validate")
+    way.add_argument("--limit", type=int, metavar="N", help="a quick look: only N images, spread over all classes")
+    way.add_argument("--flip", action="store_true", help="average the logits of each image and its mirror image")
+    way.add_argument("--amp_level", default="O0", choices=("O0", "O2", "O3"), help="O2, O3: float16, as in the recipe")
+    options.add_engine(way)
+    way.add_argument("--per_class", metavar="FILE.csv", help="write each class's accuracies and its worst confusion")
+    way.add_argument("--confusion", metavar="FILE.csv|FILE.png", help="write or draw the confusion matrix")
+    check = parser.add_argument_group("cross-check", "compare with PyTorch on the same images; status 1 if they differ")
+    check.add_argument("--cross_check", nargs="?", const="torch", choices=("torch", "timm"), help="the other side")
+    check.add_argument("--reference", metavar="FILE", help="what PyTorch reads: the original of CKPT (default: CKPT)")
+    check.add_argument(
+        "--rtol", type=float, default=1e-4, help="largest difference over the largest logit (%(default)s)"
+    )
+    arguments = parser.parse_args(argv)
+    _check(arguments, parser)
+    overrides = options.given(arguments, _OVERRIDES)
+    return (_cross_check if arguments.cross_check else _validate)(arguments, overrides)
+
+
+def _check(arguments, parser):
+    """Refuse, before any work is done, what cannot be done."""
+    for name in _WAYS:
+        if arguments.cross_check and getattr(arguments, name) != parser.get_default(name):
+            raise UserError(f"--cross_check compares logits with PyTorch's and takes no --{name}; give one of the two")
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UserError(f"--limit (={arguments.limit}) must be at least 1")
+    if arguments.engine == "onnxruntime" and (arguments.amp_level != "O0" or arguments.device_target == "Ascend"):
+        raise UserError("--engine onnxruntime computes in float32 on the CPU; leave out --amp_level and Ascend with it")
+    if arguments.per_class or arguments.confusion:
+        from mindrepvgg.evaluation.classes import TABLE, TABLE_OR_PICTURE, check_suffix
+
+        for path, suffixes in ((arguments.per_class, TABLE), (arguments.confusion, TABLE_OR_PICTURE)):
+            if path:
+                check_suffix(path, suffixes)
+
+
+def _validate(arguments, overrides):
+    from mindrepvgg import api
+    from mindrepvgg.runtime import ranks
+
+    found = api.validate(
+        arguments.ckpt_path,
+        by_class=bool(arguments.per_class or arguments.confusion),
+        distribute=arguments.distribute == "auto" and "auto",
+        show_progress=not arguments.json,
+        **options.chosen(arguments, ("weights", "limit", "flip", "amp_level", "engine", "device_target", "mode")),
+        **overrides,
+    )
+    if ranks.joined().is_first:
+        print(json.dumps(found.to_dict()) if arguments.json else found.format())
+        if arguments.per_class:
+            found.classes.write_classes(arguments.per_class)
+        if arguments.confusion:
+            found.classes.write_confusion(arguments.confusion)
+    return 0
+
+
+def _cross_check(arguments, overrides):
+    from mindrepvgg.evaluation.crosscheck import check_file
+    from mindrepvgg.runtime import device, ranks
+    from mindrepvgg.weights.load import load_weights
+
+    if ranks.start("auto" if arguments.distribute == "auto" else False, device.setup("CPU", arguments.mode)).size > 1:
+        raise UserError("--cross_check is done in one process; start it without msrun")
+    net = load_weights(arguments.ckpt_path, arguments.weights)
+    against = (arguments.reference, arguments.cross_check, arguments.weights == "ema", arguments.rtol)
+    checked, images = check_file(arguments.ckpt_path, net, overrides, *against)
+    print(
+        json.dumps({**checked.to_dict(), "images": images}) if arguments.json else f"on {images}:\n{checked.format()}"
+    )
+    return 0 if checked.passed else 1
