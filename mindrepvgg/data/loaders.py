@@ -8,7 +8,8 @@ from mindrepvgg.data.loader import EvalLoader
 from mindrepvgg.data.source import Source
 from mindrepvgg.data.train_loader import TrainLoader
 from mindrepvgg.errors import DataError
-from mindrepvgg.recipe.schema import Recipe, check_data_dir
+from mindrepvgg.recipe.rules import check_data_dir
+from mindrepvgg.recipe.schema import Recipe
 
 
 def open_split(recipe: Recipe, split: str) -> Source:

@@ -10,7 +10,7 @@ from mindrepvgg.deployment.graph import PRECISIONS
 from mindrepvgg.errors import UserError
 from mindrepvgg.models import variants
 from mindrepvgg.models.summary import FORMS
-from mindrepvgg.recipe import kinds
+from mindrepvgg.recipe.kinds import Kind, kind_of
 
 TRAIN, DEPLOY = FORMS
 MINDSPORE, ONNXRUNTIME, TORCH = ENGINES = ("mindspore", "onnxruntime", "torch")
@@ -47,17 +47,17 @@ class Contestant(NamedTuple):
 
 
 _LISTS = {
-    "models": kinds.Kind(lambda name: variants.find(name).name, "a network of the family", "NAME"),
-    "ckpt_paths": kinds.Kind(os.fspath, "a path", "FILE"),
-    "forms": kinds.choice(*FORMS),
-    "batch_sizes": kinds.whole(least=1),
-    "precisions": kinds.choice(*PRECISIONS),
-    "engines": kinds.choice(*ENGINES),
-    "baselines": kinds.text(),
+    "models": Kind(lambda name: variants.find(name).name, "a network of the family", "NAME"),
+    "ckpt_paths": Kind(os.fspath, "a path", "FILE"),
+    "forms": kind_of("str", *FORMS),
+    "batch_sizes": kind_of("int", least=1),
+    "precisions": kind_of("str", *PRECISIONS),
+    "engines": kind_of("str", *ENGINES),
+    "baselines": kind_of("str"),
 }
 _NUMBERS = {
-    **dict.fromkeys(("image_size", "rounds"), kinds.whole(least=1)),
-    **{"warmup": kinds.whole(least=0), "num_threads": kinds.optional(kinds.whole(least=1))},
+    **dict.fromkeys(("image_size", "rounds"), kind_of("int", least=1)),
+    **{"warmup": kind_of("int", least=0), "num_threads": kind_of("int | None", least=1)},
 }
 
 
@@ -142,7 +142,7 @@ def _read_list(option, value, kind):
 def _read_top1(value) -> dict[str, float]:
     """Read accuracies in percent by network, from a mapping or from text: 'resnet18=70.1,own.ckpt=66'."""
     pairs = [item.rpartition("=")[::2] for item in value.split(",")] if isinstance(value, str) else value.items()
-    kind = kinds.number(least=0, most=100)
+    kind = kind_of("float", least=0, most=100)
     if any(not name for name, _ in pairs):
         raise UserError(f"top1 (={value!r}) must be NAME=PERCENT,...")
     return {name: _read(f"top1 of {name}", percent, kind) for name, percent in pairs}

@@ -6,8 +6,9 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from mindrepvgg.errors import RecipeError
-from mindrepvgg.recipe import kinds
-from mindrepvgg.recipe.schema import KEYS, MINDCV, Recipe, describe
+from mindrepvgg.recipe.kinds import kind_of
+from mindrepvgg.recipe.provenance import MINDCV, describe
+from mindrepvgg.recipe.schema import KEYS, Recipe
 
 # MindCV's defaults that differ from the schema's. Not among them are distribute, device_target and data_dir: they say
 # where a run takes place, and its values (one device, Ascend, ./) would only keep a file from running elsewhere.
@@ -85,7 +86,7 @@ def _takes_no_part(_value, _file):
 
 def _flag(value) -> bool:
     try:
-        return kinds.flag().read(value)
+        return kind_of("bool").read(value)
     except ValueError:
         raise ValueError("must be true or false") from None
 

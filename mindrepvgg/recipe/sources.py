@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 import yaml
 
 from mindrepvgg.errors import RecipeError
-from mindrepvgg.recipe import configs, mindcv_keys
-from mindrepvgg.recipe.kinds import UniqueKeyLoader, plain
-from mindrepvgg.recipe.schema import COMMAND_LINE, KEYS, Key, Recipe, check_data_dir, describe, refuse_unknown
+from mindrepvgg.recipe import configs, mindcv_keys, strict_yaml
+from mindrepvgg.recipe.provenance import COMMAND_LINE, describe, plain
+from mindrepvgg.recipe.rules import check_data_dir, refuse_unknown
+from mindrepvgg.recipe.schema import KEYS, Key, Recipe
 from mindrepvgg.runtime.environment import launched_processes
 
 
@@ -22,7 +23,7 @@ def _resolve(layers: Iterable[tuple[Mapping, str | Mapping]]) -> Recipe:
     values, sources = {}, {}
     for layer, source in layers:
         places = dict.fromkeys(layer, source) if isinstance(source, str) else source
-        refuse_unknown(places)
+        refuse_unknown(places, KEYS)
         values.update(layer)
         sources.update(places)
     return Recipe(**values, sources=sources)
@@ -101,7 +102,7 @@ def _read_yaml(path: str, remark: str) -> dict:
     """The mapping a yaml file holds, an empty file being an empty one; `remark` ends the error of a missing file."""
     try:
         with open(path, encoding="utf-8") as file:
-            values = yaml.load(file.read(), UniqueKeyLoader)
+            values = strict_yaml.load(file.read())
     except OSError as error:
         raise RecipeError(f"recipe {path} cannot be read: {error.strerror}{remark}; check the path") from error
     except yaml.MarkedYAMLError as error:

@@ -8,7 +8,7 @@ import yaml
 from support.golden import ACCURACY
 
 from mindrepvgg.models import variants
-from mindrepvgg.recipe import kinds
+from mindrepvgg.recipe.provenance import plain
 from mindrepvgg.recipe.schema import KEYS
 from mindrepvgg.recipe.sources import load_recipe
 
@@ -111,7 +111,7 @@ def test_it_states_differences_only(path):
 def test_it_is_the_published_recipe_of_its_network(path):
     loaded = load_recipe(CONFIGS / path)
     expected = PUBLISHED[named(path)]
-    assert {name: kinds.plain(getattr(loaded, name)) for name in expected} == expected
+    assert {name: plain(getattr(loaded, name)) for name in expected} == expected
     assert loaded.model == own_values(path)[0]["model"] == path.stem
     assert loaded.variant == variants.find(path.stem)
     assert (loaded.num_classes, loaded.in_channels, loaded.dataset) == (1000, 3, "imagenet")

@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from mindrepvgg.errors import RecipeError
-from mindrepvgg.recipe import kinds, mindcv_keys, schema
+from mindrepvgg.recipe import mindcv_keys, provenance
 from mindrepvgg.recipe.mindcv_keys import mindcv_notice
+from mindrepvgg.recipe.provenance import plain
 from mindrepvgg.recipe.schema import KEYS
 from mindrepvgg.recipe.sources import explain_recipe, load_recipe
 
@@ -177,7 +178,7 @@ def test_every_key_of_mindcv_is_known():
 def test_defaults_are_mindcvs_where_they_differ():
     place = {"distribute", "device_target", "data_dir"}
     changed, _ = mindcv_keys.translate({key: PARSER[key] for key in PARSER if key not in place}, "x.yaml")
-    differing = {name: value for name, value in changed.items() if value != kinds.plain(KEYS[name].default)}
+    differing = {name: value for name, value in changed.items() if value != plain(KEYS[name].default)}
     differing.pop("eps")  # MindCV makes no use of it with an optimizer that is here
     assert differing == mindcv_keys.DEFAULTS
 
@@ -433,4 +434,6 @@ def test_an_older_file_of_mindcvs_spares_bn_and_biases(load, model):
 
 
 def test_no_source_of_ours_is_taken_for_mindcvs():
-    assert not any(name.startswith(schema.MINDCV) for name in (schema.DEFAULT, schema.COMMAND_LINE, schema.CODE))
+    assert not any(
+        name.startswith(provenance.MINDCV) for name in (provenance.DEFAULT, provenance.COMMAND_LINE, provenance.CODE)
+    )

@@ -8,10 +8,9 @@ import sys
 import pytest
 import yaml
 
-from mindrepvgg import recipe
 from mindrepvgg.cli import entry
 from mindrepvgg.errors import RecipeError
-from mindrepvgg.recipe import sources
+from mindrepvgg.recipe import choices, rules, sources
 from mindrepvgg.recipe.schema import KEYS, Recipe
 from mindrepvgg.recipe.sources import load_recipe, recipe_from_dict
 from mindrepvgg.training import schedule
@@ -55,8 +54,8 @@ def test_defaults_are_the_schema_and_pass_their_own_checks():
         assert key.section in ("model", "data", "augmentation", "optimisation", "precision", "run")
 
 
-def test_scheduler_choices_are_the_schedules_own():
-    assert recipe.schema._SCHEDULERS == schedule.SCHEDULERS
+def test_every_scheduler_has_a_curve():
+    assert tuple(schedule.CURVES) == choices.SCHEDULERS
 
 
 def test_importing_it_loads_no_framework():
@@ -287,8 +286,8 @@ def test_an_unknown_key_like_no_other_points_to_help():
 
 
 def test_hints_for_names_of_other_programs_are_keys():
-    assert set(recipe.schema.ELSEWHERE.values()) <= set(KEYS)
-    assert not set(recipe.schema.ELSEWHERE) & set(KEYS)
+    assert set(rules.ELSEWHERE.values()) <= set(KEYS)
+    assert not set(rules.ELSEWHERE) & set(KEYS)
 
 
 @pytest.mark.parametrize(

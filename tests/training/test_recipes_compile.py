@@ -9,7 +9,8 @@ import pytest
 from mindspore import Tensor
 from support import context_mode, images
 
-from mindrepvgg.recipe.schema import COMMAND_LINE, KEYS
+from mindrepvgg.recipe.provenance import COMMAND_LINE
+from mindrepvgg.recipe.schema import KEYS
 from mindrepvgg.recipe.sources import load_recipe
 from mindrepvgg.reparam.precision import check_precision
 from mindrepvgg.runtime.ranks import Ranks

@@ -1,0 +1,40 @@
+"""The words that keys accept, each with what it means unless its name says it.
+
+A word stands here once. The recipe accepts it, --help explains it, and the package that acts on it looks it up.
+"""
+
+from __future__ import annotations
+
+ON_BAD_IMAGE = {
+    "error": "end the run",
+    "skip": "train on another of its batch",
+    "replace": "train on another of its class",
+}
+DATASETS = {
+    "imagenet": "a folder with train/ and val/, one folder a class in each",
+    "mnist5k": "nothing, it is built in",
+    "mnist": "the files as published, and so for the others",
+    **dict.fromkeys(("fashion_mnist", "cifar10", "cifar100"), ""),
+}
+QUANTIZATIONS = {"none": "", "bn": "with BN after each convolution", "qat": "with INT8's rounding"}
+OPTIMIZERS = {"momentum": "SGD with momentum", "sgd": "the same", "adamw": ""}
+SCHEDULERS = ("cosine_decay", "step_decay", "multi_step_decay", "exponential_decay", "polynomial_decay", "one_cycle")
+SCHEDULERS += ("constant",)
+WEIGHT_DECAY_FILTERS = {
+    "paper": "not biases nor the BN of the 3x3 and 1x1 branches, but the identity BN's gamma",
+    "norm_and_bias": "neither biases nor any BN",
+    "norm": "no BN",
+    "all": "all",
+}
+LOSSES = {"CE": "cross-entropy", "BCE": "binary cross-entropy of each class"}
+AMP_LEVELS = {
+    "O0": "float32",
+    "O2": "half precision, BN in float32",
+    "O3": "BN's inputs and outputs too, its statistics in float32",
+}
+AMP_DTYPES = ("float16", "bfloat16")
+LOSS_SCALES = {
+    "fixed": "",
+    "dynamic": "halved after an overflow, doubled after loss_scale_window steps without one",
+}
+SAVE_POLICIES = {"latest_k": "the latest", "top_k": "the most accurate"}
