@@ -59,7 +59,8 @@ def train(
     Raises:
         UserError: recipe, data, checkpoint and folder do not go together.
     """
-    from mindrepvgg.recipe.schema import Recipe, check_data_dir
+    from mindrepvgg.recipe.rules import check_data_dir
+    from mindrepvgg.recipe.schema import Recipe
     from mindrepvgg.recipe.sources import load_recipe
     from mindrepvgg.training.folder import find_last
     from mindrepvgg.training.resume import recipe_of_run
