@@ -9,7 +9,8 @@ The exit status is 130 when the run was stopped, by Ctrl-C for example; the stat
 
 from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.errors import UserError
-from mindrepvgg.recipe import configs, schema, sources
+from mindrepvgg.recipe import configs, sources
+from mindrepvgg.recipe.provenance import COMMAND_LINE
 
 _FLAGS = {
     "overwrite": "start anew in a folder that already holds a run",
@@ -46,7 +47,7 @@ def main(argv=None):
         from mindrepvgg.training.resume import recipe_of_run
 
         overrides = sources.overrides_from_arguments(arguments)
-        recipe = recipe_of_run(arguments.resume).replace(schema.COMMAND_LINE, **overrides)
+        recipe = recipe_of_run(arguments.resume).replace(COMMAND_LINE, **overrides)
     else:
         recipe = sources.recipe_from_arguments(arguments, needs_data=not shows)
     return _show(recipe, arguments) if shows else _train(recipe, arguments)
