@@ -292,9 +292,9 @@ def export(
 def _batch_size(value: int | str) -> int | None:
     """The fixed batch size; None for "dynamic"."""
     from mindrepvgg.errors import UserError
-    from mindrepvgg.recipe import kinds
+    from mindrepvgg.recipe.kinds import kind_of
 
-    kind = kinds.whole(least=1)
+    kind = kind_of("int", least=1)
     try:
         return None if value == DYNAMIC else kind.read(value)
     except (TypeError, ValueError):
