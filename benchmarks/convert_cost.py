@@ -78,11 +78,11 @@ def write_official(model, path):
     import torch
 
     import mindrepvgg
-    from mindrepvgg.weights.checkpoint import network_arrays
-    from mindrepvgg.weights.rename import from_house
+    from mindrepvgg.models.parameters import network_arrays
+    from mindrepvgg.weights.rename import from_ours
 
     net = mindrepvgg.create_model(model)
-    arrays = from_house(network_arrays(net), "official", net.variant)
+    arrays = from_ours(network_arrays(net), "official", net.variant)
     torch.save({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
 
 

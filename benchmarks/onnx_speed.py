@@ -91,7 +91,7 @@ def _times(model, batch_size, image_size, rounds, threads):
 
     from mindrepvgg.deployment.engine import engine_of
     from mindrepvgg.measure.torch_network import torch_eager, torch_network
-    from mindrepvgg.weights.checkpoint import network_arrays
+    from mindrepvgg.models.parameters import network_arrays
 
     net = mindrepvgg.create_model(model, deploy=True).set_train(False)
     _keep_signal(net)

@@ -116,7 +116,7 @@ def judge(net, calibration, validation) -> tuple[float, ...]:
     """
     from mindrepvgg.models import qat
 
-    form = qat.quantization_form(net)
+    form = qat.form_of(net)
     floats = net if form is None else qat.fold_bn(net)
     fused = qat.to_trainable_deploy(floats)
     expected, top1 = run(fused, validation)

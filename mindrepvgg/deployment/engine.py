@@ -9,10 +9,11 @@ import numpy as np
 
 from mindrepvgg.deployment.graph import GraphOptions, build_onnx, require_onnx
 from mindrepvgg.errors import CheckpointError, UserError
+from mindrepvgg.models.parameters import network_arrays
+from mindrepvgg.models.variants import DEPLOY
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.version import __version__
-from mindrepvgg.weights.checkpoint import DEPLOY, network_arrays
 
 _LONGEST_REASON = 200  # characters; onnxruntime's messages carry whole signatures
 

@@ -21,10 +21,10 @@ from mindrepvgg.deployment.pictures import Pictures
 from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
 from mindrepvgg.evaluation.crosscheck import CrossCheck, cross_check
 from mindrepvgg.files import atomic_path, write_json
+from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.equivalence import EquivalenceReport, verify_equivalence
-from mindrepvgg.weights.checkpoint import network_arrays
-from mindrepvgg.weights.load import build_network, import_weights
+from mindrepvgg.weights.load import import_weights
 
 SUFFIXES = (".onnx", ".mindir", ".air")
 
@@ -117,7 +117,7 @@ def export_checkpoint(
     options = options or GraphOptions()
     check_destination(source, destination, options, fixed_size)
     imported = import_weights(source, weights)
-    net = build_network(imported)
+    net = imported.network()
     pictures = Pictures(net, overrides or {})
     if fixed_size and options.image_size is None:
         options = replace(options, image_size=pictures.preprocessing.image_size)

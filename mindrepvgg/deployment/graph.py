@@ -111,7 +111,7 @@ def build_onnx(
 
     Args:
         variant: the network's layout.
-        arrays: name -> array of the deploy form, as `checkpoint.network_arrays` gives them. Nodes and initializers
+        arrays: name -> array of the deploy form, as `parameters.network_arrays` gives them. Nodes and initializers
             keep these names.
         options: what the file takes and gives.
         metadata: JSON-able facts by name, kept as metadata_props.

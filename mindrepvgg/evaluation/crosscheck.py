@@ -12,10 +12,11 @@ from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.evaluation.metrics import MetricSum
 from mindrepvgg.evaluation.torch_reference import TorchReference, import_torch, read_tensors
+from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.runtime.device import inference_mode
-from mindrepvgg.weights.load import import_weights
-from mindrepvgg.weights.rename import from_house
+from mindrepvgg.weights.load import load_weights
+from mindrepvgg.weights.rename import from_ours
 
 _TOP = 5
 _NOISE_IMAGES = 8
@@ -144,8 +145,8 @@ def _timm_model(path, averaged):
         raise UserError(
             "--cross_check timm needs timm (pip install timm); plain --cross_check needs PyTorch only"
         ) from None
-    found = import_weights(path, "ema" if averaged else "raw").recognised
-    arrays = from_house(found.arrays, "timm", found.variant)
+    found = load_weights(path, "ema" if averaged else "raw")
+    arrays = from_ours(network_arrays(found), "timm", found.variant)
     options = {"num_classes": found.num_classes, "in_chans": found.in_channels}
     try:
         model = timm.create_model(found.variant.name, **options)

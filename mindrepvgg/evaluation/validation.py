@@ -10,9 +10,9 @@ from mindrepvgg.data.source import spread
 from mindrepvgg.evaluation.classes import ClassReport
 from mindrepvgg.evaluation.evaluate import Evaluation, evaluate
 from mindrepvgg.evaluation.metrics import ConfusionSum
+from mindrepvgg.models.qat import form_of
 from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.reparam.precision import check_precision, set_precision
-from mindrepvgg.weights.checkpoint import form_of
 
 _HALF = "float16"
 

@@ -30,12 +30,10 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.measure.contestants import Network, compete, filled_network, read_arrays
 from mindrepvgg.measure.report import Report, Result
 from mindrepvgg.measure.settings import (
-    DEPLOY,
     MINDSPORE,
     ONNXRUNTIME,
     REFERENCE,
     TORCH,
-    TRAIN,
     Contestant,
     Settings,
 )
@@ -43,6 +41,7 @@ from mindrepvgg.measure.worker import BrokenDown, Worker
 from mindrepvgg.models import variants
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.summary import summarise
+from mindrepvgg.models.variants import DEPLOY, TRAIN
 from mindrepvgg.reparam.compare import difference
 from mindrepvgg.runtime.optional import require_optional
 from mindrepvgg.runtime.turns import turns
@@ -105,19 +104,19 @@ def _check_packages(settings):
 
 def _prepare(settings, folder) -> dict[str, Network]:
     """Write each network's arrays into files, by form: all contestants of a network get the same numbers."""
+    from mindrepvgg.models.parameters import network_arrays
     from mindrepvgg.models.synthetic import parameter_value
     from mindrepvgg.reparam.deploy import to_deploy
-    from mindrepvgg.weights.checkpoint import network_arrays
     from mindrepvgg.weights.load import load_weights
 
     networks = {}
     for number, label in enumerate((*settings.models, *settings.ckpt_paths)):
         if number < len(settings.models):
             variant = variants.find(label)
-            shapes = parameter_shapes(variant, False, aux_heads=False)
+            shapes = parameter_shapes(variant, TRAIN, aux_heads=False)
             # A rule that keeps the signal alive: weights of which float16 would make zeros or infinities say little.
             arrays = {name: parameter_value(name, shape) for name, shape in shapes.items()}
-            net = filled_network(Network(variant, 1000, 3, {}), False, arrays)
+            net = filled_network(Network(variant, 1000, 3, {}), TRAIN, arrays)
         else:
             net = load_weights(label)
             if net.variant.aux_heads:

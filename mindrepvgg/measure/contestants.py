@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mindrepvgg.measure.settings import DEPLOY, MINDSPORE, ONNXRUNTIME, TORCH
+from mindrepvgg.measure.settings import MINDSPORE, ONNXRUNTIME, TORCH
 from mindrepvgg.measure.torch_network import torch_eager, torch_network
 from mindrepvgg.measure.worker import host_memory
 from mindrepvgg.models.variants import Variant
@@ -89,7 +89,7 @@ def _mindspore(contestant, network, source, images, device_target):
     if network is None:
         net = mindcv.create_model(contestant.network)
     else:
-        net = filled_network(network, contestant.form == DEPLOY, read_arrays(source))
+        net = filled_network(network, contestant.form, read_arrays(source))
     if contestant.precision == "float16":
         set_precision(net, "O3")
     net.set_train(False)
@@ -121,21 +121,12 @@ def _torch(contestant, network, source, images, device_target):
     return _Prepared("CPU", torch_eager(net, images, contestant.precision), peak_memory)
 
 
-def filled_network(network, deploy, arrays):
+def filled_network(network, form, arrays):
     """Build the MindSpore network of these arrays, which become its memory."""
-    from mindspore.nn.utils import no_init_parameters
-
     from mindrepvgg.models.repvgg import build
-    from mindrepvgg.weights.checkpoint import load_arrays
 
-    variant = network.variant
-    shape = variant.to_dict() if variant.name == "repvgg" else {}
-    with no_init_parameters():  # every one of them is about to be filled
-        net = build(variant.name, network.num_classes, network.in_channels, deploy, **shape)
-    if variant.aux_heads:
-        net.drop_aux_heads()
-    load_arrays(net, arrays, variant.name, copy=False)
-    return net
+    facts = network.variant, network.num_classes, network.in_channels, form
+    return build(*facts, arrays, aux_heads=False, source=network.variant.name, copy=False)
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:

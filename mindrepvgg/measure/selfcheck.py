@@ -15,19 +15,18 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
-from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure.device_checks import check_collectives, check_grouped, check_overflow, request_float32
 from mindrepvgg.measure.selfcheck_report import CheckFailed, CheckSkipped, versions
 from mindrepvgg.models import variants
 from mindrepvgg.models.repvgg import build
+from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.synthetic import parameter_value, uniform
+from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, find
 from mindrepvgg.reparam.precision import set_precision
 from mindrepvgg.runtime.ranks import Ranks
-from mindrepvgg.weights.checkpoint import DEPLOY, TRAIN, load_arrays
 
-FORMS = (TRAIN, DEPLOY)
 NETWORKS = tuple(name for name in variants.list_models() if name not in ("repvgg", "repvgg_nano"))
 SMALLEST = ("repvgg_nano",)
 
@@ -58,9 +57,9 @@ def measure(model: str, form: str, precision: str = "float32") -> dict[str, list
     deploy: 'logits'. Samples of 8 numbers; 'all ...' is the norm of all of a kind.
     The parameters are the rule's, the images noise of 64x64.
     """
-    with no_init_parameters():
-        net = build(model, deploy=form == DEPLOY)
-    load_arrays(net, {p.name: parameter_value(p.name, p.shape) for p in net.get_parameters()}, "the rule")
+    variant = find(model)
+    arrays = {name: parameter_value(name, shape) for name, shape in parameter_shapes(variant, form).items()}
+    net = build(variant, form=form, arrays=arrays)
     level, scale, _ = PRECISIONS[precision]
     set_precision(net, level)
     images = Tensor(_images())
@@ -199,7 +198,7 @@ def _over_tolerance(found, precision):
 
 def record(models) -> dict:
     """The reference for `models`: `measure` of both forms in float32, and which versions and machine made it."""
-    networks = {model: {form: measure(model, form) for form in FORMS} for model in models}
+    networks = {model: {form: measure(model, form) for form in PLAIN_FORMS} for model in models}
     return {
         "made_by": {**versions(), "device": ms.get_context("device_target"), "machine": platform.machine()},
         "rule": RULE,
@@ -237,6 +236,6 @@ def checks(device: str, group: Ranks, models, precisions, reference: dict, coars
         yield f"convolution of {groups} groups", functools.partial(check_grouped, groups)
     for model in models:
         for precision in precisions:
-            for form in FORMS:
+            for form in PLAIN_FORMS:
                 name = f"{model} {form} {precision}"
                 yield name, functools.partial(check_network, model, form, precision, reference, coarse_float32)

@@ -9,10 +9,9 @@ from typing import NamedTuple
 from mindrepvgg.deployment.graph import PRECISIONS
 from mindrepvgg.errors import UserError
 from mindrepvgg.models import variants
-from mindrepvgg.models.summary import FORMS
+from mindrepvgg.models.variants import PLAIN_FORMS
 from mindrepvgg.recipe.kinds import Kind, kind_of
 
-TRAIN, DEPLOY = FORMS
 MINDSPORE, ONNXRUNTIME, TORCH = ENGINES = ("mindspore", "onnxruntime", "torch")
 REFERENCE = "resnet18"  # whose speed is 1, as one may read the paper's table 4; without it, the first row's
 
@@ -49,7 +48,7 @@ class Contestant(NamedTuple):
 _LISTS = {
     "models": Kind(lambda name: variants.find(name).name, "a network of the family", "NAME"),
     "ckpt_paths": Kind(os.fspath, "a path", "FILE"),
-    "forms": kind_of("str", *FORMS),
+    "forms": kind_of("str", *PLAIN_FORMS),
     "batch_sizes": kind_of("int", least=1),
     "precisions": kind_of("str", *PRECISIONS),
     "engines": kind_of("str", *ENGINES),
@@ -70,7 +69,7 @@ class Settings:
     Attributes:
         models: names of the family; the networks are filled by a rule.
         ckpt_paths: checkpoints of any project.
-        forms: of FORMS.
+        forms: of `variants.PLAIN_FORMS`.
         batch_sizes: images of a call.
         precisions: of PRECISIONS.
         engines: of ENGINES.
@@ -90,7 +89,7 @@ class Settings:
 
     models: tuple[str, ...] = ()
     ckpt_paths: tuple[str, ...] = ()
-    forms: tuple[str, ...] = FORMS
+    forms: tuple[str, ...] = PLAIN_FORMS
     batch_sizes: tuple[int, ...] = (1, 16)
     precisions: tuple[str, ...] = ("float32",)
     engines: tuple[str, ...] = (MINDSPORE,)

@@ -31,7 +31,7 @@ def torch_eager(net, images, precision="float32") -> Callable:
 def torch_network(variant: Variant, arrays):
     """A network of the family in torch.nn, as the authors' code builds it, set to inference; without auxiliary heads.
 
-    arrays: name -> array of either form, as `checkpoint.network_arrays` gives them; which form, they tell. They become
+    arrays: name -> array of either form, as `parameters.network_arrays` gives them; which form, they tell. They become
     the network's memory.
     """
     import torch

@@ -20,11 +20,10 @@ import numpy as np
 from mindspore import Tensor
 
 from mindrepvgg.errors import UserError
+from mindrepvgg.models.variants import BN, DEPLOY, QAT, TRAIN
 from mindrepvgg.reparam.deploy import rep_blocks, to_deploy
 from mindrepvgg.reparam.fake_quant import ConvBNBlock, FakeQuantBlock, FakeQuantDense
 from mindrepvgg.runtime.device import execution_mode, inference_mode
-
-FORMS = BN, QAT = ("bn", "qat")
 
 
 def to_trainable_deploy(net, batches: Iterable | None = None):
@@ -37,8 +36,8 @@ def to_trainable_deploy(net, batches: Iterable | None = None):
     """
     if net.variant.aux_heads:
         raise UserError(f"{net.variant.name} is trained with auxiliary heads, which its deploy form has not")
-    form = quantization_form(net)
-    if form is not None:
+    form = form_of(net)
+    if form in (BN, QAT):
         raise ValueError(f"the network is in {form} form already")
     deployed = net if net.deploy else to_deploy(net)
     blocks = rep_blocks(deployed)
@@ -57,7 +56,7 @@ def to_fake_quantized(net, batches: Iterable | None = None, per_channel=True):
     grids span at first; None: they start from nothing. per_channel: a scale for each output channel's kernel, or one
     for a whole kernel.
     """
-    if quantization_form(net) != BN:
+    if form_of(net) != BN:
         raise ValueError("the network must be in bn form; make one with to_trainable_deploy")
     blocks = rep_blocks(net)
     last = list(blocks)[-1]
@@ -87,8 +86,8 @@ def fold_bn(net):
     Of 'qat' form `metadata['quantization_parameters']` holds what `quantization_parameters` gives, and goes into its
     checkpoint. Raises ValueError for other networks.
     """
-    form = quantization_form(net)
-    if form is None:
+    form = form_of(net)
+    if form not in (BN, QAT):
         raise ValueError("the network has no inserted BN: there is nothing to fold")
     deployed = to_deploy(net)
     deployed.metadata = {key: value for key, value in net.metadata.items() if key != "quantization"}
@@ -106,16 +105,18 @@ def quantization_parameters(net) -> dict[str, dict]:
     scale; weights are symmetric and reach from -127 to 127, axis None is one scale for the kernel; a bias is int32 in
     units of input scale * weight scale. The weights are those of `fold_bn`.
     """
-    if quantization_form(net) != QAT:
+    if form_of(net) != QAT:
         raise ValueError("the network is not in qat form: it has no scales")
     return {name: cell.grids() for name, cell in (*rep_blocks(net).items(), ("linear", net.linear))}
 
 
-def quantization_form(net) -> str | None:
-    """'bn' or 'qat', as `to_trainable_deploy` and `to_fake_quantized` made it; None for an ordinary network."""
+def form_of(net) -> str:
+    """The form of a network, one of `variants.FORMS`, told by its cells."""
+    if net.deploy:
+        return DEPLOY
     if isinstance(net.linear, FakeQuantDense):
         return QAT
-    return BN if any(isinstance(block, ConvBNBlock) for block in rep_blocks(net).values()) else None
+    return BN if any(isinstance(block, ConvBNBlock) for block in rep_blocks(net).values()) else TRAIN
 
 
 class _Moments:

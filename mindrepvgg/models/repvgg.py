@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
+
+import numpy as np
 from mindspore import nn
+from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.models import variants
+from mindrepvgg.models.parameters import load_arrays
+from mindrepvgg.models.qat import to_fake_quantized, to_trainable_deploy
+from mindrepvgg.models.shapes import check_fit, parameter_shapes
+from mindrepvgg.models.variants import BN, QAT, TRAIN, Variant
 from mindrepvgg.reparam.blocks import ConvBN, RepVGGBlock, bias_init, kernel_init
 
 
@@ -147,16 +155,50 @@ class RepVGGPlus(RepVGG):
         self.drop_aux_heads()
 
 
-def build(name, num_classes=1000, in_channels=3, deploy=False, norm=nn.BatchNorm2d, **shape):
-    """The network called `name` ('repvgg_a0', or as the paper writes it, 'RepVGG-A0'), freshly initialised.
+def build(
+    variant: Variant,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    form: str = TRAIN,
+    arrays: Mapping[str, np.ndarray] | None = None,
+    *,
+    aux_heads: bool = True,
+    norm: type = nn.BatchNorm2d,
+    source="the arrays",
+    copy: bool = True,
+) -> RepVGG:
+    """Build a network: filled with `arrays`, or freshly initialised.
 
-    shape: for the name 'repvgg' only: `num_blocks` and `widths`, and optionally `group_size`, `se`, `se_ratio`,
-    `aux_heads`; see `mindrepvgg.models.variants.Variant`.
-    Raises UserError when the name or a number cannot be used; it names the nearest name.
+    Args:
+        variant: the layout, see `variants.find`.
+        num_classes: outputs of the classifier, at least 1.
+        in_channels: channels of the images, at least 1.
+        form: one of `variants.FORMS`; 'bn' and 'qat' need arrays, as a fresh one says nothing.
+        arrays: name -> array of every parameter; None initialises the network.
+        aux_heads: False builds a train-form RepVGGplus without its auxiliary heads.
+        norm: the BN's class, see `RepVGGBlock`.
+        source: where the arrays are from; it starts the message.
+        copy: see `parameters.load_arrays`.
+
+    Raises:
+        UserError: a number cannot be used.
+        CheckpointError: the arrays are not the network's; the message names each that is not.
     """
-    variant = variants.find(name, **shape)
     for key, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if type(value) is not int or value < 1:
             raise UserError(f"{key} (={value!r}) must be a whole number of at least 1")
+    if arrays is not None:  # before memory is taken for what may be nonsense
+        check_fit(parameter_shapes(variant, form, num_classes, in_channels, aux_heads), arrays, source)
     network = RepVGGPlus if variant.aux_heads else RepVGG
-    return network(variant, num_classes, in_channels, deploy, norm)
+    # BN is inserted into a network that has values.
+    with contextlib.nullcontext() if arrays is None or form in (BN, QAT) else no_init_parameters():
+        net = network(variant, num_classes, in_channels, form != TRAIN, norm)
+    if variant.aux_heads and not aux_heads:
+        net.drop_aux_heads()
+    if form in (BN, QAT):
+        net = to_trainable_deploy(net)
+    if form == QAT:
+        net = to_fake_quantized(net)
+    if arrays is not None:
+        load_arrays(net.get_parameters(), arrays, source, copy)
+    return net

@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError
-from mindrepvgg.models.variants import BlockSpec, Variant
+from mindrepvgg.models.variants import DEPLOY, QAT, TRAIN, BlockSpec, Variant
 from mindrepvgg.reparam.arithmetic import BN_LEAVES
 from mindrepvgg.text import listed, printable
 
 
 def parameter_shapes(
-    variant: Variant, deploy: bool, num_classes: int = 1000, in_channels: int = 3, aux_heads: bool = True
+    variant: Variant, form: str, num_classes: int = 1000, in_channels: int = 3, aux_heads: bool = True
 ) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter of `create_model`'s network, BN statistics included, from input to output.
+    """List the parameters of a network, BN statistics included, from input to output.
 
-    aux_heads: False leaves the auxiliary heads of a train-form RepVGGplus out; other networks have none.
+    Args:
+        variant: the layout.
+        form: one of `variants.FORMS`.
+        num_classes: outputs of the classifier.
+        in_channels: channels of the images.
+        aux_heads: False leaves the auxiliary heads of a train-form RepVGGplus out; other networks have none.
+
+    Returns:
+        Name -> shape.
     """
     shapes = {}
-    for spec in variant.block_specs(in_channels):
-        _add_block(shapes, spec, variant, deploy)
-    if aux_heads and not deploy:
+    specs = variant.block_specs(in_channels)
+    for spec in specs:
+        _add_block(shapes, spec, variant, form)
+        if form == QAT:
+            _add_quantizer(shapes, f"{spec.name}.input_quantizer")
+    if form == QAT:
+        _add_quantizer(shapes, f"{specs[-1].name}.output_quantizer")
+    if aux_heads and form == TRAIN:
         for stage in variant.stages:
             if stage.aux:
                 _add_conv_bn(shapes, f"{stage.name}_aux.downsample", (stage.width, stage.width, 3, 3))
                 _add_affine(shapes, f"{stage.name}_aux.linear", (num_classes, stage.width))
     _add_affine(shapes, "linear", (num_classes, variant.widths[-1]))
+    if form == QAT:
+        _add_quantizer(shapes, "linear.input_quantizer")
     return shapes
 
 
-def _add_block(shapes, spec: BlockSpec, variant, deploy):
+def _add_block(shapes, spec: BlockSpec, variant, form):
     out, per_group = spec.out_channels, spec.in_channels // spec.groups
-    if deploy:
+    if form == DEPLOY:
         _add_affine(shapes, f"{spec.name}.rbr_reparam", (out, per_group, 3, 3))
     else:
         _add_conv_bn(shapes, f"{spec.name}.rbr_dense", (out, per_group, 3, 3))
+    if form == TRAIN:
         _add_conv_bn(shapes, f"{spec.name}.rbr_1x1", (out, per_group, 1, 1))
         if spec.in_channels == out and spec.stride == 1:
             _add_bn(shapes, f"{spec.name}.rbr_identity", out)
@@ -55,13 +72,17 @@ def _add_bn(shapes, name, channels):
     shapes.update({f"{name}.{leaf}": (channels,) for leaf in BN_LEAVES})
 
 
+def _add_quantizer(shapes, name):
+    shapes.update({f"{name}.moving_{extreme}": (1,) for extreme in ("minimum", "maximum")})
+
+
 def _add_affine(shapes, name, weight):
     """A convolution or linear layer with a bias."""
     shapes[f"{name}.weight"] = weight
     shapes[f"{name}.bias"] = weight[:1]
 
 
-class Differences(NamedTuple):
+class Misfits(NamedTuple):
     """How arrays differ from expected parameters: name -> shape, and for `reshaped` name -> (shape, expected shape)."""
 
     missing: dict[str, tuple]
@@ -89,9 +110,9 @@ class Differences(NamedTuple):
         return "; ".join(f"{len(found)} {kind}: {listed(found, shown)}" for kind, found in kinds if found)
 
 
-def differences(expected: dict[str, tuple], arrays: dict[str, np.ndarray]) -> Differences:
+def find_misfits(expected: Mapping[str, tuple], arrays: Mapping[str, np.ndarray]) -> Misfits:
     """Compare arrays with expected shapes by name."""
-    return Differences(
+    return Misfits(
         {name: shape for name, shape in expected.items() if name not in arrays},
         {name: array.shape for name, array in arrays.items() if name not in expected},
         {
@@ -100,6 +121,17 @@ def differences(expected: dict[str, tuple], arrays: dict[str, np.ndarray]) -> Di
             if name in arrays and arrays[name].shape != shape
         },
     )
+
+
+def check_fit(expected: Mapping[str, tuple], arrays: Mapping[str, np.ndarray], source):
+    """Refuse arrays that are not exactly the expected parameters.
+
+    Raises:
+        CheckpointError: lists every name that is missing, unexpected or of another shape, after `source`.
+    """
+    found = find_misfits(expected, arrays)
+    if found.count:
+        raise CheckpointError(f"{source} does not fit the network: {found.text(shown=None)}")
 
 
 def check_finite(arrays: dict[str, np.ndarray]):

@@ -22,9 +22,8 @@ from typing import NamedTuple
 from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write
 from mindrepvgg.models.shapes import parameter_shapes
-from mindrepvgg.models.variants import Variant
+from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, TRAIN, Variant
 
-FORMS = ("train", "deploy")
 NOTES = """\
 MACs: multiply-accumulates of convolutions and linear layers, one image; the rest counts nothing, as published.
 Wino MULs: the same, with 4/9 of them for 3x3 convolutions of stride 1: F(2x2, 3x3), as in the paper.
@@ -95,16 +94,16 @@ class Summary:
                 }
                 for layer in self.layers
             ],
-            "total": {form: {**self.total(form)._asdict(), "bytes": self.memory(form)} for form in FORMS},
+            "total": {form: {**self.total(form)._asdict(), "bytes": self.memory(form)} for form in PLAIN_FORMS},
         }
 
     def format(self) -> str:
         """The table for people; no line is longer than 120 characters for any network of the family."""
         height, width = self.image_size
         rows = [
-            ("layer", "output", *FORMS * 4),
+            ("layer", "output", *PLAIN_FORMS * 4),
             *((layer.name, _shape_text(layer), *_cells(layer.train, layer.deploy)) for layer in self.layers),
-            ("total, peak", "", *_cells(*map(self.total, FORMS))),
+            ("total, peak", "", *_cells(*map(self.total, PLAIN_FORMS))),
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         over_two = [left + len(_GAP) + right for left, right in zip(widths[2::2], widths[3::2], strict=True)]
@@ -120,12 +119,12 @@ class Summary:
         labels = {"weights": "weights", "image_activations": "activations, 1 image"}
         if self.batch_size > 1:
             labels["batch_activations"] = f"activations, {self.batch_size} images"
-        memory = {form: self.memory(form) for form in FORMS}
+        memory = {form: self.memory(form) for form in PLAIN_FORMS}
         widths = (max(map(len, labels.values())) + len(", float32"), 12, 12)
-        yield _line(("memory (MiB)", *FORMS), widths)
+        yield _line(("memory (MiB)", *PLAIN_FORMS), widths)
         for what, label in labels.items():
             for kind in _BYTES:
-                sizes = (f"{memory[form][what][kind] / 2**20:,.2f}" for form in FORMS)
+                sizes = (f"{memory[form][what][kind] / 2**20:,.2f}" for form in PLAIN_FORMS)
                 yield _line((f"{label}, {kind}", *sizes), widths)
 
 
@@ -144,12 +143,12 @@ def summarise(
             raise UserError(f"{name} (={value!r}) must be a whole number of at least 1")
     places = {place.name: place for place in _places(variant, num_classes, in_channels, size, aux_heads)}
     figures, weights = {}, {}
-    for form in FORMS:
-        shapes = parameter_shapes(variant, form == "deploy", num_classes, in_channels, aux_heads)
+    for form in PLAIN_FORMS:
+        shapes = parameter_shapes(variant, form, num_classes, in_channels, aux_heads)
         weights[form] = sum(map(math.prod, shapes.values()))
         figures[form] = _figures(places, shapes, form)
     layers = tuple(
-        Layer(name, place.output_shape, figures["train"][name], None if place.only_train else figures["deploy"][name])
+        Layer(name, place.output_shape, figures[TRAIN][name], None if place.only_train else figures[DEPLOY][name])
         for name, place in places.items()
     )
     return Summary(variant, num_classes, in_channels, size, batch_size, layers, weights)
@@ -157,7 +156,7 @@ def summarise(
 
 def write_csv(summary: Summary, path):
     """The layers as a table with one line of names, atomically: exact numbers, no totals; empty where there is none."""
-    fields = [f"{form}_{field}" for form in FORMS for field in Figures._fields]
+    fields = [f"{form}_{field}" for form in PLAIN_FORMS for field in Figures._fields]
     with atomic_write(path, "w") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("layer", "output_shape", *fields))
@@ -212,7 +211,7 @@ def _figures(places, shapes, form) -> dict[str, Figures]:
         learned = 0 if ".moving_" in name else math.prod(shape)
         for i, count in enumerate((learned, macs, macs // 9 * 4 if winograd else macs)):
             counts[owner][i] += count
-    return {name: Figures(*counts[name], place.alive[FORMS.index(form)]) for name, place in places.items()}
+    return {name: Figures(*counts[name], place.alive[PLAIN_FORMS.index(form)]) for name, place in places.items()}
 
 
 def _shape_text(layer) -> str:

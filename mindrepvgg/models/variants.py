@@ -1,7 +1,7 @@
 """The RepVGG family as one frozen table, and the layout of a network's blocks.
 
 Sources: RepVGG, arXiv:2101.03697, tables 2 and 3; D2se and RepVGGplus from the authors' later releases.
-Imports nothing heavy: names, sizes and counts answer without MindSpore.
+Loads no MindSpore: names and sizes answer at once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mindrepvgg.errors import UserError
+
+# What a network can be: with its branches, fused, fused with BN inserted, and that with fake quantisation.
+FORMS = TRAIN, DEPLOY, BN, QAT = ("train", "deploy", "bn", "qat")
+PLAIN_FORMS = (TRAIN, DEPLOY)
 
 _BLOCKS_A = (2, 4, 14, 1)
 _BLOCKS_B = (4, 6, 16, 1)
@@ -167,7 +171,7 @@ def list_models() -> list[str]:
 
 
 def normalise_name(name: str) -> str:
-    """The house's spelling of a network's name: `RepVGG-B1g4`, `RepVGGplus-L2pse` and `repvgg_b1g4` alike."""
+    """Spell a network's name as this package does: `RepVGG-B1g4` becomes `repvgg_b1g4`."""
     return str(name).strip().lower().replace("-", "_")
 
 
@@ -205,47 +209,3 @@ def custom(num_blocks=None, widths=None, **options) -> Variant:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{key} (={value!r}) must be a list of whole numbers")
     return Variant("repvgg", tuple(num_blocks), tuple(widths), **options)
-
-
-class Cost(NamedTuple):
-    """Sizes of one form of a network: learnable parameters, and multiply-accumulates of one image's forward pass."""
-
-    params: int
-    macs: int
-
-
-def cost(variant: Variant, deploy: bool, num_classes: int = 1000, in_channels: int = 3, image_size=(224, 224)) -> Cost:
-    """Parameters and MACs of a whole network, computed from its layout alone.
-
-    Counts convolutions and linear layers (auxiliary heads too, in train form), as the published tables do; BN, ReLU
-    and additions are free. BN's moving statistics are not parameters. image_size: (height, width).
-    """
-    height, width = image_size
-    params = macs = 0
-    for spec in variant.block_specs(in_channels):
-        height, width = -(-height // spec.stride), -(-width // spec.stride)
-        one_tap = spec.out_channels * spec.in_channels // spec.groups
-        taps = 9 if deploy else 10
-        params += taps * one_tap
-        macs += taps * one_tap * height * width
-        if deploy:
-            params += spec.out_channels
-        else:
-            identity = spec.in_channels == spec.out_channels and spec.stride == 1
-            params += 2 * spec.out_channels * (3 if identity else 2)
-        if variant.se:
-            squeezed = spec.out_channels // variant.se_ratio
-            params += 2 * spec.out_channels * squeezed + spec.out_channels + squeezed
-            macs += 2 * spec.out_channels * squeezed
-        if not deploy and _ends_aux_stage(variant, spec):
-            channels = spec.out_channels
-            aux_area = -(-height // 2) * -(-width // 2)
-            params += 9 * channels**2 + 2 * channels + channels * num_classes + num_classes
-            macs += 9 * channels**2 * aux_area + channels * num_classes
-    features = variant.widths[-1]
-    return Cost(params + features * num_classes + num_classes, macs + features * num_classes)
-
-
-def _ends_aux_stage(variant: Variant, spec: BlockSpec) -> bool:
-    """Whether `spec` is the last block of a stage that carries an auxiliary head."""
-    return any(stage.aux and spec.name == f"{stage.name}.{stage.num_blocks - 1}" for stage in variant.stages)

@@ -52,7 +52,7 @@ def build_learning_rates(recipe, steps_per_epoch, images_per_step):
 def build_network(recipe, ranks, weights=None):
     """The network in train form and in the recipe's precision, the same on every rank.
 
-    With the recipe's `quantization` in one of `quantization.FORMS` instead; without weights BN and ranges say nothing.
+    With the recipe's `quantization` in the form that it names instead; without weights BN and ranges say nothing.
     """
     net = _new_network(recipe, ranks, weights) if recipe.quantization == "none" else _fused_network(recipe, weights)
     freeze(net, recipe.freeze_stages, recipe.freeze_bn)

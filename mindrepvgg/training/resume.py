@@ -10,12 +10,13 @@ import numpy as np
 from mindspore import Tensor
 
 from mindrepvgg.errors import TrainingError
+from mindrepvgg.models.parameters import load_arrays
 from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.recipe.schema import KEYS, Recipe
 from mindrepvgg.recipe.sources import recipe_from_dict
 from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.training.step import TrainStep, bn_statistics, is_bn_statistic
-from mindrepvgg.weights.checkpoint import TRAIN, load_arrays, load_checkpoint_and_state
+from mindrepvgg.weights.checkpoint import load_checkpoint_and_state
 from mindrepvgg.weights.containers import read_weights
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class RunState:
         """Put back what `arrays` and `gather_statistics` gave."""
         state = dict(state)
         of_ranks = state.pop(_STATISTICS, None)
-        load_arrays(_Parameters(self._own.values()), state, f"the optimizer's state in {source}")
+        load_arrays(self._own.values(), state, f"the optimizer's state in {source}")
         if of_ranks is not None and len(of_ranks) == self.ranks.size:
             own = np.split(of_ranks[self.ranks.rank], np.cumsum([p.size for p in self._statistics])[:-1])
             for parameter, values in zip(self._statistics, own, strict=True):
@@ -119,7 +120,7 @@ def restore(path, state: RunState, recipe, now: Position, steps_per_epoch) -> Po
     it goes on, which is said in the log, from the same epoch; with another global batch from that epoch's start.
     Raises TrainingError when the checkpoint belongs to a finished network only, or to a run of another recipe.
     """
-    _, arrays = load_checkpoint_and_state(path, net=state.net, form=TRAIN)
+    _, arrays = load_checkpoint_and_state(path, net=state.net)
     _check_resumable(path, state.net.metadata)
     before = Position.from_dict(state.net.metadata["position"])
     free = _FREE_KEYS if before.ranks == now.ranks else _FREE_KEYS_ELSEWHERE
@@ -148,16 +149,6 @@ def recipe_of_run(path) -> Recipe:
     description = read_weights(path).description
     _check_resumable(path, description)
     return recipe_from_dict(description["recipe"], str(path))
-
-
-class _Parameters:
-    """A bare collection with a cell's way of listing parameters."""
-
-    def __init__(self, parameters):
-        self._parameters = parameters
-
-    def get_parameters(self):
-        return self._parameters
 
 
 def _check_resumable(path, description):

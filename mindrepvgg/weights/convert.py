@@ -11,16 +11,16 @@ import numpy as np
 
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.files import atomic_write, write_json
+from mindrepvgg.models.parameters import network_arrays
+from mindrepvgg.models.variants import DEPLOY, TRAIN
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.equivalence import EquivalenceReport, verify_equivalence
-from mindrepvgg.weights.checkpoint import network_arrays, save_checkpoint
+from mindrepvgg.weights.checkpoint import save_checkpoint
 from mindrepvgg.weights.containers import SUFFIXES, write_weights
-from mindrepvgg.weights.dialects import find_dialect
-from mindrepvgg.weights.load import ImportedWeights, build_network, import_weights
-from mindrepvgg.weights.rename import from_house
+from mindrepvgg.weights.dialects import OURS, find_dialect
+from mindrepvgg.weights.load import ImportedWeights, import_weights
+from mindrepvgg.weights.rename import from_ours
 
-HOUSE = "mindrepvgg"
-FORMS = ("deploy", "train")
 _TORCH_SUFFIXES = (".pth", ".pt")
 
 # Fusion is exact at any size: a small picture shows an error as well as a large one, and borders weigh more in it.
@@ -49,8 +49,8 @@ class Conversion:
 def convert_checkpoint(
     source,
     destination,
-    dialect=HOUSE,
-    form="deploy",
+    dialect=OURS.name,
+    form=DEPLOY,
     weights="raw",
     num_classes=None,
     rtol=1e-4,
@@ -70,11 +70,11 @@ def convert_checkpoint(
     imported = import_weights(source, weights, allow_nonfinite)
     if num_classes not in (None, imported.recognised.num_classes):
         raise CheckpointError(f"{source} is for {imported.recognised.num_classes} classes, expected {num_classes}")
-    net = build_network(imported, form="train" if form == "train" else None)
+    net = imported.network(TRAIN if form == TRAIN else None)
     facts = describe(imported)
     del imported  # large networks: what is done with is let go, so that two copies at most are in memory
     report = None
-    if form == "deploy" and not net.deploy:
+    if form == DEPLOY and not net.deploy:
         net, report = _fuse(net, rtol)
         gc.collect()  # the train form's cells refer to one another, and would stay while the file is written
     _write(net, destination, dialect, source, report)
@@ -95,7 +95,7 @@ def describe(imported: ImportedWeights) -> dict:
         "container": imported.container,
         "dialect": find_dialect(found.dialect).project,
         "model": found.variant.name,
-        "form": "deploy" if found.deploy else "train",
+        "form": found.form,
         "num_classes": found.num_classes,
         "in_channels": found.in_channels,
         "tensors": len(found.arrays),
@@ -108,9 +108,9 @@ def describe(imported: ImportedWeights) -> dict:
     }
     if found.variant.name == "repvgg":
         facts["model_args"] = found.variant.to_dict()
-    if found.variant.aux_heads and not found.deploy:
+    if found.variant.aux_heads and found.form == TRAIN:
         facts["auxiliary_heads"] = found.has_aux
-    told = imported.description
+    told = imported.description.to_dict() if imported.description else {}
     return {
         **facts,
         **{key: told[key] for key in ("epoch", "step", "dataset", "image_size", "versions") if key in told},
@@ -128,7 +128,7 @@ def _check_destination(source, destination, dialect):
     if destination.exists() and source.exists() and destination.samefile(source):
         raise CheckpointError(f"{destination} is the source itself; give the result another name")
     if destination.suffix in _TORCH_SUFFIXES:
-        if dialect == HOUSE:
+        if dialect == OURS.name:
             raise CheckpointError(
                 f"{destination}: a PyTorch file needs a PyTorch project's names; add --dialect official"
             )
@@ -139,13 +139,13 @@ def _check_destination(source, destination, dialect):
 
 
 def _write(net, destination, dialect, source, report):
-    if dialect == HOUSE:
+    if dialect == OURS.name:
         facts = {"converted_from": source.name}
         if report:
             facts["equivalence"] = {key: getattr(report, key) for key in ("max_abs", "max_rel", "rtol", "num_inputs")}
         save_checkpoint(net, destination, **facts)
         return
-    arrays = from_house(network_arrays(net), dialect, net.variant)
+    arrays = from_ours(network_arrays(net), dialect, net.variant)
     if destination.suffix in _TORCH_SUFFIXES:
         torch = _import_torch(destination)
         content = io.BytesIO()

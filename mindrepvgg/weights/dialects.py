@@ -134,7 +134,7 @@ def _same(*names) -> dict[str, str]:
     return {name: name for name in names}
 
 
-HOUSE = Dialect(
+OURS = Dialect(
     "mindrepvgg",
     "mindrepvgg",
     places=_same(*_STAGES, *_PLUS_STAGES, *AUX_HEADS, "linear"),
@@ -250,7 +250,7 @@ DIALECTS = {
             stem=64,
             megengine_shapes=True,
         ),
-        HOUSE,
+        OURS,
     )
 }
 

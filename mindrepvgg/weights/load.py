@@ -7,54 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mindspore import nn
-from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.models import repvgg
-from mindrepvgg.models.qat import FORMS, QAT, fold_bn, to_fake_quantized, to_trainable_deploy
-from mindrepvgg.models.repvgg import RepVGG, build
+from mindrepvgg.models.parameters import load_arrays, network_arrays
+from mindrepvgg.models.qat import fold_bn
+from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.models.shapes import check_finite
-from mindrepvgg.models.variants import find
+from mindrepvgg.models.variants import BN, DEPLOY, QAT, TRAIN, find
 from mindrepvgg.reparam.deploy import to_deploy
-from mindrepvgg.weights.checkpoint import STATE_PREFIX, check_form, load_arrays, network_arrays
+from mindrepvgg.weights.checkpoint import check_form, split_state
 from mindrepvgg.weights.containers import read_weights
+from mindrepvgg.weights.description import Description
 from mindrepvgg.weights.pickles import is_pickle_file, read_pickle_file
-from mindrepvgg.weights.recognise import Recognised, recognise
+from mindrepvgg.weights.recognise import Recognised, recognise, recognise_described
 from mindrepvgg.weights.torchfile import is_torch_file, read_torch_file
 from mindrepvgg.weights.unwrap import unwrap
-
-
-def empty_network(description):
-    """The network a checkpoint's description with a `quantization` tells of, to be filled.
-
-    Raises CheckpointError when it tells of none.
-    """
-    form = description.get("quantization")
-    if form not in FORMS:
-        raise CheckpointError(f"the checkpoint holds no network for INT8 training: its form is {form!r}")
-    facts = (description[key] for key in ("model", "num_classes", "in_channels"))
-    net = to_trainable_deploy(build(*facts, deploy=True, **description.get("model_args", {})))
-    return to_fake_quantized(net) if form == QAT else net
-
-
-def load_quantization(path):
-    """The network of a checkpoint in 'bn' or 'qat' form, which `save_checkpoint` wrote; set to inference.
-
-    Raises CheckpointError when it is another or does not fit.
-    """
-    return network_of(read_weights(path), path)
-
-
-def network_of(found, path):
-    """`load_quantization` of what `weights.read_weights` found in the file at `path`."""
-    try:
-        net = empty_network(found.description)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    load_arrays(net, {k: v for k, v in found.arrays.items() if not k.startswith(STATE_PREFIX)}, path)
-    net.metadata = found.description
-    return net.set_train(False)
-
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +33,14 @@ WEIGHTS = ("raw", "ema")
 class ImportedWeights:
     """A file's weights under our names, and what was found around them.
 
-    container: 'torch', 'pickle', 'ckpt' or 'safetensors'. weights: 'raw' or 'ema', which of the two `recognised` holds;
-    has_raw, has_ema: which the file holds. wrapper, prefix, ignored: see `unwrap.Unwrapped`. description: what a
-    checkpoint of this package says of itself, empty for others.
+    Attributes:
+        path: the file.
+        container: 'torch', 'pickle', 'ckpt' or 'safetensors'.
+        recognised: the network, with the arrays.
+        weights: 'raw' or 'ema', which of the two `recognised` holds.
+        has_raw, has_ema: which the file holds.
+        wrapper, prefix, ignored: see `unwrap.Unwrapped`.
+        description: what a checkpoint of this package tells of itself; None for others.
     """
 
     path: Path
@@ -79,16 +52,46 @@ class ImportedWeights:
     wrapper: str
     prefix: str
     ignored: tuple[str, ...]
-    description: dict = field(repr=False)
+    description: Description | None = field(repr=False)
+
+    def network(self, form: str | None = None) -> RepVGG:
+        """Build the network and fill it; the arrays become its memory. BN of 'bn' and 'qat' form is folded.
+
+        Args:
+            form: 'train' or 'deploy', to refuse the other one.
+
+        Returns:
+            The network in train or deploy form, set to inference.
+
+        Raises:
+            CheckpointError: the network is in the other form.
+        """
+        found = self.recognised
+        check_form(self.path, DEPLOY if found.form in (BN, QAT) else found.form, form)
+        has_heads = found.has_aux or not found.variant.aux_heads or found.form != TRAIN
+        if not has_heads:
+            log.warning("%s has no auxiliary heads; the network is built without them", self.path)
+        facts = found.variant, found.num_classes, found.in_channels, found.form
+        net = repvgg.build(*facts, found.arrays, aux_heads=has_heads, source=self.path, copy=False)
+        net.metadata = self.description.to_dict() if self.description else {}
+        if found.form in (BN, QAT):
+            net = fold_bn(net)
+        return net.set_train(False)
 
 
-def import_weights(path, weights="raw", allow_nonfinite=False) -> ImportedWeights:
+def import_weights(path, weights: str = "raw", allow_nonfinite: bool = False) -> ImportedWeights:
     """Read a checkpoint of any project: torch `.pth` in both forms, `.safetensors`, MindSpore `.ckpt`, `.pkl`.
 
-    Container, dialect, network, form and class count are told by content, never by the file's name. weights: 'raw', or
-    'ema' for the averaged copy that some training scripts keep beside it.
-    Raises CheckpointError, in one line, when the file cannot be read, is no RepVGG or not quite one, has no such copy,
-    or holds NaN or infinite values (unless allowed).
+    Container, dialect, network, form and class count are told by content, never by the file's name.
+
+    Args:
+        path: the file.
+        weights: 'raw', or 'ema' for the averaged copy that some training scripts keep beside it.
+        allow_nonfinite: take NaN and infinite values.
+
+    Raises:
+        CheckpointError: the file cannot be read, is no RepVGG or not quite one, has no such copy, or holds NaN or
+            infinite values; the message is one line.
     """
     path = Path(path)
     container, content, description = _read(path)
@@ -100,7 +103,10 @@ def import_weights(path, weights="raw", allow_nonfinite=False) -> ImportedWeight
             raise CheckpointError(f"holds no {kind} weights; take the others with --weights {other}")
         if not allow_nonfinite:
             check_finite(chosen[weights])
-        recognised = recognise(chosen[weights])
+        if description and description.form in (BN, QAT):  # no other project has these forms
+            recognised = recognise_described(chosen[weights], description)
+        else:
+            recognised = recognise(chosen[weights])
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return ImportedWeights(
@@ -117,62 +123,65 @@ def import_weights(path, weights="raw", allow_nonfinite=False) -> ImportedWeight
     )
 
 
-def _read(path):
-    """(container, nested content, description) of a file."""
+def _read(path) -> tuple[str, object, Description | None]:
+    """A file's container, its nested content, and its description."""
     if is_torch_file(path):
-        return "torch", read_torch_file(path), {}
+        return "torch", read_torch_file(path), None
     if is_pickle_file(path):
-        return "pickle", read_pickle_file(path), {}
+        return "pickle", read_pickle_file(path), None
     found = read_weights(path)
-    container = found.container
-    if "quantization" in found.description:  # fine-tuned for INT8; what is of use elsewhere is the folded network
-        net = fold_bn(network_of(found, path))
-        return container, network_arrays(net), net.metadata
-    arrays = {name: array for name, array in found.arrays.items() if not name.startswith(STATE_PREFIX)}
-    return container, arrays, found.description
+    description = Description.read(found.description, path) if found.description else None
+    return found.container, split_state(found.arrays)[0], description
 
 
-def load_weights(path, weights="raw", form=None, allow_nonfinite=False) -> RepVGG:
-    """A network ready to use from a checkpoint of any project; set to inference.
+def load_weights(path, weights: str = "raw", form: str | None = None, allow_nonfinite: bool = False) -> RepVGG:
+    """Build a network, ready to use, from a checkpoint of any project.
 
-    weights, allow_nonfinite: see `import_weights`. form: 'train' or 'deploy' to refuse the other one.
-    What the file tells of itself is in `net.metadata`. Raises CheckpointError.
+    Args:
+        path: the file.
+        weights, allow_nonfinite: see `import_weights`.
+        form: 'train' or 'deploy', to refuse the other one.
+
+    Returns:
+        The network, set to inference; `net.metadata` holds what the file tells of itself.
+
+    Raises:
+        CheckpointError: see `import_weights`; or the network is in the other form.
     """
-    return build_network(import_weights(path, weights, allow_nonfinite), form)
-
-
-def build_network(imported: ImportedWeights, form=None) -> RepVGG:
-    """The network of imported weights, filled with them: their memory becomes the network's."""
-    found = imported.recognised
-    check_form(imported.path, "deploy" if found.deploy else "train", form)
-    shape = found.variant.to_dict() if found.variant.name == "repvgg" else {}
-    with no_init_parameters():  # every one of them is about to be filled
-        net = repvgg.build(found.variant.name, found.num_classes, found.in_channels, found.deploy, **shape)
-    if found.variant.aux_heads and not found.deploy and not found.has_aux:
-        log.warning("%s has no auxiliary heads; the network is built without them", imported.path)
-        net.drop_aux_heads()
-    load_arrays(net, found.arrays, imported.path, copy=False)
-    net.metadata = dict(imported.description)
-    return net.set_train(False)
+    return import_weights(path, weights, allow_nonfinite).network(form)
 
 
 def create_model(
-    name, num_classes=1000, in_channels=3, deploy=False, weights=None, norm=nn.BatchNorm2d, **shape
+    name: str,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    deploy: bool = False,
+    weights=None,
+    norm: type = nn.BatchNorm2d,
+    **shape,
 ) -> RepVGG:
-    """The network called `name` ('repvgg_a0', or as the paper writes it, 'RepVGG-A0').
+    """Create a network of the family.
 
-    weights: a checkpoint of any project to fill it with; None leaves the fresh initialisation. Where its class count
-    is another than `num_classes`, the heads stay fresh, which is said in the log: the start of fine-tuning. A
-    train-form file fills a deploy-form network through fusion.
-    shape: for the name 'repvgg' only: `num_blocks` and `widths`, and optionally `group_size`, `se`, `se_ratio`,
-    `aux_heads`; see `mindrepvgg.models.variants.Variant`.
-    Raises UserError when the name or a number cannot be used; CheckpointError when the file is of another network.
+    Args:
+        name: 'repvgg_a0', or as the paper writes it, 'RepVGG-A0'.
+        num_classes: outputs of the classifier.
+        in_channels: channels of the images.
+        deploy: build the deploy form. A train-form file fills it through fusion.
+        weights: a checkpoint of any project to fill it with; None leaves the fresh initialisation. Where its class
+            count is not `num_classes`, the heads stay fresh, which is said in the log: the start of fine-tuning.
+        norm: the BN's class, see `RepVGGBlock`.
+        **shape: for the name 'repvgg' only: `num_blocks` and `widths`, and optionally `group_size`, `se`, `se_ratio`,
+            `aux_heads`; see `mindrepvgg.models.variants.Variant`.
+
+    Raises:
+        UserError: the name or a number cannot be used.
+        CheckpointError: the file is of another network.
     """
+    wanted = find(name, **shape)
     if weights is None:
-        return repvgg.build(name, num_classes, in_channels, deploy, norm, **shape)
+        return repvgg.build(wanted, num_classes, in_channels, DEPLOY if deploy else TRAIN, norm=norm)
     imported = import_weights(weights)
     found = imported.recognised
-    wanted = find(name, **shape)
     has = {**found.variant.to_dict(), "in_channels": found.in_channels}
     wants = {**wanted.to_dict(), "in_channels": in_channels}
     if has != wants:
@@ -180,21 +189,21 @@ def create_model(
         raise CheckpointError(
             f"{weights} holds a {found.variant.name}, not the {wanted.name} asked for: {'; '.join(differing)}"
         )
-    if not deploy or found.deploy:
-        check_form(weights, "deploy" if found.deploy else "train", "deploy" if deploy else "train")
-    net = repvgg.build(name, num_classes, in_channels, found.deploy, norm, **shape)
-    arrays = dict(found.arrays)
+    arrays, form = dict(found.arrays), found.form
+    if form in (BN, QAT):
+        arrays, form = network_arrays(imported.network()), DEPLOY
+    if not deploy:
+        check_form(weights, form, TRAIN)
+    net = repvgg.build(wanted, num_classes, in_channels, form, norm=norm)
     fresh = _fresh_heads(net, found)
     if fresh:
         log.warning(
             "%s is for %d classes, the network for %d: %s start fresh",
             *(weights, found.num_classes, num_classes, ", ".join(fresh)),
         )
-        for parameter in net.get_parameters():
-            if parameter.name.startswith(fresh):
-                arrays[parameter.name] = parameter.asnumpy()
-    load_arrays(net, arrays, weights)
-    return to_deploy(net) if deploy and not found.deploy else net
+        arrays |= {name: array for name, array in network_arrays(net).items() if name.startswith(fresh)}
+    load_arrays(net.get_parameters(), arrays, weights)
+    return to_deploy(net) if deploy and form == TRAIN else net
 
 
 def _fresh_heads(net, found) -> tuple[str, ...]:
@@ -202,7 +211,7 @@ def _fresh_heads(net, found) -> tuple[str, ...]:
     heads = []
     if found.num_classes != net.num_classes:
         heads.append("linear.")
-    if found.variant.aux_heads and not found.deploy:
+    if found.variant.aux_heads and found.form == TRAIN:
         for stage in found.variant.stages:
             if stage.aux and not found.has_aux:
                 heads.append(f"{stage.name}_aux.")

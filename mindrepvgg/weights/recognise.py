@@ -8,54 +8,67 @@ import numpy as np
 
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models import variants
-from mindrepvgg.models.shapes import Differences, differences, parameter_shapes
-from mindrepvgg.models.variants import Variant
+from mindrepvgg.models.shapes import Misfits, check_fit, find_misfits, parameter_shapes
+from mindrepvgg.models.variants import DEPLOY, TRAIN, Variant
 from mindrepvgg.text import listed, printable
-from mindrepvgg.weights.dialects import DIALECTS, HOUSE
-from mindrepvgg.weights.rename import Translation, form_name, translate
+from mindrepvgg.weights.description import Description
+from mindrepvgg.weights.dialects import DIALECTS, OURS
+from mindrepvgg.weights.rename import Translation, translate
 
 _FAMILY = [variants.find(name) for name in variants.list_models() if name != "repvgg"]
-_KERNELS = {False: ".rbr_dense.conv.weight", True: ".rbr_reparam.weight"}  # by deploy
+_KERNELS = {TRAIN: ".rbr_dense.conv.weight", DEPLOY: ".rbr_reparam.weight"}
 _HEAD = ("linear.weight", "linear.bias")
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """A network told by its arrays, which are complete and stand under our names; see `models.shapes.parameter_shapes`.
+    """A network told by its arrays.
 
-    dialect: whose names they had; where several projects name a network alike, the first of `DIALECTS`.
-    variant: a member of the family, or 'repvgg' with its sizes. has_aux: RepVGGplus's auxiliary heads are there.
+    Attributes:
+        dialect: whose names the arrays had; where several projects name a network alike, the first of `DIALECTS`.
+        variant: a member of the family, or 'repvgg' with its sizes.
+        form: one of `variants.FORMS`.
+        num_classes, in_channels: read off the arrays.
+        has_aux: RepVGGplus's auxiliary heads are there.
+        arrays: complete, and under our names; see `models.shapes.parameter_shapes`.
     """
 
     dialect: str
     variant: Variant
-    deploy: bool
+    form: str
     num_classes: int
     in_channels: int
     has_aux: bool
     arrays: dict[str, np.ndarray]
 
+    @property
+    def deploy(self) -> bool:
+        """Whether the network is in deploy form."""
+        return self.form == DEPLOY
+
 
 def recognise(arrays: dict[str, np.ndarray]) -> Recognised:
     """Tell dialect, network, form and sizes of flat arrays, and rename them to our names.
 
-    Raises CheckpointError, in one line, when they are no RepVGG, half converted, without a head, not floating-point, or
-    not quite a network: then it names the closest one and the first differences, under the names the file uses.
+    Raises:
+        CheckpointError: they are no RepVGG, half converted, without a head, not floating-point, or not quite a network;
+            the message is one line. Of what is not quite a network it names the closest one, and the first differences
+            under the names that the file uses.
     """
     translation = min((translate(arrays, d) for d in DIALECTS.values()), key=lambda found: len(found.unknown))
-    deploy = _form(arrays, translation)
+    form = _form(arrays, translation)
     found = translation.arrays
-    num_classes, in_channels = _sizes(found, deploy)
+    num_classes, in_channels = _sizes(found, form)
     has_aux = any("_aux." in name for name in found)
 
-    def against(variant) -> Differences:
-        return differences(parameter_shapes(variant, deploy, num_classes, in_channels, has_aux), found)
+    def against(variant) -> Misfits:
+        return find_misfits(parameter_shapes(variant, form, num_classes, in_channels, has_aux), found)
 
-    derived = _derive(found, deploy, in_channels)
+    derived = _derive(found, form, in_channels)
     variant = min([*_FAMILY, *([derived] if derived else [])], key=lambda variant: against(variant).count)
     problems = _in_their_names(against(variant), translation)
     if problems.count:
-        label = f"{_described(variant)} in {form_name(deploy)} form under {translation.dialect.project}'s names"
+        label = f"{_described(variant)} in {form} form under {translation.dialect.project}'s names"
         head = [_their_name(name, translation) for name in _HEAD]
         if [*problems.missing] == head and problems.count == len(head):
             raise CheckpointError(f"the head ({' and '.join(head)}) is missing: this is the backbone of a {label}")
@@ -65,12 +78,23 @@ def recognise(arrays: dict[str, np.ndarray]) -> Recognised:
         raise CheckpointError(
             f"{len(quantised)} tensors are not floating-point: {listed(quantised)}; quantised, perhaps"
         )
-    return Recognised(translation.dialect.name, variant, deploy, num_classes, in_channels, has_aux, found)
+    return Recognised(translation.dialect.name, variant, form, num_classes, in_channels, has_aux, found)
 
 
-def _form(arrays, translation) -> bool:
-    """Whether the arrays are in deploy form; refuses what is no RepVGG at all, or half converted."""
-    kernels = {deploy: [n for n in translation.arrays if n.endswith(end)] for deploy, end in _KERNELS.items()}
+def recognise_described(arrays: dict[str, np.ndarray], description: Description) -> Recognised:
+    """Take arrays of this package, in any form, for what their description says.
+
+    Raises:
+        CheckpointError: they are something else; every difference is named.
+    """
+    told = description.variant, description.form, description.num_classes, description.in_channels
+    check_fit(parameter_shapes(*told, aux_heads=False), arrays, "the file")
+    return Recognised(OURS.name, *told, has_aux=False, arrays=arrays)
+
+
+def _form(arrays, translation) -> str:
+    """'train' or 'deploy'; refuses what is no RepVGG at all, or half converted."""
+    kernels = {form: [n for n in translation.arrays if n.endswith(end)] for form, end in _KERNELS.items()}
     if not any(kernels.values()) or 2 * len(translation.unknown) > len(arrays):
         names = [f"{printable(name)} {array.shape}" for name, array in arrays.items()]
         raise CheckpointError(
@@ -79,27 +103,27 @@ def _form(arrays, translation) -> bool:
         )
     if all(kernels.values()):
         raise CheckpointError(
-            f"half converted: {len(kernels[True])} blocks are fused ({translation.theirs[kernels[True][0]]}) and "
-            f"{len(kernels[False])} are not ({translation.theirs[kernels[False][0]]}); convert the whole network"
+            f"half converted: {len(kernels[DEPLOY])} blocks are fused ({translation.theirs[kernels[DEPLOY][0]]}) and "
+            f"{len(kernels[TRAIN])} are not ({translation.theirs[kernels[TRAIN][0]]}); convert the whole network"
         )
-    return bool(kernels[True])
+    return DEPLOY if kernels[DEPLOY] else TRAIN
 
 
-def _sizes(arrays, deploy) -> tuple[int, int]:
+def _sizes(arrays, form) -> tuple[int, int]:
     """The number of classes and of input channels; ImageNet's where their array is missing or misshapen."""
-    head, stem = arrays.get("linear.weight"), arrays.get(f"stage0{_KERNELS[deploy]}")
+    head, stem = arrays.get("linear.weight"), arrays.get(f"stage0{_KERNELS[form]}")
     return (
         head.shape[0] if head is not None and head.ndim == 2 and head.size else 1000,
         stem.shape[1] if stem is not None and stem.ndim == 4 and stem.size else 3,
     )
 
 
-def _derive(arrays, deploy, in_channels) -> Variant | None:
+def _derive(arrays, form, in_channels) -> Variant | None:
     """The variant that the kernels' shapes describe, a member of the family if it is one; None when they do not."""
     kernels: dict[str, dict[str, np.ndarray]] = {}  # stage -> block -> kernel
     for name, array in arrays.items():
-        if name.endswith(_KERNELS[deploy]) and array.ndim == 4:
-            block = name.removesuffix(_KERNELS[deploy])
+        if name.endswith(_KERNELS[form]) and array.ndim == 4:
+            block = name.removesuffix(_KERNELS[form])
             kernels.setdefault(block.partition(".")[0], {})[block] = array
     aux_heads = "stage3_first" in kernels
     third = ("stage3_first", "stage3_second") if aux_heads else ("stage3",)
@@ -142,12 +166,12 @@ def _their_name(name, translation: Translation) -> str:
     if name in translation.theirs:
         return translation.theirs[name]
     try:
-        return translation.dialect.join(HOUSE.split(name))
+        return translation.dialect.join(OURS.split(name))
     except KeyError:
         return name
 
 
-def _in_their_names(found: Differences, translation: Translation) -> Differences:
+def _in_their_names(found: Misfits, translation: Translation) -> Misfits:
     missing, unexpected, reshaped = ({_their_name(n, translation): s for n, s in part.items()} for part in found)
     unexpected |= {name: array.shape for name, array in translation.unknown.items()}
-    return Differences(missing, unexpected, reshaped)
+    return Misfits(missing, unexpected, reshaped)

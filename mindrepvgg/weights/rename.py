@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError
-from mindrepvgg.models.shapes import differences, parameter_shapes
-from mindrepvgg.models.variants import Variant
+from mindrepvgg.models.shapes import find_misfits, parameter_shapes
+from mindrepvgg.models.variants import DEPLOY, TRAIN, Variant
 from mindrepvgg.reparam.arithmetic import BN_LEAVES
 from mindrepvgg.text import listed, printable
-from mindrepvgg.weights.dialects import AUX_HEADS, BATCHES, DIALECTS, HOUSE, Dialect, Parts, find_dialect
+from mindrepvgg.weights.dialects import AUX_HEADS, BATCHES, DIALECTS, OURS, Dialect, Parts, find_dialect
 
 
 class Translation(NamedTuple):
@@ -31,13 +31,13 @@ def translate(arrays: dict[str, np.ndarray], dialect: Dialect) -> Translation:
         if parts is None:
             translation.unknown[name] = array
         elif parts.leaf != BATCHES:
-            ours = HOUSE.join(parts)
+            ours = OURS.join(parts)
             translation.theirs[ours] = name
             translation.arrays[ours] = _from_megengine(array, parts.leaf) if dialect.megengine_shapes else array
     return translation
 
 
-def to_house(arrays: dict[str, np.ndarray], dialect: str) -> dict[str, np.ndarray]:
+def to_ours(arrays: dict[str, np.ndarray], dialect: str) -> dict[str, np.ndarray]:
     """Rename a dialect's arrays to our names, their values untouched; `num_batches_tracked` is dropped.
 
     Whether they make a network is not asked here; `recognise` does. Raises CheckpointError for a foreign name.
@@ -49,7 +49,7 @@ def to_house(arrays: dict[str, np.ndarray], dialect: str) -> dict[str, np.ndarra
     return translation.arrays
 
 
-def from_house(
+def from_ours(
     arrays: dict[str, np.ndarray], dialect: str, variant: Variant, batches_tracked: int = 0
 ) -> dict[str, np.ndarray]:
     """Rename a network's arrays from our names to a dialect's, their values untouched.
@@ -61,23 +61,24 @@ def from_house(
     """
     target = find_dialect(dialect)
     deploy = "stage0.rbr_reparam.weight" in arrays
+    form = DEPLOY if deploy else TRAIN
     in_channels = _size(arrays, f"stage0.{'rbr_reparam' if deploy else 'rbr_dense.conv'}.weight", 1)
     aux_heads = any(name.startswith(AUX_HEADS) for name in arrays)
-    shapes = parameter_shapes(variant, deploy, _size(arrays, "linear.weight", 0), in_channels, aux_heads)
-    found = differences(shapes, arrays)
+    shapes = parameter_shapes(variant, form, _size(arrays, "linear.weight", 0), in_channels, aux_heads)
+    found = find_misfits(shapes, arrays)
     if found.count:
-        raise CheckpointError(f"the arrays are no {variant.name} in {form_name(deploy)} form: {found.text()}")
+        raise CheckpointError(f"the arrays are no {variant.name} in {form} form: {found.text()}")
     reason = target.refusal(variant, deploy, in_channels)
     if reason:
         able = [name for name, other in DIALECTS.items() if not other.refusal(variant, deploy, in_channels)]
         raise CheckpointError(
-            f"{variant.name} in {form_name(deploy)} form cannot be written for {target.project}: {reason}; "
+            f"{variant.name} in {form} form cannot be written for {target.project}: {reason}; "
             f"possible: {', '.join(able)}"
         )
     groups = {spec.name: spec.groups for spec in variant.block_specs(in_channels)}
     renamed = {}
     for name in shapes:
-        parts = HOUSE.split(name)
+        parts = OURS.split(name)
         array = arrays[name]
         if target.megengine_shapes:
             array = _to_megengine(array, parts, groups)
@@ -87,13 +88,8 @@ def from_house(
     return renamed
 
 
-def form_name(deploy: bool) -> str:
-    """'deploy' or 'train'."""
-    return "deploy" if deploy else "train"
-
-
 def _size(arrays, name, axis) -> int:
-    """One dimension of an array; 1 where there is no such array, which `differences` then reports."""
+    """One dimension of an array; 1 where there is no such array, which `find_misfits` then reports."""
     shape = arrays[name].shape if name in arrays else ()
     return shape[axis] if axis < len(shape) else 1
 

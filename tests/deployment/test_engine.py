@@ -14,7 +14,7 @@ from mindrepvgg import create_model, to_deploy
 from mindrepvgg.deployment.engine import OnnxEngine, engine_of, network_facts
 from mindrepvgg.deployment.graph import GraphOptions, build_onnx
 from mindrepvgg.errors import CheckpointError, UserError
-from mindrepvgg.weights.checkpoint import network_arrays
+from mindrepvgg.models.parameters import network_arrays
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -31,9 +31,9 @@ from mindrepvgg.deployment.graph import DEFAULT_OPSET, GraphOptions, build_onnx,
 from mindrepvgg.deployment.pictures import Pictures
 from mindrepvgg.errors import EquivalenceError, UserError
 from mindrepvgg.evaluation.torch_reference import TorchReference, read_tensors
+from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.models.preprocessing import Preprocessing
 from mindrepvgg.models.variants import find
-from mindrepvgg.weights.checkpoint import network_arrays
 
 ROOT = Path(__file__).parents[2]
 SIZE = (32, 40)

@@ -16,6 +16,7 @@ from mindrepvgg.measure.contestants import Facts
 from mindrepvgg.measure.settings import ENGINES, Settings
 from mindrepvgg.measure.worker import BrokenDown
 from mindrepvgg.models import variants
+from mindrepvgg.models.summary import summarise
 
 MAIN = benchmark.main
 
@@ -53,7 +54,7 @@ def test_every_engine_measures_the_same_network(run):
     assert status == 0
     told = [(row["network"], row["engine"], row["form"], row["precision"], row["batch_size"]) for row in rows]
     assert told == [(str(path), engine, "deploy", "float32", "2") for engine in ENGINES]
-    params = variants.cost(variants.custom(**SMALL["plain"]), True, 10).params
+    params = summarise(variants.custom(**SMALL["plain"]), 10).total("deploy").params
     for row in rows:
         assert 0 < float(row["q1_ms"]) <= float(row["median_ms"]) <= float(row["q3_ms"])
         assert float(row["images_per_second"]) == pytest.approx(2000 / float(row["median_ms"]))

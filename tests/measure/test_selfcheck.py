@@ -27,6 +27,7 @@ from mindrepvgg.cli import ascend_check, entry, verbs
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure import device_checks, selfcheck, selfcheck_report
 from mindrepvgg.models import synthetic
+from mindrepvgg.models.variants import PLAIN_FORMS
 from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.runtime.environment import mindspore_version
 from mindrepvgg.runtime.ranks import Ranks
@@ -213,7 +214,7 @@ def test_the_reference_is_complete_and_small(reference):
     assert reference["made_by"]["device"] == "CPU"
     assert reference["made_by"]["mindspore"] == "2.10.0"
     for name, forms in reference["networks"].items():
-        assert list(forms) == list(selfcheck.FORMS)
+        assert list(forms) == list(PLAIN_FORMS)
         assert forms["train"]["loss"][1] < forms["train"]["loss"][0], f"{name}: an update lowers the loss"
         for label, numbers in (item for form in forms.values() for item in form.items()):
             assert np.isfinite(numbers).all(), f"{name} {label}"
@@ -254,7 +255,7 @@ def test_a_cpu_passes_and_its_report_says_so(tmp_path, capfd, reference, precisi
         assert f"{result['status']}  {name}: {result['detail']}" in lines
     assert [name for name, result in results.items() if result["status"] == "PASS"] == [
         *("overflow in float16", "convolution of 2 groups", "convolution of 4 groups"),
-        *(f"repvgg_nano {form} {precision}" for form in selfcheck.FORMS),
+        *(f"repvgg_nano {form} {precision}" for form in PLAIN_FORMS),
     ]
     assert "5 PASS, 0 FAIL, 3 SKIP" in text
     assert "Unfinished" not in text
@@ -483,7 +484,7 @@ def test_a_reference_can_be_recorded_and_a_wrong_one_is_refused(tmp_path, monkey
     monkeypatch.setattr(selfcheck, "measure", lambda model, form: {"logits": [1.0]})
     assert entry.run(ascend_check.main, ["--record", str(path), "--models", "RepVGG-A0"]) == 0
     written = selfcheck.read_reference(path)
-    assert written["networks"] == {"repvgg_a0": {form: {"logits": [1.0]} for form in selfcheck.FORMS}}
+    assert written["networks"] == {"repvgg_a0": {form: {"logits": [1.0]} for form in PLAIN_FORMS}}
     assert written["made_by"]["mindspore"] == ms.__version__
     for text, message in (
         ("{", "is not JSON"),

@@ -8,7 +8,7 @@ from mindrepvgg import create_model, to_deploy
 from mindrepvgg.evaluation.torch_reference import TorchReference
 from mindrepvgg.measure import torch_network
 from mindrepvgg.models import variants
-from mindrepvgg.weights.checkpoint import network_arrays
+from mindrepvgg.models.parameters import network_arrays
 
 
 @pytest.fixture

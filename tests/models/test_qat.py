@@ -16,7 +16,7 @@ from mindrepvgg.data.source import spread
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models.qat import (
     fold_bn,
-    quantization_form,
+    form_of,
     quantization_parameters,
     to_fake_quantized,
     to_trainable_deploy,
@@ -31,7 +31,6 @@ from mindrepvgg.training.optim import build_optimizer
 from mindrepvgg.training.step import LossScale, NetworkWithLoss, TrainStep
 from mindrepvgg.training.trainer import Trainer
 from mindrepvgg.weights.convert import convert_checkpoint
-from mindrepvgg.weights.load import load_quantization
 
 CLASSES = 5
 TINY = {"num_blocks": (1, 1, 2, 1), "widths": (4, 4, 8, 8, 8)}
@@ -137,7 +136,7 @@ def test_inserted_bn_computes_the_same(kind):
     net, x = network(kind), Tensor(images(4, 3, 32, 32, seed=9))
     expected = net(x)
     found = to_trainable_deploy(to_deploy(net) if kind == "g4" else net, RAGGED)
-    assert (quantization_form(net), quantization_form(found)) == (None, "bn")
+    assert (form_of(net), form_of(found)) == ("train", "bn")
     assert relative_difference(found(x), expected) < 1e-5
     assert not any("1x1" in name or "identity" in name for name in weights(found))
     folded = fold_bn(found)
@@ -247,19 +246,20 @@ def test_it_trains_and_an_overflow_leaves_no_trace(trained, form):
 def test_a_checkpoint_keeps_the_form_and_is_no_other(trained, form, tmp_path):
     net, path = trained[form].net, tmp_path / f"{form}.ckpt"
     save_checkpoint(net, path)
-    loaded = load_quantization(path)
-    assert quantization_form(loaded) == form
+    loaded = load_checkpoint(path, form=form)
+    assert form_of(loaded) == form
     x = Tensor(images(2, 3, 32, 32))
     np.testing.assert_array_equal(loaded(x).asnumpy(), net(x).asnumpy())
-    with pytest.raises(CheckpointError, match=r"missing: stage0\.rbr_1x1\.conv\.weight"):
-        load_checkpoint(path)
+    for other in ("train", "deploy", "qat" if form == "bn" else "bn"):
+        with pytest.raises(CheckpointError, match=f"{path} is in {form} form"):
+            load_checkpoint(path, form=other)
     folded = tmp_path / "folded.ckpt"
     convert_checkpoint(path, folded)
     plain = load_weights(folded, form="deploy")
     assert "quantization" not in plain.metadata
     assert plain.metadata.get("quantization_parameters") == (quantization_parameters(net) if form == "qat" else None)
-    with pytest.raises(CheckpointError, match=f"{folded}: the checkpoint holds no network for INT8 training"):
-        load_quantization(folded)
+    with pytest.raises(CheckpointError, match=f"{folded} is in deploy form, a {form} checkpoint is needed"):
+        load_checkpoint(folded, form=form)
 
 
 def test_folding_what_was_trained_changes_nothing(trained):
@@ -373,7 +373,7 @@ def test_a_recipe_builds_the_form_from_a_checkpoint(digits, form):
     path, net = digits
     recipe = recipe_for(path, form)
     found = build_network(recipe, Ranks(), recipe.pretrained).set_train(False)
-    assert (quantization_form(found), found.metadata) == (form, {"quantization": form})
+    assert (form_of(found), found.metadata) == (form, {"quantization": form})
     loader = loader_of(recipe, open_source("mnist5k", "", "train", 10))
     x = Tensor(next(iter(loader))[0][:50])
     assert relative_difference(found(x), net(x)) < {"bn": 1e-5, "qat": 0.2}[form]
@@ -418,6 +418,6 @@ def test_a_run_is_resumed_exactly(digits, tmp_path):
     first._end_epoch = lambda: (end_epoch(), first.folder.stop.touch())
     assert not first.run().finished
     assert Trainer(halves, resume=first.folder.last).run().finished
-    expected, actual = (load_quantization(next((tmp_path / name).glob("*_last.ckpt"))) for name in ("whole", "halves"))
+    expected, actual = (load_checkpoint(next((tmp_path / name).glob("*_last.ckpt"))) for name in ("whole", "halves"))
     for name, values in weights(expected).items():
         np.testing.assert_array_equal(weights(actual)[name], values, err_msg=name)

@@ -1,14 +1,15 @@
-"""Names and shapes told without building, against the built cells; differences and non-finite values in words."""
+"""Names and shapes told without building, against the built cells; misfits and non-finite values in words."""
 
 import numpy as np
 import pytest
 from mindspore.nn.utils import no_init_parameters
-from support import SMALL
+from support import FORM, SMALL
 
 from mindrepvgg import create_model
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.models import variants
-from mindrepvgg.models.shapes import check_finite, differences, parameter_shapes
+from mindrepvgg.models.qat import to_fake_quantized, to_trainable_deploy
+from mindrepvgg.models.shapes import check_finite, find_misfits, parameter_shapes
 
 NETWORKS = [(name, {}) for name in variants.list_models() if name != "repvgg"]
 NETWORKS += [("repvgg", SMALL[kind]) for kind in SMALL]
@@ -25,31 +26,39 @@ def built(name, deploy, *sizes, **shape):
 @pytest.mark.parametrize(("name", "shape"), NETWORKS, ids=IDS)
 def test_shapes_are_those_of_the_built_network(name, shape, deploy):
     net, expected = built(name, deploy, **shape)
-    assert parameter_shapes(net.variant, deploy) == expected
+    assert parameter_shapes(net.variant, FORM[deploy]) == expected
 
 
 @pytest.mark.parametrize("deploy", [False, True], ids=["train", "deploy"])
 def test_classes_and_input_channels_count_in_every_head_and_the_stem(deploy):
     net, expected = built("repvgg", deploy, 7, 4, **SMALL["plus"])
-    assert parameter_shapes(net.variant, deploy, 7, 4) == expected
+    assert parameter_shapes(net.variant, FORM[deploy], 7, 4) == expected
+
+
+@pytest.mark.parametrize("kind", ["plain", "d2se"])
+def test_the_forms_of_training_for_int8(kind):
+    inserted = to_trainable_deploy(create_model("repvgg", deploy=True, **SMALL[kind]))
+    for form, other in (("bn", inserted), ("qat", to_fake_quantized(inserted))):
+        expected = {parameter.name: tuple(parameter.shape) for parameter in other.get_parameters()}
+        assert parameter_shapes(inserted.variant, form) == expected
 
 
 def test_auxiliary_heads_can_be_left_out():
     net, _ = built("repvgg", False, **SMALL["plus"])
     net.drop_aux_heads()
     expected = {parameter.name: tuple(parameter.shape) for parameter in net.get_parameters()}
-    assert parameter_shapes(net.variant, False, aux_heads=False) == expected
+    assert parameter_shapes(net.variant, "train", aux_heads=False) == expected
 
 
-def test_differences_tell_each_kind_and_the_first_few():
+def test_misfits_tell_each_kind_and_the_first_few():
     expected = {"a": (1,), "b": (2,), "c": (3,), "d": (4,), "e": (5,)}
-    found = differences(expected, {"e": np.zeros(6), "x\n": np.zeros((2, 2))})
+    found = find_misfits(expected, {"e": np.zeros(6), "x\n": np.zeros((2, 2))})
     assert found.count == 6
     assert found.text() == (
         "4 missing: a (1,), b (2,), c (3,), and 1 more; 1 unexpected: x\\n (2, 2); "
         "1 of another shape: e (6,), expected (5,)"
     )
-    assert differences(expected, {name: np.zeros(shape) for name, shape in expected.items()}).count == 0
+    assert find_misfits(expected, {name: np.zeros(shape) for name, shape in expected.items()}).count == 0
 
 
 def test_non_finite_weights_are_named():

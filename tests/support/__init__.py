@@ -28,6 +28,8 @@ SMALL = {
 }
 
 
+# A form by whether it is the deploy form.
+FORM = {False: "train", True: "deploy"}
 BOTH_FORMS = pytest.mark.parametrize("deploy", [False, True], ids=["train", "deploy"])
 
 # A recipe for real digits on a network of a few thousand parameters, to which a test adds what it is about.

@@ -12,7 +12,9 @@ from support import SMALL, randomise_bn, weights
 import mindrepvgg
 from mindrepvgg import create_model, load_checkpoint, save_checkpoint
 from mindrepvgg.errors import CheckpointError
-from mindrepvgg.weights.checkpoint import form_of, load_arrays, load_checkpoint_and_state
+from mindrepvgg.models.parameters import load_arrays
+from mindrepvgg.models.qat import form_of
+from mindrepvgg.weights.checkpoint import load_checkpoint_and_state
 from mindrepvgg.weights.containers import read_weights, write_weights
 
 pytestmark = pytest.mark.compat
@@ -231,10 +233,10 @@ class TestStrictness:
         with pytest.raises(
             CheckpointError, match=r"^somewhere does not fit the network: 1 of another shape: linear.bias \(2,\)"
         ):
-            load_arrays(net, arrays, "somewhere")
+            load_arrays(net.get_parameters(), arrays, "somewhere")
         assert_equal_weights(weights(net), before)
         # The other arrays would have changed it.
-        load_arrays(net, weights(small()), "somewhere")
+        load_arrays(net.get_parameters(), weights(small()), "somewhere")
         assert any((weights(net)[name] != array).any() for name, array in before.items())
 
 
@@ -293,7 +295,7 @@ class TestRefusals:
             ({"num_classes": 10**12}, "linear.weight (3, 32), expected (1000000000000, 32)"),
             ({"model": "repvgg_nano"}, "describes a network that cannot be built: repvgg_nano has a fixed shape"),
             ({"model": "resnet50", "model_args": {}}, "'resnet50') is not a network of the family"),
-            ({"model": None}, "describes a network that cannot be built"),
+            ({"model": None}, "model (=None) must be the name of a network"),
             ({"num_classes": "3"}, "num_classes (='3') must be a whole number of at least 1"),
             ({"num_classes": 0}, "num_classes (=0) must be a whole number of at least 1"),
             ({"in_channels": 1.0}, "in_channels (=1.0) must be a whole number of at least 1"),
@@ -303,7 +305,7 @@ class TestRefusals:
             ({"model_args": None}, "describes a network that cannot be built"),
             ({"model_args": {"deploy": True}}, "describes a network that cannot be built"),
             ({"model_args": {"depth": 3}}, "repvgg does not know depth"),
-            ({"form": "fused"}, "calls its form 'fused', which is neither train nor deploy"),
+            ({"form": "fused"}, "form (='fused') must be one of train, deploy, bn, qat"),
         ],
         ids=str,
     )

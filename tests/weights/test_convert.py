@@ -29,7 +29,7 @@ from support.torch_reference import Network
 
 from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint, to_deploy
 from mindrepvgg.weights.recognise import recognise
-from mindrepvgg.weights.rename import from_house
+from mindrepvgg.weights.rename import from_ours
 
 pytestmark = pytest.mark.usefixtures("pynative_mode")  # which a conversion sets, and leaves
 
@@ -134,7 +134,7 @@ def test_the_whole_family_out_and_back(name, dialect, deploy):
     variant = variant_of(name)
     ours = numbered(shapes_in("mindrepvgg", variant, deploy))
     values = {n: array.flat[0] for n, array in ours.items()}
-    written = from_house(ours, dialect, variant)
+    written = from_ours(ours, dialect, variant)
     named = [n for n in shapes_in(dialect, variant, deploy) if "num_batches" not in n]
     assert {n: written[n].flat[0] for n in named} == dict(zip(named, values.values(), strict=True))
     back = recognise(written).arrays

@@ -27,7 +27,7 @@ from mindrepvgg.weights import pickles
 from mindrepvgg.weights.containers import read_weights
 from mindrepvgg.weights.load import import_weights
 from mindrepvgg.weights.pickles import Opaque, is_pickle_file, read_pickle_file
-from mindrepvgg.weights.rename import from_house
+from mindrepvgg.weights.rename import from_ours
 from mindrepvgg.weights.torchfile import is_torch_file
 
 PROTOCOLS = pytest.mark.parametrize("protocol", range(6))
@@ -168,7 +168,7 @@ def test_weights_of_basecls_come_back_bit_for_bit(write, kind, deploy):
         found = imported.recognised
         assert (imported.container, imported.wrapper, imported.weights) == ("pickle", wrapper, weights)
         assert (found.variant.to_dict(), found.deploy, found.num_classes) == (variant.to_dict(), deploy, 7)
-        assert_same(from_house(found.arrays, "basecls", found.variant), expected)
+        assert_same(from_ours(found.arrays, "basecls", found.variant), expected)
 
     check({"state_dict": collections.OrderedDict(raw), "acc1": np.float64(72.4)}, "raw", "state_dict", raw)
     check(raw, "raw", "", raw)

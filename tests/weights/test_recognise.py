@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from support import BOTH_FORMS
+from support import BOTH_FORMS, FORM
 from support.dialect_names import NAMES, VARIANTS, knows, names_alike, shapes_in, zeros
 from support.golden import FAMILY
 
@@ -23,7 +23,7 @@ def test_every_network_is_recognised_in_every_dialect(dialect, deploy):
         assert (found.deploy, found.num_classes, found.in_channels) == (deploy, 1000, 3)
         assert found.has_aux == (variant.aux_heads and not deploy)
         assert found.dialect == names_alike(dialect, variant, deploy)
-        assert {n: a.shape for n, a in found.arrays.items()} == parameter_shapes(variant, deploy)
+        assert {n: a.shape for n, a in found.arrays.items()} == parameter_shapes(variant, FORM[deploy])
 
 
 def test_other_classes_and_channels_are_read_off_the_shapes():

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 from mindspore.nn.utils import no_init_parameters
-from support import BOTH_FORMS
+from support import BOTH_FORMS, FORM
 from support.dialect_names import NAMES, VARIANTS, knows, random_arrays, real_shapes, shapes_in, zeros
 from support.golden import FAMILY
 
@@ -18,7 +18,7 @@ from mindrepvgg.models import variants
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.weights.dialects import DIALECTS, find_dialect
 from mindrepvgg.weights.recognise import recognise
-from mindrepvgg.weights.rename import from_house, to_house
+from mindrepvgg.weights.rename import from_ours, to_ours
 from mindrepvgg.weights.torchfile import read_torch_file
 from mindrepvgg.weights.unwrap import unwrap
 
@@ -27,13 +27,13 @@ from mindrepvgg.weights.unwrap import unwrap
 @pytest.mark.parametrize("dialect", NAMES)
 def test_every_network_is_written_under_the_project_s_names_or_refused(dialect, deploy):
     for variant in filter(partial(knows, dialect), map(variants.find, FAMILY)):
-        arrays = zeros(parameter_shapes(variant, deploy))
+        arrays = zeros(parameter_shapes(variant, FORM[deploy]))
         no_such_form = deploy and (dialect == "mindcv" or (dialect == "mmpretrain" and variant.se))
         if no_such_form:
             with pytest.raises(CheckpointError, match="in deploy form cannot be written for "):
-                from_house(arrays, dialect, variant)
+                from_ours(arrays, dialect, variant)
         else:
-            written = from_house(arrays, dialect, variant)
+            written = from_ours(arrays, dialect, variant)
             assert {n: a.shape for n, a in written.items()} == shapes_in(dialect, variant, deploy)
 
 
@@ -50,9 +50,9 @@ def test_every_network_is_written_under_the_project_s_names_or_refused(dialect, 
 )
 def test_published_numbers_of_tensors(dialect, name, train, deploy):
     variant = variants.find(name)
-    assert len(from_house(zeros(parameter_shapes(variant, False)), dialect, variant)) == train
+    assert len(from_ours(zeros(parameter_shapes(variant, "train")), dialect, variant)) == train
     if deploy:
-        assert len(from_house(zeros(parameter_shapes(variant, True)), dialect, variant)) == deploy
+        assert len(from_ours(zeros(parameter_shapes(variant, "deploy")), dialect, variant)) == deploy
 
 
 @BOTH_FORMS
@@ -62,7 +62,7 @@ def test_published_numbers_of_tensors(dialect, name, train, deploy):
 def test_each_value_lands_under_its_name_and_comes_back_bit_for_bit(dialect, kind, deploy):
     variant = VARIANTS[kind]
     theirs = random_arrays(shapes_in(dialect, variant, deploy, 7))
-    ours = to_house(theirs, dialect)
+    ours = to_ours(theirs, dialect)
     renamed = [name for name in theirs if "batches" not in name]
     for name, original in zip(shapes_in("mindrepvgg", variant, deploy, 7), renamed, strict=True):
         assert ours[name].tobytes() == theirs[original].tobytes(), (name, original)
@@ -70,7 +70,7 @@ def test_each_value_lands_under_its_name_and_comes_back_bit_for_bit(dialect, kin
     assert found.variant == variant
     assert found.arrays.keys() == ours.keys()
     if DIALECTS[dialect].refusal(variant, deploy) is None:
-        back = from_house(ours, dialect, variant)
+        back = from_ours(ours, dialect, variant)
         assert back.keys() == theirs.keys()
         for name, array in theirs.items():
             assert (back[name].shape, back[name].dtype) == (array.shape, array.dtype)
@@ -79,19 +79,19 @@ def test_each_value_lands_under_its_name_and_comes_back_bit_for_bit(dialect, kin
 
 def test_other_dtypes_stay_and_the_batch_count_can_be_given():
     variant = VARIANTS["plain"]
-    ours = {n: a.astype(np.float16) for n, a in random_arrays(parameter_shapes(variant, False)).items()}
-    written = from_house(ours, "official", variant, batches_tracked=400)
+    ours = {n: a.astype(np.float16) for n, a in random_arrays(parameter_shapes(variant, "train")).items()}
+    written = from_ours(ours, "official", variant, batches_tracked=400)
     counts = [array for name, array in written.items() if name.endswith("num_batches_tracked")]
     assert len(counts) == 2 * 7 + 2  # two in each block, and two identity branches
     assert all(count.shape == () and count.dtype == np.int64 and count == 400 for count in counts)
-    assert {array.dtype for array in to_house(written, "official").values()} == {np.dtype(np.float16)}
+    assert {array.dtype for array in to_ours(written, "official").values()} == {np.dtype(np.float16)}
 
 
 def test_megengine_s_flat_bn_is_read_too():
     variant = VARIANTS["g4"]
     theirs = random_arrays(shapes_in("basecls", variant, False))
     flat = {n: a.reshape(-1) if a.shape[:1] == (1,) else a for n, a in theirs.items()}
-    assert {n: a.shape for n, a in recognise(flat).arrays.items()} == parameter_shapes(variant, False)
+    assert {n: a.shape for n, a in recognise(flat).arrays.items()} == parameter_shapes(variant, "train")
 
 
 def test_plus_without_auxiliary_heads_is_read_and_written():
@@ -99,7 +99,7 @@ def test_plus_without_auxiliary_heads_is_read_and_written():
     shapes = shapes_in("repvggplus", variant, False, aux=False)
     found = recognise(zeros(shapes))
     assert (found.variant, found.deploy, found.has_aux) == (variant, False, False)
-    assert from_house(found.arrays, "repvggplus", variant).keys() == shapes.keys()
+    assert from_ours(found.arrays, "repvggplus", variant).keys() == shapes.keys()
 
 
 @pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_b1g4"])
@@ -114,7 +114,7 @@ def test_mindcv_s_own_network_with_se():
     repvgg = pytest.importorskip("mindcv.models.repvgg")
     variant = variants.custom((1, 1, 2, 1), (16, 16, 32, 64, 128), se="pre")
     net = repvgg.RepVGG([1, 1, 2, 1], width_multiplier=[0.25] * 4, use_se=True, num_classes=3)
-    written = from_house(zeros(parameter_shapes(variant, False, 3)), "mindcv", variant)
+    written = from_ours(zeros(parameter_shapes(variant, "train", 3)), "mindcv", variant)
     assert real_shapes(net) == {name: array.shape for name, array in written.items()}
 
 
@@ -153,24 +153,24 @@ def test_what_a_project_cannot_hold_is_refused_with_those_that_can(dialect, kind
     }
     variant = {**VARIANTS, **odd}[kind]
     with pytest.raises(CheckpointError) as caught:
-        from_house(zeros(parameter_shapes(variant, deploy)), dialect, variant)
+        from_ours(zeros(parameter_shapes(variant, FORM[deploy])), dialect, variant)
     assert text in str(caught.value)
 
 
 def test_four_input_channels_are_refused_where_the_stem_takes_three():
     variant = VARIANTS["plain"]
-    arrays = zeros(parameter_shapes(variant, True, in_channels=4))
+    arrays = zeros(parameter_shapes(variant, "deploy", in_channels=4))
     with pytest.raises(CheckpointError, match="it takes 3 input channels, not 4; possible: timm, mmpretrain"):
-        from_house(arrays, "official", variant)
-    assert from_house(arrays, "timm", variant)["stem.reparam_conv.weight"].shape == (8, 4, 3, 3)
+        from_ours(arrays, "official", variant)
+    assert from_ours(arrays, "timm", variant)["stem.reparam_conv.weight"].shape == (8, 4, 3, 3)
 
 
 def test_auxiliary_heads_in_deploy_form_are_refused():
     variant = VARIANTS["plus"]
-    heads = {name: shape for name, shape in parameter_shapes(variant, False).items() if "_aux." in name}
-    arrays = zeros({**parameter_shapes(variant, True), **heads})
+    heads = {name: shape for name, shape in parameter_shapes(variant, "train").items() if "_aux." in name}
+    arrays = zeros({**parameter_shapes(variant, "deploy"), **heads})
     with pytest.raises(CheckpointError, match=r"no repvgg in deploy form: 21 unexpected: stage1_aux\.downsample"):
-        from_house(arrays, "repvggplus", variant)
+        from_ours(arrays, "repvggplus", variant)
     with pytest.raises(CheckpointError, match=r"21 unexpected: stage1_aux\.downsample"):
         recognise(arrays)
 
@@ -178,17 +178,17 @@ def test_auxiliary_heads_in_deploy_form_are_refused():
 def test_an_incomplete_network_is_not_written():
     variant = VARIANTS["plain"]
     for missing in ("stage3.1.rbr_1x1.bn.beta", "stage0.rbr_dense.conv.weight", "linear.weight"):
-        arrays = zeros(parameter_shapes(variant, False))
+        arrays = zeros(parameter_shapes(variant, "train"))
         del arrays[missing]
         with pytest.raises(CheckpointError, match=f"1 missing: {missing}"):
-            from_house(arrays, "official", variant)
+            from_ours(arrays, "official", variant)
 
 
 def test_unknown_dialects_and_foreign_names_are_named():
     with pytest.raises(UserError, match=r"dialect \(='tim'\) is unknown; did you mean timm\? known: official, "):
         find_dialect("tim")
     with pytest.raises(CheckpointError, match="1 names are not timm's: stages"):
-        to_house({"stages.0.00.identity.weight": np.zeros(3)}, "timm")
+        to_ours({"stages.0.00.identity.weight": np.zeros(3)}, "timm")
 
 
 def test_from_a_file_to_another_dialect(tmp_path):
@@ -198,5 +198,5 @@ def test_from_a_file_to_another_dialect(tmp_path):
     torch.save({"model": state, "epoch": 3}, tmp_path / "any.name")
     found = recognise(unwrap(read_torch_file(tmp_path / "any.name")).weights)
     assert (found.dialect, found.variant, found.num_classes) == ("official", VARIANTS["plain"], 4)
-    written = from_house(found.arrays, "timm", found.variant)
+    written = from_ours(found.arrays, "timm", found.variant)
     assert np.array_equal(written["stages.2.1.conv_1x1.bn.bias"], arrays["stage3.1.rbr_1x1.bn.bias"])

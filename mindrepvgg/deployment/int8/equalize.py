@@ -49,7 +49,7 @@ def equalize(variant: Variant, arrays) -> Equalized:
 
     Args:
         variant: the network's layout.
-        arrays: name -> array of the deploy form, as `checkpoint.network_arrays` gives them; they stay as they are.
+        arrays: name -> array of the deploy form, as `parameters.network_arrays` gives them; they stay as they are.
 
     Returns:
         The scaled arrays, each of its own type, and the scales.

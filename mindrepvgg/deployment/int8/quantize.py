@@ -25,10 +25,10 @@ from mindrepvgg.deployment.int8.search import Attempt, Evaluator, Search
 from mindrepvgg.errors import EquivalenceError, UserError
 from mindrepvgg.evaluation.crosscheck import cross_check
 from mindrepvgg.files import atomic_path, write_json
+from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.text import nearest
-from mindrepvgg.weights.checkpoint import network_arrays
 from mindrepvgg.weights.load import load_weights
 
 # What equalising may change the logits by, over the largest of them: float32's rounding and no more.

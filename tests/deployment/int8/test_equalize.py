@@ -10,8 +10,8 @@ from support import SMALL, images, randomise_bn, relative_difference
 from mindrepvgg import create_model
 from mindrepvgg.deployment.int8.equalize import equalize
 from mindrepvgg.evaluation.torch_reference import TorchReference
+from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.models.variants import find
-from mindrepvgg.weights.checkpoint import network_arrays
 
 KINDS = tuple(SMALL)
 IMAGES = images(3, 3, 48, 40)

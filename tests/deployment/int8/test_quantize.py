@@ -33,9 +33,9 @@ from mindrepvgg.deployment.int8.quantize import QuantizeOptions, quantize_checkp
 from mindrepvgg.deployment.int8.search import fewest
 from mindrepvgg.errors import EquivalenceError
 from mindrepvgg.evaluation.evaluate import Evaluation
+from mindrepvgg.models.parameters import load_arrays, network_arrays
 from mindrepvgg.models.variants import find
 from mindrepvgg.recipe.sources import recipe_from_dict
-from mindrepvgg.weights.checkpoint import load_arrays, network_arrays
 
 ROOT = Path(__file__).parents[3]
 SHAPE = {"num_blocks": [1, 1, 2, 1], "widths": [8, 8, 16, 24, 64]}
@@ -110,7 +110,7 @@ def checkpoint(tmp_path_factory):
         for name, layer in zip(names, convolutions, strict=True)
         for leaf in ("weight", "bias")
     }
-    load_arrays(net, arrays, "PyTorch")
+    load_arrays(net.get_parameters(), arrays, "PyTorch")
     path = tmp_path_factory.mktemp("checkpoint") / "digits.ckpt"
     save_checkpoint(net, path, **FACTS)
     return path
