@@ -45,7 +45,7 @@ class _Seen(NamedTuple):
     height: int
     width: int
     mode: str
-    format: str
+    format: str | None
 
 
 @dataclasses.dataclass

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,7 @@ def _read_class_folders(folder):
     return class_names, labels, ImageFiles([path for name in class_names for path in files[name]])
 
 
-DATASETS = {
+DATASETS: dict[str, Callable[..., Source]] = {
     "imagenet": _open_image_folder,
     "mnist5k": _open_mnist5k,
     "mnist": _open_mnist,

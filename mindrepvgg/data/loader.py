@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,10 +30,10 @@ class _Name(NamedTuple):
     """What a message calls a picture; worked out for a message only, because packed names have to be read."""
 
     source: Source
-    index: int
+    number: int
 
     def __str__(self):
-        return self.source.name(self.index)
+        return self.source.name(self.number)
 
 
 class Loader:
@@ -126,10 +126,11 @@ class Loader:
 
     def _picture(self, index):
         """Return picture `index` as uint8: (H, W) when gray, (H, W, 3) RGB otherwise."""
-        channels = self.preprocessing.in_channels
-        if self.source.images is None:
-            return decode(self.source.files.read(index), _Name(self.source, index), channels)
-        picture = self.source.images[index]
+        channels, files = self.preprocessing.in_channels, self.source.files
+        if files is not None:
+            return decode(files.read(index), _Name(self.source, index), channels)
+        images: Any = self.source.images
+        picture = images[index]
         if picture.shape[2] == 1:
             return picture[..., 0]
         return picture if channels == 3 else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)

@@ -142,7 +142,7 @@ def _check_index(index, path):
         raise DataError(f"{path} is not an index of mindrepvgg pack; {_ANEW}")
     if index.get("version") != VERSION:
         raise DataError(f"{path} is of format version {index.get('version')}, not {VERSION}; {_ANEW}")
-    names, shards, left_out = (index.get(key) for key in ("class_names", "shards", "left_out"))
+    names, shards, left_out = (index.get(key, ()) for key in ("class_names", "shards", "left_out"))
     fits = (
         all(type(part) is list for part in (names, shards, left_out))
         and all(type(name) is str for name in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,12 +13,22 @@ from mindrepvgg.data.decode import read_file
 SPLITS = ("train", "val")
 
 
-class ImageFiles:
-    """Encoded pictures, one file each.
+class Files(Protocol):
+    """Encoded pictures by number. They are read in any order and from any thread."""
 
-    A source's files have a length, a name(index) for messages, and a read(index) that returns the encoded picture as a
-    uint8 array or raises UnreadableImageError, in any order and from any thread.
-    """
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What messages call the picture."""
+        ...
+
+    def read(self, index: int) -> np.ndarray:
+        """Return the encoded picture, uint8. Raises UnreadableImageError."""
+        ...
+
+
+class ImageFiles:
+    """Encoded pictures, one file each; see `Files`."""
 
     def __init__(self, paths):
         self.paths = tuple(map(os.fspath, paths))
@@ -35,7 +46,7 @@ class ImageFiles:
 
 
 class _Chosen:
-    """Some of a source's files, by their numbers there; see `ImageFiles`."""
+    """Some of a source's files, by their numbers there; see `Files`."""
 
     def __init__(self, files, numbers):
         self._files = files
@@ -57,7 +68,7 @@ class Source:
 
     kind: the data set's name in `DATASETS`; class_names: index in the tuple = class index.
     labels: (N,) int32. Exactly one of images, (N, H, W, C) uint8 with C = 1 or 3 (RGB), and files, N encoded ones:
-    `ImageFiles` or something like it.
+    see `Files`.
     The arrays are made read-only. Raises ValueError when the parts do not fit together.
     """
 
@@ -65,12 +76,12 @@ class Source:
     class_names: tuple[str, ...]
     labels: np.ndarray
     images: np.ndarray | None = None
-    files: ImageFiles | None = None
+    files: Files | None = None
 
     def __post_init__(self):
         if (self.images is None) == (self.files is None):
             raise ValueError("a Source needs either images or files, not both")
-        pictures = self.files if self.images is None else self.images
+        pictures: Any = self.files if self.images is None else self.images
         if len(pictures) != len(self.labels):
             raise ValueError(f"a Source needs one label per picture: {len(self.labels)} != {len(pictures)}")
         for array in (self.labels, self.images):

@@ -189,7 +189,9 @@ class TrainLoader(Loader):
         augmentation, preprocessing = self.augmentation, self.preprocessing
         picture = self._picture(index)
         rng = self._random(_AUGMENTATION, epoch, index, repeat)
-        top, left, height, width = random_resized_crop(*picture.shape[:2], augmentation.scale, augmentation.ratio, rng)
+        top, left, height, width = random_resized_crop(
+            picture.shape[0], picture.shape[1], augmentation.scale, augmentation.ratio, rng
+        )
         picture = picture[top : top + height, left : left + width]
         picture = resize_fast(picture, preprocessing.image_size, preprocessing.interpolation)
         if rng.random() < augmentation.hflip:

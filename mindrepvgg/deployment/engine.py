@@ -45,7 +45,7 @@ class OnnxEngine:
         in_memory = isinstance(model, (bytes, bytearray))
         self.path = None if in_memory else Path(model)
         self._name = str(self.path or "the model")
-        if not in_memory and not self.path.is_file():
+        if self.path is not None and not self.path.is_file():
             what = "is a folder" if self.path.is_dir() else "does not exist"
             raise CheckpointError(f"{self.path} {what}, expected an ONNX file")
         options = ort.SessionOptions()

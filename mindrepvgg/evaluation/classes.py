@@ -50,15 +50,15 @@ class ClassReport:
         found = []
         for label, (images, correct, top5, other) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
             times = int(others[label, other])
-            rates = (100 * correct / images, 100 * top5 / images) if images else (None, None)
+            top1, rate5 = (100 * correct / images, 100 * top5 / images) if images else (None, None)
             taken_for = self.names[other] if times else None
-            found.append(ClassResult(self.names[label], images, correct, *rates, taken_for, times))
+            found.append(ClassResult(self.names[label], images, correct, top1, rate5, taken_for, times))
         return found
 
     def worst(self, count=3) -> list[ClassResult]:
         """The classes of the lowest top-1, the lowest first; those that are always right, or have no image, never."""
         wrong = [result for result in self.results if result.correct < result.images]
-        return sorted(wrong, key=lambda result: result.top1)[:count]
+        return sorted(wrong, key=lambda result: result.top1 or 0)[:count]
 
     def format(self) -> str:
         """One line: the worst classes."""

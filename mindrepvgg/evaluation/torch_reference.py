@@ -113,7 +113,7 @@ class TorchReference:
     def in_channels(self) -> int:
         """How many channels an image has: its first block is never grouped."""
         parts = self._blocks[min(self._blocks)]
-        return parts.get("fused", parts.get("dense"))["weight"].shape[1]
+        return parts["fused" if "fused" in parts else "dense"]["weight"].shape[1]
 
     def _place(self, name, tensor):
         """Sort one tensor into its block or the head; auxiliary heads and counters have no part in inference."""

@@ -113,5 +113,5 @@ def validate(net, overrides, device, ranks, way, by_class=False, show_progress=F
         split_images=len(source),
         chosen_images=len(loader.source),
         evaluation=found,
-        classes=ClassReport(source.class_names, confusion) if by_class else None,
+        classes=ClassReport(source.class_names, confusion) if confusion else None,
     )

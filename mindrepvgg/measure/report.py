@@ -6,6 +6,7 @@ import csv
 import importlib.metadata
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.evaluation.classes import check_suffix
@@ -161,7 +162,7 @@ class Report:
         figure = Figure(figsize=(8, 5.5), dpi=_DPI, layout="constrained")
         axes = figure.subplots()
         families: dict[str, list] = {}
-        label = {"textcoords": "offset points", "fontsize": 8, "parse_math": False}
+        label: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "parse_math": False}
         for result in sorted(self.points(), key=lambda result: result.images_per_second):
             network, speed = result.contestant.network, result.images_per_second
             top1 = self.settings.published(result.contestant)

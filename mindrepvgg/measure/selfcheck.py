@@ -159,8 +159,8 @@ def differences(expected: dict[str, list], actual: dict[str, list]) -> dict[str,
         raise CheckFailed(f"the quantities differ: {', '.join(sorted(expected.keys() ^ actual.keys()))}")
     found = {}
     for label, wanted in expected.items():
-        wanted, given = np.array(wanted), np.array(actual[label])
-        found[label] = float(np.abs(wanted - given).max() / np.abs(wanted).max())
+        reference = np.array(wanted)
+        found[label] = float(np.abs(reference - np.array(actual[label])).max() / np.abs(reference).max())
     return found
 
 

@@ -45,7 +45,7 @@ class Worker:
             found = self._connection.recv()
         except (EOFError, ConnectionError):
             self._process.join()
-            status = self._process.exitcode
+            status = self._process.exitcode or 0
             killed = f"was killed by signal {-status}, for want of memory perhaps"
             raise BrokenDown(f"its process {killed if status < 0 else f'ended with {status}'}") from None
         if isinstance(found, BrokenDown):
@@ -107,4 +107,4 @@ def status_bytes(key: str) -> int | None:
 def host_memory() -> Callable[[], int | None]:
     """Make a function that tells the most bytes this process has held beyond those it holds now."""
     held = status_bytes("VmRSS")
-    return lambda: None if held is None else max(status_bytes("VmHWM") - held, 0)
+    return lambda: None if held is None else max((status_bytes("VmHWM") or 0) - held, 0)

@@ -70,7 +70,7 @@ def fold_bn(kernel, gamma, beta, mean, var, eps):
     return fold(*_checked_branch("convolution", kernel, (gamma, beta, mean, var), eps))
 
 
-def fuse_block(params: dict, eps: float, dtype=np.float64) -> tuple[np.ndarray, np.ndarray]:
+def fuse_block(params: dict, eps: float | dict[str, float], dtype=np.float64) -> tuple[np.ndarray, np.ndarray]:
     """Fuse one block, given its parameters by their names within the block; computed in float64.
 
     params: `rbr_dense.conv.weight` (out, in // groups, 3, 3), `rbr_1x1.conv.weight` (out, in // groups, 1, 1), and
@@ -79,23 +79,23 @@ def fuse_block(params: dict, eps: float, dtype=np.float64) -> tuple[np.ndarray, 
     Returns kernel (out, in // groups, 3, 3) and bias (out,), rounded to `dtype` at the end.
     Raises ValueError when a parameter is missing or of the wrong shape; KeyError never escapes.
     """
-    eps = eps if isinstance(eps, dict) else dict.fromkeys(("rbr_dense", "rbr_1x1", "rbr_identity"), eps)
-    dense = _branch(params, "rbr_dense", eps["rbr_dense"], (3, 3))
-    pointwise = _branch(params, "rbr_1x1", eps["rbr_1x1"], (1, 1))
+    of = eps if isinstance(eps, dict) else dict.fromkeys(("rbr_dense", "rbr_1x1", "rbr_identity"), eps)
+    dense = _branch(params, "rbr_dense", of["rbr_dense"], (3, 3))
+    pointwise = _branch(params, "rbr_1x1", of["rbr_1x1"], (1, 1))
     if dense[0].shape[:2] != pointwise[0].shape[:2]:
         raise ValueError(f"rbr_dense {dense[0].shape} and rbr_1x1 {pointwise[0].shape} have other channels or groups")
     identity = None
     if "rbr_identity.gamma" in params:
         out, per_group = dense[0].shape[:2]
         kernel = identity_kernel(out, out // per_group)
-        identity = _checked_branch("rbr_identity", kernel, _bn_vectors(params, "rbr_identity"), eps["rbr_identity"])
+        identity = _checked_branch("rbr_identity", kernel, _bn_vectors(params, "rbr_identity"), of["rbr_identity"])
     kernel, bias = np.empty(dense[0].shape, dtype), np.empty(dense[0].shape[:1], dtype)
     for start in range(0, len(kernel), _CHANNELS_AT_ONCE):
         chunk = slice(start, start + _CHANNELS_AT_ONCE)
-        branches = (
+        parts = [
             branch and (*(array[chunk] for array in branch[:-1]), branch[-1]) for branch in (dense, pointwise, identity)
-        )
-        kernel[chunk], bias[chunk] = fuse_branches(*branches, add_1x1)
+        ]
+        kernel[chunk], bias[chunk] = fuse_branches(parts[0], parts[1], parts[2], add_1x1)
     return kernel, bias
 
 

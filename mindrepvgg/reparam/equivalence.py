@@ -143,7 +143,7 @@ def _compare_blocks(train_net, pairs, arguments):
         for handle in handles:
             handle.remove()
     return tuple(
-        BlockDifference(name, *found[name], _weight_difference(block, deploy_block))
+        BlockDifference(name, found[name][0], found[name][1], _weight_difference(block, deploy_block))
         for name, block, deploy_block in pairs
         if name in found
     )

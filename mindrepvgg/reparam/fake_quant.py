@@ -128,8 +128,8 @@ class _WeightQuantizer(nn.Cell):
 
     def grid(self, kernel, bias, input_scale) -> dict:
         """The kernel's scales in plain types; arrays and a number."""
-        tensors = [Tensor(np.asarray(value, np.float32)) for value in (kernel, bias, input_scale)]
-        scale = weight_scale(*tensors, self.per_channel).asnumpy().reshape(-1)
+        kernel, bias, input_scale = (Tensor(np.asarray(value, np.float32)) for value in (kernel, bias, input_scale))
+        scale = weight_scale(kernel, bias, input_scale, self.per_channel).asnumpy().reshape(-1)
         return {"scale": [float(one) for one in scale], "axis": 0 if self.per_channel else None, "dtype": "int8"}
 
 
@@ -176,8 +176,9 @@ class ConvBNBlock(RepVGGBlock):
 
     def fused_kernel_bias(self, dtype=np.float64):
         """See `RepVGGBlock.fused_kernel_bias`."""
-        *terms, eps = (self.rbr_dense.conv.weight, *self._bn_terms())
-        kernel, bias = arithmetic.fold_bn(*(term.asnumpy() for term in terms), eps)
+        gamma, beta, mean, var, eps = self._bn_terms()
+        weight, gamma, beta, mean, var = (p.asnumpy() for p in (self.rbr_dense.conv.weight, gamma, beta, mean, var))
+        kernel, bias = arithmetic.fold_bn(weight, gamma, beta, mean, var, eps)
         return kernel.astype(dtype), bias.astype(dtype)
 
     def switch_to_deploy(self):

@@ -94,7 +94,7 @@ class _Sum(nn.Cell):
         self.all_reduce = ops.AllReduce()
 
     def construct(self, *tensors):
-        sums = ()
+        sums = ()  # type: tuple
         for tensor in tensors:
             sums += (self.all_reduce(tensor),)
         return sums
@@ -130,7 +130,7 @@ def start(distribute="auto", device="CPU") -> Ranks:
 
 
 # A process joins once; whoever starts again gets the same.
-_joined = None
+_joined: Ranks | None = None
 
 
 def joined() -> Ranks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -60,7 +61,8 @@ class Position:
     @classmethod
     def from_dict(cls, values):
         """The position that `to_dict` wrote."""
-        return cls(**{k: -math.inf if v is None else v for k, v in values.items()})
+        restored: dict[str, Any] = {k: -math.inf if v is None else v for k, v in values.items()}
+        return cls(**restored)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -105,6 +106,11 @@ class LossScale:
         return float(self.scaler.scale_value.asnumpy())
 
 
+def _with_copy(parameters, prefix):
+    parameters = ParameterTuple(parameters)
+    return parameters, parameters.clone(prefix, init="same")
+
+
 class TrainStep(nn.Cell):
     """Forward, loss, gradients, all-reduce, clip, update and moving average, as one graph.
 
@@ -131,15 +137,13 @@ class TrainStep(nn.Cell):
         self.all_reduce = ops.AllReduce() if ranks > 1 else None
 
         self.loss_scale = loss_scale
-        self.scaler = loss_scale.scaler if loss_scale else None
+        self.scaler: Any = loss_scale.scaler if loss_scale else None
         self.may_skip = loss_scale is not None and loss_scale.skip
         self.adjusts_scale = bool(loss_scale and loss_scale.state)
-        self.statistics = ParameterTuple(bn_statistics(net)) if self.may_skip else ()
-        self.good_statistics = self.statistics.clone("good", init="same") if self.may_skip else ()
+        self.statistics, self.good_statistics = _with_copy(bn_statistics(net), "good") if self.may_skip else ((), ())
 
         self.ema_decay = ema_decay
-        self.averaged = ParameterTuple(net.get_parameters()) if ema_decay is not None else ()
-        self.ema = self.averaged.clone("ema", init="same") if ema_decay is not None else ()
+        self.averaged, self.ema = _with_copy(net.get_parameters(), "ema") if ema_decay is not None else ((), ())
         self.updates = Parameter(Tensor(0, ms.float32), "ema_updates", requires_grad=False)
 
         self.accumulation = accumulation

@@ -108,7 +108,7 @@ class Quantizer:
         # It adds the shapes of all tensors, and a mark without which the tools warn. There is nothing to optimise.
         self.tools.quant_pre_process(str(path), str(self.path), skip_optimization=True, skip_symbolic_shape=True)
         self.ranges = self._calibrate()
-        self._float_means = None
+        self._float_means: dict[str, np.ndarray] | None = None
 
     def close(self):
         """Remove the intermediate files."""
@@ -181,7 +181,7 @@ class Quantizer:
 def reader(tools, batches):
     """Make a calibration data reader of batches, as onnxruntime's tools want it."""
 
-    class Reader(tools.CalibrationDataReader):
+    class Reader(tools.CalibrationDataReader):  # type: ignore[name-defined]  # known at run time only
         def __init__(self):
             self._batches = iter(batches)
 
@@ -204,7 +204,8 @@ def channel_means(path, nodes, batches) -> dict[str, np.ndarray]:
         onnx.helper.make_tensor_value_info(outputs[node], onnx.TensorProto.FLOAT, None) for node in nodes
     )
     session = plain_session(model.SerializeToString())
-    means, count = dict.fromkeys(nodes, 0.0), sum(map(len, batches))
+    means: dict = dict.fromkeys(nodes, 0.0)
+    count = sum(map(len, batches))
     for batch in batches:
         for node, maps in zip(nodes, session.run(None, {INPUT: batch}), strict=True):
             means[node] = means[node] + _channel_mean([maps]) * (len(batch) / count)

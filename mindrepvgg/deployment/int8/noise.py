@@ -21,7 +21,7 @@ def signal_to_noise(signal, noisy) -> float:
     return quantization_tools().qdq_loss_debug.compute_signal_to_quantization_noice_ratio(signal, noisy)
 
 
-def layer_noise(float_path, path, layers, images) -> dict[str, dict[str, float]]:
+def layer_noise(float_path, path, layers, images) -> dict[str, dict]:
     """Measure each layer of an INT8 file against the float file, without the CPU's int8 kernels.
 
     Args:

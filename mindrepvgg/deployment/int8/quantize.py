@@ -205,7 +205,7 @@ def _best(quantizer, evaluator, options, folder, show_progress) -> _Best:
     images = quantizer.batches[0]
     kernels = _choose_bits(quantizer, options, images, Path(folder, "bits.onnx"))
     alone = noise_alone(quantizer, images, show_progress)
-    worst_first = sorted(alone, key=alone.get)
+    worst_first = sorted(alone, key=alone.__getitem__)
     search = Search(quantizer, evaluator, folder, options.bias_correction)
     if options.keep_float is None:
         best = search.fewest(worst_first, options.target_drop)
