@@ -79,7 +79,7 @@ bench: $(VENV)/.ready-bench
 	$(RUN) python benchmarks/report.py
 
 study: $(VENV)/.ready-bench
-	$(RUN) python benchmarks/quantization_training.py
+	$(RUN) python benchmarks/report.py --study
 
 release: lint test test-compat test-wheel
 	$(RUN) .ci/release

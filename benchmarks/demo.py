@@ -3,6 +3,7 @@
 --update_readme writes the table of the last run into README.md, between its markers, and runs nothing else.
 """
 
+import functools
 import shlex
 import statistics
 import subprocess
@@ -10,9 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+from sections import replace_section
+
 from mindrepvgg.cli import entry
 from mindrepvgg.errors import UserError
-from mindrepvgg.files import replace_section
 
 _ROOT = Path(__file__).resolve().parents[1]
 _FOLDER = Path("outputs/demo")
@@ -58,29 +60,27 @@ def report() -> str:
     from mindrepvgg.evaluation.evaluate import evaluate
     from mindrepvgg.recipe.network import recipe_of
     from mindrepvgg.runtime import device
+    from mindrepvgg.runtime.turns import take_turns
     from mindrepvgg.text import markdown_table
 
     device.setup("CPU")
     nets = [load_checkpoint(_ROOT / path) for path in _CHECKPOINTS]
     loader = eval_loader(recipe_of(nets[0], {}))
-    # In turn, so that a slow spell of the machine meets both forms.
-    rounds = [[evaluate(net, loader) for net in nets] for _ in range(_SPEED_ROUNDS)]
-    speeds = [
-        statistics.median(result.images_per_second for result in results) for results in zip(*rounds, strict=True)
-    ]
+    contestants = {"deploy" if net.deploy else "train": functools.partial(evaluate, net, loader) for net in nets}
+    rounds = take_turns(contestants, _SPEED_ROUNDS)
     rows = [
         (
-            "deploy" if net.deploy else "train",
-            f"{result.correct} of {result.num_images}",
-            f"{result.top1:.2f}%",
+            form,
+            f"{found[0].correct} of {found[0].num_images}",
+            f"{found[0].top1:.2f}%",
             f"{sum(parameter.size for parameter in net.trainable_params()):,}",
-            f"{speed:.0f}",
+            f"{statistics.median(result.images_per_second for result in found):.0f}",
         )
-        for net, result, speed in zip(nets, rounds[0], speeds, strict=True)
+        for net, (form, found) in zip(nets, rounds.items(), strict=True)
     ]
-    found = verify_equivalence(*nets, next(iter(loader))[0])
+    proof = verify_equivalence(*nets, next(iter(loader))[0])
     table = markdown_table(("form", "correct", "top-1", "parameters", "images/s"), rows)
-    return f"{table}\n\nlargest logit difference: {found.max_abs:.1e}, {found.max_rel:.1e} of the largest logit"
+    return f"{table}\n\nlargest logit difference: {proof.max_abs:.1e}, {proof.max_rel:.1e} of the largest logit"
 
 
 if __name__ == "__main__":

@@ -1,27 +1,23 @@
 """Data pipelines in images a second per core: ours, MindCV's and torchvision's, for training and validation.
 
-    python benchmarks/pipelines.py [--images 256] [--rounds 5]
-
 The pictures are synthesised: smooth noise, 500x375, JPEG of quality 90, about 100 KB each. All pipelines read the same
-files with the same settings (crops for 224x224, batches of 32, two workers) and take turns, so that a slow spell of the
-machine meets all of them. Per core: images over the processor time of all threads, which, unlike the time on the clock,
-hardly depends on what else the machine does. torchvision's rows need torch and torchvision; it reads in the process
-itself, where that can be counted.
+files with the same settings (crops for 224x224, batches of 32, two workers) and take turns. Per core: images over the
+processor time of all threads, which depends less on the machine's other work than the time on the clock. torchvision's
+rows need torch and torchvision; it reads in the process itself, where its processor time can be counted.
 """
 
 import functools
 import os
 import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mindrepvgg.cli import entry
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, installed or not
-
+from mindrepvgg.errors import UserError
+from mindrepvgg.runtime.optional import import_optional
+from mindrepvgg.runtime.turns import take_turns, timed, times_as_fast
+from mindrepvgg.text import markdown_table
 
 _BATCH, _SIDE, _WORKERS = 32, 224, 2
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -36,41 +32,34 @@ _TRAINING = {
     "and random erasing": {"re_prob": 0.25},
     "and mixup": {"mixup": 0.2},
 }
-_OURS, _RECORDS, _MINDCV, _TORCHVISION = "ours", "ours, MindRecord", "MindCV", "torchvision"
-
-
-def main(argv=None):
-    """Measure and print two markdown tables."""
-    parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=256, help="pictures an epoch")
-    parser.add_argument("--rounds", type=int, default=5, help="counted epochs of each contestant")
-    arguments = parser.parse_args(argv)
-    print(measure(arguments.images, arguments.rounds))
-    return 0
+_CONTESTANTS = _OURS, _RECORDS, _MINDCV, _TORCHVISION = "ours", "ours, MindRecord", "MindCV", "torchvision"
 
 
 def measure(images=256, rounds=5) -> str:
-    """The tables of training and of validation."""
+    """Return the tables of training and of validation."""
     from mindrepvgg.data.datasets import open_source
     from mindrepvgg.data.pack import pack_folder
 
     with tempfile.TemporaryDirectory() as folder:
         files, records = Path(folder, "files"), Path(folder, "records")
-        size = synthesise(files / "val", images)
+        size = _synthesise(files / "val", images)
         os.symlink("val", files / "train")
         pack_folder(files, records, short_side=_SHORT_SIDE)
         source, packed = (open_source("imagenet", place, "train") for place in (files, records))
         training = {
-            f"{name}|{contestant}": run
+            (name, contestant): run
             for name, keys in _TRAINING.items()
             for contestant, run in _trainers(keys, source, packed, files).items()
         }
-        validation = _validators(source, files)
-        trained, validated = (_images_per_core_second(runs, images, rounds) for runs in (training, validation))
-    return "\n".join([_facts(images, size, rounds), "", *_table(trained), "", *_validation_table(validated)])
+        trained, validated = (
+            take_turns({name: timed(run, clock=time.process_time) for name, run in runs.items()}, rounds, warmup=1)
+            for runs in (training, _validators(source, files))
+        )
+    tables = _training_table(trained, images), _validation_table(validated, images)
+    return "\n\n".join((_facts(images, size, rounds), *tables))
 
 
-def synthesise(folder, count):
+def _synthesise(folder, count):
     """Write `count` pictures of two classes; return their mean size in KB."""
     import cv2
     import numpy as np
@@ -174,7 +163,7 @@ def _mindcv(files, keys):
         drop_remainder=train,
         is_training=train,
         transform=create_transforms(
-            "imagenet", is_training=train, image_resize=_SIDE, interpolation="bilinear", **({**keys} if train else {})
+            "imagenet", is_training=train, image_resize=_SIDE, interpolation="bilinear", **keys
         ),
         num_parallel_workers=_WORKERS,
         num_classes=1000,
@@ -213,10 +202,9 @@ def _torchvision_validation():
 
 def _import_torchvision():
     try:
-        from torchvision import transforms
-    except (ImportError, RuntimeError):  # RuntimeError: it was built for another torch
+        return import_optional("torchvision.transforms", "torch", "this row")
+    except UserError:  # it is missing, or was built for another torch
         return None
-    return transforms
 
 
 def _torchvision(folder, transform):
@@ -228,46 +216,24 @@ def _torchvision(folder, transform):
     return functools.partial(_count, lambda: loader)
 
 
-def _images_per_core_second(runs, images, rounds):
-    """Every contestant's figures, one a round."""
-    found = {name: [] for name in runs}
-    for number in range(rounds + 1):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            if number:  # the first warms up
-                found[name].append(images / (time.process_time() - start))
-    return found
-
-
-def _ratio(found, name, other):
-    return statistics.median(a / b for a, b in zip(found[name], found[other], strict=True))
-
-
-def _table(found):
-    lines = [
-        "| training, images/s per core | ours | from MindRecord | MindCV | torchvision | ours / MindCV | MindRecord / "
-        "MindCV | ours / torchvision |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def _training_table(seconds, images):
+    rows = []
     for case in _TRAINING:
-        names = {name: f"{case}|{name}" for name in (_OURS, _RECORDS, _MINDCV, _TORCHVISION)}
-        shown = [f"{statistics.median(found[key]):.0f}" if key in found else "-" for key in names.values()]
+        own = {name: seconds[case, name] for name in _CONTESTANTS if (case, name) in seconds}
+        speeds = (f"{images / statistics.median(own[name]):.0f}" if name in own else "-" for name in _CONTESTANTS)
         pairs = ((_OURS, _MINDCV), (_RECORDS, _MINDCV), (_OURS, _TORCHVISION))
-        ratios = [f"{_ratio(found, names[a], names[b]):.2f}" if names[b] in found else "-" for a, b in pairs]
-        lines.append(f"| {case} | {' | '.join(shown + ratios)} |")
+        ratios = (f"{times_as_fast(own[a], own[b]):.2f}" if b in own else "-" for a, b in pairs)
+        rows.append((case, *speeds, *ratios))
+    headings = ("training, images/s per core", "ours", "from MindRecord", "MindCV", "torchvision")
+    ratios = ("ours / MindCV", "MindRecord / MindCV", "ours / torchvision")
     short = f"MindRecord: the same pictures packed by `mindrepvgg pack --short_side {_SHORT_SIDE}`."
-    return [*lines, "", short]
+    return f"{markdown_table((*headings, *ratios), rows)}\n\n{short}"
 
 
-def _validation_table(found):
-    first, *others = found
-    lines = ["| validation | images/s per core | time, decoding alone being 1 |", "|---|---|---|"]
-    lines.append(f"| {first} | {statistics.median(found[first]):.0f} | 1 |")
-    for name in others:
-        lines.append(f"| {name} | {statistics.median(found[name]):.0f} | {_ratio(found, first, name):.2f} |")
-    return lines
-
-
-if __name__ == "__main__":
-    sys.exit(entry.run(main))
+def _validation_table(seconds, images):
+    first = next(iter(seconds))
+    rows = [
+        (name, f"{images / statistics.median(own):.0f}", f"{times_as_fast(seconds[first], own):.2f}")
+        for name, own in seconds.items()
+    ]
+    return markdown_table(("validation", "images/s per core", "time, decoding alone being 1"), rows)

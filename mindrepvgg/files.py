@@ -8,8 +8,6 @@ import os
 import tempfile
 from pathlib import Path
 
-from mindrepvgg.errors import UserError
-
 
 @contextlib.contextmanager
 def atomic_path(path):
@@ -51,21 +49,6 @@ def write_json(path, value):
     with atomic_write(path, "w") as stream:
         json.dump(value, stream, indent=2, ensure_ascii=False)
         stream.write("\n")
-
-
-def replace_section(path, name, text):
-    """Write text between a document's markers `<!-- name: begin -->` and `<!-- name: end -->`, atomically.
-
-    Raises UserError unless it holds each of them once.
-    """
-    path = Path(path)
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    document = path.read_text(encoding="utf-8")
-    if document.count(begin) != 1 or document.count(end) != 1:
-        raise UserError(f"{path} must hold one {begin} and one {end}, between which the {name} stand")
-    before, rest = document.split(begin)
-    with atomic_write(path, "w") as stream:
-        stream.write(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 def _umask() -> int:
