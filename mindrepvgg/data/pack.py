@@ -206,7 +206,7 @@ class _Packer:
         for key in ("options", "packed_with"):
             if before.get(key) != self.index[key]:
                 raise DataError(
-                    f"{self.folder} was packed with {_differences(before.get(key), self.index[key])}; pack as before, "
+                    f"{self.folder} was packed with {_changes(before.get(key), self.index[key])}; pack as before, "
                     "into another folder, or anew with --overwrite"
                 )
         if any(before.get(key) != self.index[key] for key in ("source_sha256", "class_names")):
@@ -323,7 +323,7 @@ def _text(name):
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _differences(before, now):
+def _changes(before, now):
     return ", ".join(f"{key} {before.get(key)}, not {now[key]}" for key in now if before.get(key) != now[key])
 
 

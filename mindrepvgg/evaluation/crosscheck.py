@@ -14,6 +14,7 @@ from mindrepvgg.evaluation.metrics import MetricSum
 from mindrepvgg.evaluation.torch_reference import TorchReference, import_torch, read_tensors
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.recipe.network import recipe_of
+from mindrepvgg.reparam.compare import difference, largest, relative
 from mindrepvgg.runtime.device import inference_mode
 from mindrepvgg.weights.load import load_weights
 from mindrepvgg.weights.rename import from_ours
@@ -79,8 +80,8 @@ def cross_check(ours, reference, batches, rtol=1e-4) -> CrossCheck:
         if a.shape != b.shape:
             raise ValueError(f"logits of shapes {a.shape} and {b.shape} do not compare")
         # np.maximum keeps a NaN, where max() would lose it.
-        max_abs = float(np.maximum(max_abs, np.abs(a - b).max()))
-        scale = max(scale, float(np.abs(b).max()))
+        max_abs = float(np.maximum(max_abs, difference(b, a)[0]))
+        scale = max(scale, largest(b))
         tops = [np.argsort(-logits, axis=1, kind="stable")[:, :_TOP] for logits in (a, b)]
         same_top1 += int((tops[0][:, 0] == tops[1][:, 0]).sum())
         same_top5 += int((np.sort(tops[0], 1) == np.sort(tops[1], 1)).all(1).sum())
@@ -98,7 +99,7 @@ def cross_check(ours, reference, batches, rtol=1e-4) -> CrossCheck:
     }
     return CrossCheck(
         max_abs=max_abs,
-        max_rel=max_abs / scale if scale else (0.0 if max_abs == 0 else np.inf),
+        max_rel=relative(max_abs, scale),
         top1_agreement=same_top1 / num_images,
         top5_agreement=same_top5 / num_images,
         num_images=num_images,

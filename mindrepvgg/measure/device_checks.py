@@ -10,6 +10,7 @@ from mindspore import Parameter, Tensor, amp, nn, ops
 
 from mindrepvgg.measure.selfcheck_report import CheckFailed, CheckSkipped, Result, run_check
 from mindrepvgg.models.synthetic import parameter_value, uniform
+from mindrepvgg.reparam.compare import difference
 from mindrepvgg.runtime.environment import launched_processes
 from mindrepvgg.runtime.ranks import Ranks, start
 from mindrepvgg.runtime.turns import take_turns, timed
@@ -60,10 +61,8 @@ def check_grouped(groups: int, channels: int = 64, size: int = 16):
         parts.append([y.asnumpy() for y in _ConvGradients(weight[part], 1)(*inputs)])
     expected = [np.concatenate(pieces, axis) for pieces, axis in zip(zip(*parts, strict=True), (1, 1, 0), strict=True)]
     names = ("output", "gradient of the input", "gradient of the weight")
-    found = {
-        name: float(np.abs(a - b).max() / np.abs(b).max()) for name, a, b in zip(names, actual, expected, strict=True)
-    }
-    line = ", ".join(f"{name} {difference:.1e}" for name, difference in found.items())
+    found = {name: difference(b, a)[1] for name, a, b in zip(names, actual, expected, strict=True)}
+    line = ", ".join(f"{name} {value:.1e}" for name, value in found.items())
     if not max(found.values()) <= _GROUPED_TOLERANCE:
         raise CheckFailed(f"differs from {groups} plain convolutions: {line}", found)
     return f"differs from {groups} plain convolutions by: {line}", found
@@ -125,7 +124,7 @@ def check_collectives(group: Ranks, elements: int = 14_092_264, rounds: int = 5)
     group.broadcast([sent])
     wanted = np.sum(values, axis=0, dtype=np.float64)
     wrong = [
-        float(np.abs(total - wanted).max() / np.abs(wanted).max()),
+        difference(wanted, total)[1],
         float(np.abs(sent.asnumpy() - values[0]).max()),
     ]
     by_rank = group.gather(np.array(wrong, np.float32))

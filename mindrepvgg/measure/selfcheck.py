@@ -24,6 +24,7 @@ from mindrepvgg.models.repvgg import build
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.synthetic import parameter_value, uniform
 from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, find
+from mindrepvgg.reparam.compare import difference
 from mindrepvgg.reparam.precision import set_precision
 from mindrepvgg.runtime.ranks import Ranks
 
@@ -150,7 +151,7 @@ def _norm(arrays):
     return _rounded(math.sqrt(sum(float(np.vdot(array, array)) for array in arrays)))
 
 
-def differences(expected: dict[str, list], actual: dict[str, list]) -> dict[str, float]:
+def relative_differences(expected: dict[str, list], actual: dict[str, list]) -> dict[str, float]:
     """The largest difference of each quantity over its largest expected magnitude; NaN where a number is none.
 
     Raises CheckFailed when one of the two has a quantity the other has not.
@@ -159,8 +160,7 @@ def differences(expected: dict[str, list], actual: dict[str, list]) -> dict[str,
         raise CheckFailed(f"the quantities differ: {', '.join(sorted(expected.keys() ^ actual.keys()))}")
     found = {}
     for label, wanted in expected.items():
-        reference = np.array(wanted)
-        found[label] = float(np.abs(reference - np.array(actual[label])).max() / np.abs(reference).max())
+        found[label] = difference(np.array(wanted), np.array(actual[label]))[1]
     return found
 
 
@@ -173,7 +173,7 @@ def check_network(model: str, form: str, precision: str, reference: dict, coarse
     if expected is None:
         raise CheckSkipped(f"the reference file has no numbers of {model} in {form} form")
     actual = measure(model, form, precision)
-    found = differences(expected, actual)
+    found = relative_differences(expected, actual)
     worst, excess = _over_tolerance(found, precision)
     figures = {"differences": found, "measured": actual}
     line = f"differs most in {worst}, by {found[worst]:.1e}, in all logits by {found['all logits']:.1e}"

@@ -1,21 +1,32 @@
-"""How far two arrays lie apart, over the largest of one."""
+"""How far two arrays lie apart: the largest difference, and the same over the largest magnitude."""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-def difference(expected, actual, out=None):
-    """(largest absolute difference, the same over the largest expected magnitude), computed in float64.
+def difference(expected: np.ndarray, actual: np.ndarray, out: np.ndarray | None = None) -> tuple[float, float]:
+    """Compare two arrays of one shape, in float64.
 
-    out: a float64 array for the differences, `expected` itself where it is not needed afterwards.
+    Args:
+        expected: the array whose largest magnitude is the measure.
+        actual: the other one.
+        out: a float64 array for the differences; `expected` itself where it is not needed afterwards.
+
+    Returns:
+        The largest absolute difference, and the same over the largest magnitude; NaN where either array has one.
     """
     scale = largest(expected)
     with np.errstate(invalid="ignore"):  # infinite on both sides: NaN, which is no agreement
         max_abs = largest(np.subtract(expected, actual, out=out, dtype=np.float64))
-    return max_abs, max_abs / scale if scale else (0.0 if max_abs == 0 else np.inf)
+    return max_abs, relative(max_abs, scale)
 
 
-def largest(array):
+def relative(max_abs: float, scale: float) -> float:
+    """A largest difference over a largest magnitude; over zero it is infinite, unless the difference is zero."""
+    return max_abs / scale if scale else (0.0 if max_abs == 0 else np.inf)
+
+
+def largest(array: np.ndarray) -> float:
     """The largest magnitude, without a copy; NaN when there is one."""
-    return float(np.maximum(array.max(), -array.min()))
+    return float(np.maximum(array.max(), -array.min())) + 0.0  # of zeros, 0.0 and not -0.0
