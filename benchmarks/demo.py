@@ -57,7 +57,7 @@ def report() -> str:
     """A markdown table of both forms on the held-out images, and how far their logits lie apart."""
     from mindrepvgg import load_checkpoint, verify_equivalence
     from mindrepvgg.data.loaders import eval_loader
-    from mindrepvgg.evaluation.evaluate import evaluate
+    from mindrepvgg.evaluation.loop import evaluate
     from mindrepvgg.recipe.network import recipe_of
     from mindrepvgg.runtime import device
     from mindrepvgg.runtime.turns import take_turns

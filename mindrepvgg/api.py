@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mindrepvgg.deployment.export import Export
     from mindrepvgg.deployment.int8.quantize import Quantization
-    from mindrepvgg.evaluation.predict import Prediction
-    from mindrepvgg.evaluation.validation import Validation
+    from mindrepvgg.evaluation.predictions import Prediction
+    from mindrepvgg.evaluation.validation_report import Validation
     from mindrepvgg.recipe.schema import Recipe
     from mindrepvgg.training.result import RunResult
     from mindrepvgg.weights.convert import Conversion
@@ -113,15 +113,15 @@ def validate(
     Raises:
         UserError: checkpoint, data and options do not go together, or a package is missing.
     """
-    from mindrepvgg.evaluation import validation
+    from mindrepvgg.evaluation.validation_report import EvalOptions, run_validation
     from mindrepvgg.runtime import device, ranks
     from mindrepvgg.weights.load import load_weights
 
-    way = validation.Way(limit, flip, amp_level, engine)
+    options = EvalOptions(limit, flip, amp_level, engine, by_class)
     target = device.setup(_device_of(engine, device_target), mode)
     group = ranks.start(distribute, target)
     net = load_weights(checkpoint, weights)
-    found = validation.validate(net, overrides, target, group, way, by_class, show_progress, _run_by(engine))
+    found = run_validation(net, overrides, options, target, group, _engine_of(engine), show_progress)
     group.leave()
     return found
 
@@ -162,8 +162,8 @@ def predict(
     """
     from mindrepvgg.data.inputs import InputFiles
     from mindrepvgg.errors import UserError
-    from mindrepvgg.evaluation import predict as prediction
     from mindrepvgg.evaluation.draw import Drawer
+    from mindrepvgg.evaluation.predictions import class_names_of, loader_for, predictions
     from mindrepvgg.runtime import device
     from mindrepvgg.weights.load import load_weights
 
@@ -173,10 +173,10 @@ def predict(
     drawer = Drawer(out, files) if out else None
     device.setup(_device_of(engine, device_target))
     net = load_weights(checkpoint, weights)
-    names = prediction.class_names_of(net, class_names)
-    loader = prediction.loader_for(net, files, {"batch_size": 32, **overrides})
-    run = (_run_by(engine) or prediction.runner)(net)
-    found = prediction.predict(run, loader, names, topk, show_progress)
+    names = class_names_of(net, class_names)
+    loader = loader_for(net, files, {"batch_size": 32, **overrides})
+    make = _engine_of(engine)
+    found = predictions(make(net) if make else net, loader, names, topk, show_progress)
     return found if drawer is None else _drawn(found, drawer)
 
 
@@ -362,7 +362,7 @@ def _device_of(engine: str, device_target: str) -> str:
     return "CPU" if engine == "onnxruntime" else device_target
 
 
-def _run_by(engine: str):
+def _engine_of(engine: str):
     """The function that makes an engine of a network; None for MindSpore, which runs the network itself."""
     if engine != "onnxruntime":
         return None

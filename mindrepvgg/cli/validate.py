@@ -89,7 +89,7 @@ def _validate(arguments, overrides):
 
 
 def _cross_check(arguments, overrides):
-    from mindrepvgg.evaluation.crosscheck import check_file
+    from mindrepvgg.evaluation.crosscheck import cross_check_file
     from mindrepvgg.runtime import device, ranks
     from mindrepvgg.weights.load import load_weights
 
@@ -97,7 +97,7 @@ def _cross_check(arguments, overrides):
         raise UserError("--cross_check is done in one process; start it without msrun")
     net = load_weights(arguments.ckpt_path, arguments.weights)
     against = (arguments.reference, arguments.cross_check, arguments.weights == "ema", arguments.rtol)
-    checked, images = check_file(arguments.ckpt_path, net, overrides, *against)
+    checked, images = cross_check_file(arguments.ckpt_path, net, overrides, *against)
     print(
         json.dumps({**checked.to_dict(), "images": images}) if arguments.json else f"on {images}:\n{checked.format()}"
     )

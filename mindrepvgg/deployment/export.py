@@ -108,7 +108,7 @@ def export_checkpoint(
 
     options: `GraphOptions`; its `preprocess` (mean and std) and `image_size` are filled in from the checkpoint where
     `preprocess` and `fixed_size` ask for them. overrides: recipe keys of the command line that stand
-    above what the checkpoint tells, see `evaluate.recipe_of`. rtol: tolerance, by precision unless given.
+    above what the checkpoint tells, see `recipe.network.recipe_of`. rtol: tolerance, by precision unless given.
     A MindIR file's metadata are written beside it as JSON, named as the file with `.json` behind it.
     Raises EquivalenceError, and leaves no new file, when the written file computes something else; UserError when the
     checkpoint cannot be used, a package is missing, or the destination cannot be written.

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from mindspore import Tensor
 
 from mindrepvgg.data.loaders import check_classes, eval_loader, loader_of
 from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.errors import CheckpointError, UserError
+from mindrepvgg.evaluation.inference import ArrayFunction, as_function
 from mindrepvgg.evaluation.metrics import MetricSum
 from mindrepvgg.evaluation.torch_reference import TorchReference, import_torch, read_tensors
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.reparam.compare import difference, largest, relative
 from mindrepvgg.runtime.device import inference_mode
+from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.weights.load import load_weights
 from mindrepvgg.weights.rename import from_ours
 
@@ -27,9 +29,14 @@ _NOISE_IMAGES = 8
 class CrossCheck:
     """What two networks made of the same images.
 
-    max_abs: largest logit difference; max_rel: the same over the reference's largest logit. top1_agreement: share of
-    images with the same first class; top5_agreement: with the same set of first five (all, where there are fewer).
-    ours, reference: accuracies where the images carry labels, else None.
+    Attributes:
+        max_abs: largest difference of two logits.
+        max_rel: the same over the reference's largest logit.
+        top1_agreement: share of the images with the same first class.
+        top5_agreement: share of the images with the same set of first five classes (all, where there are fewer).
+        num_images: images compared.
+        rtol: the largest `max_rel` that passes.
+        ours, reference: accuracies where the images carry labels, else None.
     """
 
     max_abs: float
@@ -64,12 +71,18 @@ class CrossCheck:
         return "\n".join(lines)
 
 
-def cross_check(ours, reference, batches, rtol=1e-4) -> CrossCheck:
+def cross_check(
+    ours: ArrayFunction, reference: ArrayFunction, batches: Iterable[tuple], rtol: float = 1e-4
+) -> CrossCheck:
     """Run two networks over the same batches and compare them, batch by batch.
 
-    ours, reference: images (N, C, H, W) float32 array -> logits (N, classes) array. batches: (images, labels, valid)
-    as an `EvalLoader` gives them; labels None where there are none.
-    Raises ValueError when the two have other class counts, or there is no image.
+    Args:
+        ours, reference: images (N, C, H, W) float32 -> logits (N, classes), both arrays.
+        batches: (images, labels, valid) as an `EvalLoader` gives them; labels are None where there are none.
+        rtol: the largest difference over the reference's largest logit that passes.
+
+    Raises:
+        ValueError: the two have other class counts, or there is no image.
     """
     max_abs = scale = 0.0
     same_top1 = same_top5 = num_images = 0
@@ -108,44 +121,56 @@ def cross_check(ours, reference, batches, rtol=1e-4) -> CrossCheck:
     )
 
 
-def check_file(path, net, overrides, reference=None, against="torch", averaged=False, rtol=1e-4):
-    """Cross-check a network with PyTorch's evaluation of a file; returns the `CrossCheck` and what the images were.
+def cross_check_file(
+    path,
+    net,
+    overrides: Mapping,
+    reference=None,
+    against: str = "torch",
+    averaged: bool = False,
+    rtol: float = 1e-4,
+) -> tuple[CrossCheck, str]:
+    """Compare a network with PyTorch's evaluation of a checkpoint.
 
-    net: the network made from `path`. overrides: recipe keys of the command line, see `evaluate.recipe_of`.
-    reference: the file PyTorch reads, `path` itself unless given: the original of a fused or converted one.
-    against: 'torch' for the functional evaluation of the file's own tensors, 'timm' for timm's model filled with them.
-    averaged: compare the averaged (EMA) weights. Raises UserError when a package is missing or a file does not fit.
+    Args:
+        path: the checkpoint that `net` was made from.
+        net: the network.
+        overrides: recipe keys of the command line, see `recipe.network.recipe_of`.
+        reference: the file that PyTorch reads; None: `path`. The original of a fused or converted checkpoint.
+        against: "torch" for the functional evaluation of the file's own tensors, "timm" for timm's network filled with
+            them.
+        averaged: compare the averaged (EMA) weights.
+        rtol: see `cross_check`.
+
+    Returns:
+        The comparison, and what the images were.
+
+    Raises:
+        UserError: a package is missing, or a file does not fit.
     """
     source = reference or path
     if against == "timm":
-        other, *sizes = _timm_model(source, averaged)
+        other, num_classes, in_channels = _timm_network(source, averaged)
     else:
-        tensors = read_tensors(source, averaged)
         try:
-            other = TorchReference(tensors)
+            other = TorchReference(read_tensors(source, averaged))
         except CheckpointError as error:
             raise CheckpointError(f"{source}: {error}") from None
-        sizes = [other.num_classes, other.in_channels]
-    if sizes != [net.num_classes, net.in_channels]:
+        num_classes, in_channels = other.num_classes, other.in_channels
+    if (num_classes, in_channels) != (net.num_classes, net.in_channels):
         raise CheckpointError(
-            f"{source} has {sizes[0]} classes and {sizes[1]} input channels, the network of {path} {net.num_classes} "
-            f"and {net.in_channels}: they do not compare"
+            f"{source} has {num_classes} classes and {in_channels} input channels, the network of {path} "
+            f"{net.num_classes} and {net.in_channels}: they do not compare"
         )
     batches, images = _batches(net, overrides)
     with inference_mode(net):
-        checked = cross_check(lambda x: net(Tensor(x)).asnumpy(), other, batches, rtol)
-    return checked, images
+        return cross_check(as_function(net), other, batches, rtol), images
 
 
-def _timm_model(path, averaged):
+def _timm_network(path, averaged):
     """A network of timm, filled with the file's weights (images -> logits), and its classes and input channels."""
     torch = import_torch()
-    try:
-        import timm
-    except ImportError:
-        raise UserError(
-            "--cross_check timm needs timm (pip install timm); plain --cross_check needs PyTorch only"
-        ) from None
+    timm = import_optional("timm", "timm", "--cross_check timm", "plain --cross_check needs PyTorch only")
     found = load_weights(path, "ema" if averaged else "raw")
     arrays = from_ours(network_arrays(found), "timm", found.variant)
     options = {"num_classes": found.num_classes, "in_chans": found.in_channels}
@@ -167,9 +192,7 @@ def _timm_model(path, averaged):
 
 def _batches(net, overrides):
     """Batches to compare on, and what they are: the data set if one is named, else photos, else noise."""
-    known = net.metadata
-    named = overrides.get("data_dir") or overrides.get("dataset") or known.get("dataset") == "mnist5k"
-    if named:
+    if overrides.get("data_dir") or overrides.get("dataset") or net.metadata.get("dataset") == "mnist5k":
         recipe = recipe_of(net, overrides)
         loader = eval_loader(recipe)
         check_classes(net, loader.source)
@@ -180,7 +203,7 @@ def _batches(net, overrides):
         labelled = photos.num_classes == net.num_classes
         batches = ((images, labels if labelled else None, valid) for images, labels, valid in loader)
         return batches, f"{len(photos)} photos of the package foolbox, as no data set was named"
-    # Of the preprocessing, noise needs the size alone.
+    # Noise needs no more of the preprocessing than the size.
     channels = net.in_channels
     recipe = recipe_of(net, {**overrides, "mean": [0.0] * channels, "std": [1.0] * channels})
     shape = (_NOISE_IMAGES, channels, *recipe.image_size)

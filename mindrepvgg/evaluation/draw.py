@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mindrepvgg.data.decode import decode
 from mindrepvgg.data.inputs import STDIN, InputFiles
 from mindrepvgg.errors import DataError
-from mindrepvgg.evaluation.predict import Prediction
+from mindrepvgg.evaluation.predictions import Prediction
 from mindrepvgg.files import atomic_write
 
 _JPEG_QUALITY = 95

@@ -1,8 +1,8 @@
 """A RepVGG evaluated by PyTorch straight from a checkpoint's own tensors: the other side of the cross-check.
 
 Nothing here is shared with the package's networks, fusion or converters: names are understood by a few patterns of
-this module alone, blocks are found by walking the tensors, and every layer is a call of torch.nn.functional. An error
-in our code cannot hide by being made twice.
+this module alone, blocks are found by walking the tensors, and every layer is a call of torch.nn.functional. So the
+same error in our code cannot be on both sides.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mindrepvgg.errors import CheckpointError, UserError
+from mindrepvgg.errors import CheckpointError
+from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.weights.containers import read_weights
 from mindrepvgg.weights.pickles import is_pickle_file, read_pickle_file
 from mindrepvgg.weights.torchfile import is_torch_file, read_torch_file
@@ -73,12 +74,8 @@ _LEAVES = {
 
 
 def import_torch():
-    """PyTorch, or UserError with what to install."""
-    try:
-        import torch
-    except ImportError:
-        raise UserError("the cross-check needs PyTorch: pip install torch (any CPU build will do)") from None
-    return torch
+    """PyTorch. Raises UserError with the pip command where it is missing."""
+    return import_optional("torch", "torch", "the cross-check")
 
 
 class TorchReference:

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindrepvgg.evaluation.evaluate import Evaluation
+from mindrepvgg.evaluation.loop import Evaluation
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import yaml
 from mindrepvgg.data.loaders import eval_loader, train_loader
 from mindrepvgg.data.normalize import Normalize
 from mindrepvgg.errors import DataError, RecipeError, TrainingError
-from mindrepvgg.evaluation.evaluate import Evaluation, evaluate
+from mindrepvgg.evaluation.loop import Evaluation, evaluate
 from mindrepvgg.files import atomic_write
 from mindrepvgg.recipe.mindcv_keys import mindcv_notice
 from mindrepvgg.reparam.precision import check_precision, float32_precision, set_precision

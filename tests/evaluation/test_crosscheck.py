@@ -27,7 +27,7 @@ from support.foreign import (
 from mindrepvgg import create_model, load_weights, save_checkpoint
 from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.errors import CheckpointError
-from mindrepvgg.evaluation.crosscheck import check_file, cross_check
+from mindrepvgg.evaluation.crosscheck import cross_check, cross_check_file
 from mindrepvgg.evaluation.torch_reference import TorchReference, read_tensors
 from mindrepvgg.reparam.deploy import rep_blocks
 
@@ -316,8 +316,8 @@ def test_a_wrong_epsilon_fails(source, eps):
     options = {"weights": path, **SMALL["plain"]}
     wrong = create_model("repvgg", 7, norm=functools.partial(nn.BatchNorm2d, eps=eps), **options)
     small = {"image_resize": "64"}
-    assert check_file(path, create_model("repvgg", 7, **options), small)[0].passed
-    checked, _ = check_file(path, wrong, small, rtol=1e-5 if eps < 1e-4 else 1e-4)
+    assert cross_check_file(path, create_model("repvgg", 7, **options), small)[0].passed
+    checked, _ = cross_check_file(path, wrong, small, rtol=1e-5 if eps < 1e-4 else 1e-4)
     assert not checked.passed
 
 
@@ -432,13 +432,14 @@ def test_a_missing_package_is_said_in_one_line(source, call, monkeypatch, module
     monkeypatch.setitem(sys.modules, module, None)
     status, out, err = call("validate", "--ckpt_path", path, "--cross_check", "timm", *SIZE)
     assert (status, out) == (2, "")
-    assert (
-        err
-        == {
-            "torch": "error: the cross-check needs PyTorch: pip install torch (any CPU build will do)\n",
-            "timm": "error: --cross_check timm needs timm (pip install timm); plain --cross_check needs PyTorch only\n",
-        }[module]
-    )
+    expected = {
+        "torch": 'error: the cross-check needs the package torch: pip install "mindrepvgg[torch]"\n',
+        "timm": (
+            'error: --cross_check timm needs the package timm: pip install "mindrepvgg[timm]"; '
+            "plain --cross_check needs PyTorch only\n"
+        ),
+    }
+    assert err == expected[module]
 
 
 @pytest.mark.parametrize(

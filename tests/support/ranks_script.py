@@ -19,7 +19,7 @@ from mindrepvgg import create_model
 from mindrepvgg.data.loader import EvalLoader
 from mindrepvgg.data.source import Source
 from mindrepvgg.errors import UserError
-from mindrepvgg.evaluation.evaluate import evaluate
+from mindrepvgg.evaluation.loop import evaluate
 from mindrepvgg.models.preprocessing import Preprocessing
 from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.runtime import device

@@ -29,7 +29,7 @@ from support.ranks_script import CLASSES, GATHERED, STEPS, batches_of, build, re
 
 from mindrepvgg import create_model, load_checkpoint
 from mindrepvgg.data.loaders import eval_loader
-from mindrepvgg.evaluation.evaluate import evaluate
+from mindrepvgg.evaluation.loop import evaluate
 from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.training.precise_bn import precise_bn

@@ -7,7 +7,7 @@ from support import context_mode
 
 from mindrepvgg import load_checkpoint, to_deploy, verify_equivalence
 from mindrepvgg.data.loaders import eval_loader
-from mindrepvgg.evaluation.evaluate import evaluate
+from mindrepvgg.evaluation.loop import evaluate
 from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.recipe.sources import load_recipe
 from mindrepvgg.training.trainer import Trainer

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mindrepvgg.deployment.engine import OnnxEngine
-from mindrepvgg.evaluation.evaluate import evaluate
+from mindrepvgg.evaluation.loop import evaluate
 
 
 @dataclass(frozen=True)

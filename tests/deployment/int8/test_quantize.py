@@ -32,7 +32,7 @@ from mindrepvgg.deployment.int8.noise import KernelNoise, kernel_noise, signal_t
 from mindrepvgg.deployment.int8.quantize import QuantizeOptions, quantize_checkpoint
 from mindrepvgg.deployment.int8.search import fewest
 from mindrepvgg.errors import EquivalenceError
-from mindrepvgg.evaluation.evaluate import Evaluation
+from mindrepvgg.evaluation.loop import Evaluation
 from mindrepvgg.models.parameters import load_arrays, network_arrays
 from mindrepvgg.models.variants import find
 from mindrepvgg.recipe.sources import recipe_from_dict

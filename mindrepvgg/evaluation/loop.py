@@ -1,27 +1,33 @@
-"""Running a network over a data set's validation split."""
+"""The loop over a validation split's batches: accuracy, loss and speed of a network."""
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from dataclasses import dataclass
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import nn
 from tqdm import tqdm
 
-from mindrepvgg.data.normalize import Normalize
+from mindrepvgg.data.loader import EvalLoader
 from mindrepvgg.errors import DataError
-from mindrepvgg.evaluation.metrics import MetricSum
+from mindrepvgg.evaluation.inference import ArrayFunction, as_function
+from mindrepvgg.evaluation.metrics import ConfusionSum, MetricSum
 from mindrepvgg.runtime.device import inference_mode
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracies in percent, mean cross-entropy, the number of images, and images a second without the first batch.
+    """Figures of a network on a data set.
 
-    unreadable: images that could not be read; none of the other figures counts them.
+    Attributes:
+        top1, top5: accuracies in percent.
+        loss: mean cross-entropy.
+        num_images: images that were counted.
+        correct: images whose label has the largest logit.
+        images_per_second: without the first batch, in which the graph is compiled.
+        unreadable: images that could not be read; no other figure counts them.
     """
 
     top1: float
@@ -38,22 +44,39 @@ class Evaluation:
         return f" ({self.unreadable} unreadable images not counted)" if self.unreadable else ""
 
 
-def evaluate(net, loader, show_progress=False, ranks=None, flip=False, confusion=None) -> Evaluation:
-    """Validate `net` on an `EvalLoader`: every image counts once.
+def evaluate(
+    net: nn.Cell | ArrayFunction,
+    loader: EvalLoader,
+    show_progress: bool = False,
+    ranks=None,
+    flip: bool = False,
+    confusion: ConfusionSum | None = None,
+) -> Evaluation:
+    """Run a network over a loader's images and count; every image counts once.
 
-    net: a network, which is run in inference and left as it was, or any function of images (N, C, H, W) float32 that
-    returns logits (N, classes), both arrays. What an `as_uint8` loader hands out is normalised on a network's device.
-    flip: judge by the mean of an image's logits and its mirror image's.
-    ranks: the `Ranks` that validate together, each with its part of the images; all get the same counts and accuracies.
-    confusion: a `ConfusionSum` to add to, over all ranks too.
-    Raises DataError when no image, or too few, can be read.
-    The first batch is left out of the speed where there are others, as the graph is compiled in it.
+    Args:
+        net: a network, which is run in inference and left as it was; or a function, see `as_function`.
+        loader: the images. Where it gives pixels, a network's device normalises them.
+        show_progress: draw a progress bar on a terminal.
+        ranks: the `Ranks` that evaluate together, each with its part of the images; all get the same
+            counts and accuracies.
+        flip: take the mean of an image's logits and its mirror image's.
+        confusion: counts to add to, over all ranks too.
+
+    Returns:
+        The figures. The first batch is left out of the speed where there are others.
+
+    Raises:
+        DataError: no image, or too few, can be read.
     """
-    total = MetricSum()
-    bar = tqdm(total=loader.steps, unit="batch", desc="validate", leave=False, disable=not _shown(show_progress))
+    total, networks = MetricSum(), [net] if isinstance(net, nn.Cell) else []
+    run = as_function(net, loader.preprocessing if loader.as_uint8 else None)
+    if flip:
+        run = _with_mirror_image(run, axis=2 if loader.as_uint8 else 3)
+    hidden = not (show_progress and sys.stderr.isatty())
+    bar = tqdm(total=loader.steps, unit="batch", desc="validate", leave=False, disable=hidden)
     start, uncounted = time.perf_counter(), 0
-    run, cells = _function_of(net, loader, flip), [net] if isinstance(net, nn.Cell) else []
-    with inference_mode(*cells), bar:
+    with inference_mode(*networks), bar:
         for images, labels, valid in loader:
             logits = run(images)
             total.update(logits, labels, valid)
@@ -81,26 +104,14 @@ def evaluate(net, loader, show_progress=False, ranks=None, flip=False, confusion
     )
 
 
-def _function_of(net, loader, flip):
-    """A network, or a function of arrays already, as a function of arrays; with flip over both views of an image."""
-    # A graph of its own, so that the network's, which others may have compiled, stays.
-    prepare = _normalize(loader.preprocessing) if loader.as_uint8 else lambda images: images
-
-    def run(images):
-        return net(prepare(Tensor(images))).asnumpy() if isinstance(net, nn.Cell) else net(images)
+def _with_mirror_image(run, axis):
+    """A function that gives the mean of what `run` gives for images and for their mirror images; axis: the columns."""
 
     def run_both(images):
-        columns = 2 if loader.as_uint8 else 3
-        mirrored = np.ascontiguousarray(np.flip(images, columns))
+        mirrored = np.ascontiguousarray(np.flip(images, axis))
         return (run(images).astype(np.float32) + run(mirrored).astype(np.float32)) / 2
 
-    return run_both if flip else run
-
-
-@functools.lru_cache(maxsize=1)
-def _normalize(preprocessing):
-    """The cell that normalises, compiled once for all the validations of a run."""
-    return Normalize(preprocessing)
+    return run_both
 
 
 def _over_ranks(ranks, total, uncounted, seconds):
@@ -113,11 +124,7 @@ def _over_ranks(ranks, total, uncounted, seconds):
 
 
 def _bad_images_over_ranks(ranks, loader) -> int:
-    """The number of images no rank could read, checked against the limit: each knew its own alone."""
+    """The number of images that no rank could read, checked against the limit; each rank knows only its own."""
     found = ranks.union(loader.bad_images.of(0))
     loader.bad_images.check(0, found)
     return len(found)
-
-
-def _shown(show_progress):
-    return show_progress and sys.stderr.isatty()

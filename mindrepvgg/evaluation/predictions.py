@@ -1,15 +1,15 @@
-"""Predictions for pictures of one's own: the most probable classes of each, and pictures with them written on."""
+"""Predictions for pictures of one's own: the most probable classes of each."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import nn
 from tqdm import tqdm
 
 from mindrepvgg.data.faults import BadImages
@@ -17,6 +17,7 @@ from mindrepvgg.data.loader import EvalLoader
 from mindrepvgg.data.loaders import loader_of
 from mindrepvgg.data.source import ImageFiles, Source
 from mindrepvgg.errors import UserError
+from mindrepvgg.evaluation.inference import ArrayFunction, as_function
 from mindrepvgg.recipe.network import recipe_of
 
 
@@ -65,7 +66,7 @@ class _Reasons(BadImages):
         self.by_index[index] = str(error)
 
 
-def loader_for(net, files: ImageFiles, overrides=None) -> EvalLoader:
+def loader_for(net, files: ImageFiles, overrides: Mapping | None = None) -> EvalLoader:
     """Batches of the files' pictures, prepared as the network's checkpoint says; `overrides`: recipe keys over that.
 
     Raises RecipeError when these do not go together.
@@ -75,19 +76,27 @@ def loader_for(net, files: ImageFiles, overrides=None) -> EvalLoader:
     return loader_of(recipe_of(net, overrides or {}), source)
 
 
-def runner(net) -> Callable[[np.ndarray], np.ndarray]:
-    """The network, set to inference, as a function: images (N, C, H, W) float32 -> logits (N, classes), arrays."""
-    net.set_train(False)
-    return lambda images: net(Tensor(images)).asnumpy()
+def predictions(
+    net: nn.Cell | ArrayFunction,
+    loader: EvalLoader,
+    class_names: Sequence[str] | None = None,
+    topk: int = 5,
+    show_progress: bool = False,
+) -> Iterator[Prediction]:
+    """Predict a loader's pictures one after the other, in the source's order.
 
+    Args:
+        net: a network in inference, or a function, see `as_function`. It sees batches of one shape only.
+        loader: the pictures, normalised.
+        class_names: by index; None: the indices.
+        topk: the most probable classes of each picture, or all classes where there are fewer.
+        show_progress: draw a progress bar on a terminal.
 
-def predict(run, loader: EvalLoader, class_names=None, topk=5, show_progress=False) -> Iterator[Prediction]:
-    """The loader's pictures one after the other, in source order, each as a `Prediction`.
-
-    run: `runner`'s, or an engine's; it sees batches of one shape only. class_names: by index; None: the indices.
-    topk: at most as many classes as there are. Probabilities are softmax(logits) in float64; among equal ones the lower
-    index comes first. A picture that cannot be read, or whose logits are not finite, has an error in their place.
+    Yields:
+        For each picture its classes with softmax(logits), computed in float64. Among equal ones the lower index comes
+        first. A picture that cannot be read, or whose logits are not finite, has an error in their place.
     """
+    run = as_function(net)
     source, reasons = loader.source, _Reasons(loader.source)
     loader.bad_images = reasons
     hidden = not (show_progress and sys.stderr.isatty() and loader.steps > 1)

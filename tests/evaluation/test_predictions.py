@@ -22,7 +22,7 @@ from mindrepvgg.data.inputs import InputFiles
 from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.errors import DataError, UserError
 from mindrepvgg.evaluation.draw import Drawer, draw
-from mindrepvgg.evaluation.predict import Prediction, class_names_of, loader_for, predict, runner
+from mindrepvgg.evaluation.predictions import Prediction, class_names_of, loader_for, predictions
 
 PHOTOS = labelled_photos()
 NEEDS_PHOTOS = pytest.mark.skipif(PHOTOS is None, reason="needs the photos of foolbox (pip install --no-deps foolbox)")
@@ -117,7 +117,7 @@ def colours(tmp_path):
 def run_colours(folder, **options):
     loader = {"batch_size": options.pop("batch_size", 3)}
     net = Colours()
-    return net, list(predict(net, loader_for(net, InputFiles([folder]), loader), **options))
+    return net, list(predictions(net, loader_for(net, InputFiles([folder]), loader), **options))
 
 
 class TestPredictions:
@@ -157,7 +157,7 @@ class TestPredictions:
             return logits
 
         net = Colours()
-        found = list(predict(run, loader_for(net, InputFiles([colours]), {"batch_size": 3})))
+        found = list(predictions(run, loader_for(net, InputFiles([colours]), {"batch_size": 3})))
         assert [bool(result.error) for result in found] == [True, False, False, True]
         assert found[0].error == f"the network's logits for {colours}/0.jpg are not finite"
 
@@ -169,7 +169,7 @@ class TestPredictions:
             found = {}
             for size in (1, 2, 5):
                 loader = loader_for(net, InputFiles([photos]), {"batch_size": size, "image_resize": SIDE})
-                found[size] = list(predict(runner(net), loader, topk=7))
+                found[size] = list(predictions(net, loader, topk=7))
             (batch, _, valid) = next(iter(loader))
             logits = net(Tensor(batch)).asnumpy()
         assert valid.all()

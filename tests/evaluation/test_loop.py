@@ -2,7 +2,6 @@
 
 import math
 import threading
-import types
 
 import cv2
 import numpy as np
@@ -10,16 +9,11 @@ import pytest
 from mindspore import Tensor
 from support import context_mode, loaders
 
-from mindrepvgg import create_model, load_checkpoint, save_checkpoint, to_deploy
-from mindrepvgg.data.datasets import open_source
-from mindrepvgg.data.loaders import check_classes, eval_loader, train_loader
-from mindrepvgg.data.samples import labelled_photos
+from mindrepvgg import create_model, to_deploy
 from mindrepvgg.data.source import Source, spread
-from mindrepvgg.errors import DataError, RecipeError, UnreadableImageError
-from mindrepvgg.evaluation.evaluate import evaluate
+from mindrepvgg.errors import DataError, UnreadableImageError
+from mindrepvgg.evaluation.loop import evaluate
 from mindrepvgg.evaluation.metrics import ConfusionSum
-from mindrepvgg.models.preprocessing import Preprocessing
-from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.reparam.precision import set_precision
 from mindrepvgg.runtime.ranks import Ranks
 
@@ -260,171 +254,9 @@ def test_ranks_know_together_that_too_many_are_unreadable(source):
         )
 
 
-class TestSpread:
-    """A few pictures of a source, of all its classes."""
-
-    @staticmethod
-    def source_of(labels):
-        labels = np.array(labels, np.int32)
-        images = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
-        return Source("mnist5k", tuple("abcdefg"), labels, images=images)
-
-    @pytest.mark.parametrize("order", ["sorted", "cyclic", "random"])
-    @pytest.mark.parametrize("limit", [1, 6, 7, 14, 20, 139])
-    def test_every_class_keeps_its_share(self, order, limit):
-        labels = np.repeat(np.arange(7), 20)
-        if order == "cyclic":  # a plain step of 7 through it would find one class alone
-            labels = labels.reshape(7, 20).T.ravel()
-        elif order == "random":
-            labels = np.random.default_rng(0).permutation(labels)
-        source = self.source_of(labels)
-        few = spread(source, limit)
-        chosen = few.images.ravel().tolist()
-        assert len(few) == len(set(chosen)) == limit
-        assert chosen == sorted(chosen), "in the source's order"
-        np.testing.assert_array_equal(few.labels, labels[chosen])
-        assert np.abs(np.bincount(few.labels, minlength=7) - limit / 7).max() < 1
-        assert few.class_names == source.class_names
-
-    def test_classes_of_unequal_sizes(self):
-        few = spread(self.source_of([0] * 50 + [3] * 30 + [6] * 20), 10)
-        assert np.bincount(few.labels).tolist() == [5, 0, 0, 3, 0, 0, 2]
-
-    def test_they_are_spread_within_a_class_too(self):
-        assert spread(self.source_of([0] * 100), 4).images.ravel().tolist() == [12, 37, 62, 87]
-
-    @pytest.mark.parametrize("limit", [None, 23, 24, 10**9])
-    def test_all_of_them(self, source, limit):
-        assert spread(source, limit) is source
-
-    def test_files_keep_their_names(self, source):
-        files = Source("photos", source.class_names, source.labels, files=SomeDamaged(source.images, (11,)))
-        few = spread(files, 3)
-        places = [int(few.name(index).split()[1]) for index in range(3)]
-        np.testing.assert_array_equal(few.labels, source.labels[places])
-        for index, place in enumerate(places):
-            if place != 11:
-                np.testing.assert_array_equal(few.files.read(index), files.files.read(place))
-
-    def test_real_photos(self):
-        photos = labelled_photos()
-        if photos is None:
-            pytest.skip("the photos are in the package foolbox, which is not installed")
-        few = spread(photos, 5)
-        assert len(few.files) == len(few) == 5
-        for index, label in enumerate(few.labels):
-            assert few.name(index).endswith(f"_{label}.jpg")
-            assert (
-                few.files.read(index).tobytes()
-                == photos.files.read(photos.files.paths.index(few.name(index))).tobytes()
-            )
-
-    def test_what_is_validated_is_the_part(self, source):
-        few = spread(source, 9)
-        chosen = [np.flatnonzero((source.images == image).all(axis=(1, 2, 3)))[0] for image in few.images]
-        logits = linear(prepared(source))[chosen]
-        found = evaluate(linear, loader(few, 4))
-        assert (found.num_images, found.correct) == (9, np.sum(logits.argmax(axis=1) == source.labels[chosen]))
-
-
-class TestRecipeOf:
-    """How a checkpoint says it is to be validated."""
-
-    PREPROCESSING = {"mean": [0.1], "std": [0.3], "crop_pct": 0.9, "interpolation": "bicubic"}  # noqa: RUF012
-
-    @pytest.fixture
-    def known(self, tmp_path):
-        """A network with this metadata, as it comes from a file."""
-
-        def make(**metadata):
-            net = create_model("repvgg", 10, 1, **SHAPE)
-            save_checkpoint(net, tmp_path / "net.ckpt", **metadata)
-            return load_checkpoint(tmp_path / "net.ckpt")
-
-        return make
-
-    def test_everything_is_told(self, known):
-        net = known(preprocessing=self.PREPROCESSING, image_size=[24, 32], dataset="mnist5k")
-        recipe = recipe_of(net, {})
-        assert (recipe.mean, recipe.std, recipe.crop_pct, recipe.interpolation) == ((0.1,), (0.3,), 0.9, "bicubic")
-        assert (recipe.image_size, recipe.dataset) == ((24, 32), "mnist5k")
-        assert (recipe.model, recipe.num_classes, recipe.in_channels) == ("repvgg", 10, 1)
-        assert recipe.variant == net.variant
-
-    def test_the_training_recipe_is_the_rest(self, known):
-        recipe = {"batch_size": 17, "in_channels": 1, "mean": [0.7], "std": [0.7], "image_resize": 99, "num_classes": 3}
-        found = recipe_of(
-            known(recipe=recipe, preprocessing=self.PREPROCESSING, image_size=[24, 32]), {"dataset": "mnist5k"}
-        )
-        assert found.batch_size == 17
-        assert (found.image_size, found.mean, found.num_classes) == ((24, 32), (0.1,), 10)
-
-    def test_the_command_line_comes_last(self, known):
-        net = known(preprocessing=self.PREPROCESSING, image_size=[24, 32], dataset="mnist5k")
-        recipe = recipe_of(net, {"image_resize": "64", "batch_size": "9", "crop_pct": "0.5"})
-        assert (recipe.image_size, recipe.batch_size, recipe.crop_pct) == ((64, 64), 9, 0.5)
-        assert recipe.sources["crop_pct"] == "command line"
-
-    def test_an_override_that_does_not_fit(self, known):
-        net = known(preprocessing=self.PREPROCESSING, dataset="mnist5k")
-        with pytest.raises(RecipeError, match=r"batch_size \(='0' on the command line\) must be a whole number"):
-            recipe_of(net, {"batch_size": "0"})
-
-    def test_a_folder_that_is_named_nowhere(self, known):
-        with pytest.raises(RecipeError, match=r"data_dir is not given .* add --data_dir FOLDER, or --dataset mnist5k"):
-            eval_loader(recipe_of(known(preprocessing=self.PREPROCESSING), {}))
-
-    def test_a_divided_folder_is_divided_again(self, known, tmp_path):
-        for path in [tmp_path / f"{name}/{i}.jpg" for name in range(10) for i in range(4)]:
-            path.parent.mkdir(exist_ok=True)
-            path.touch()
-        net = known(preprocessing=self.PREPROCESSING, recipe={"dataset": "imagenet", "val_share": 0.25})
-        folder = {"data_dir": str(tmp_path)}
-        own = recipe_of(net, folder)
-        train, val = train_loader(own.replace(batch_size=1), Ranks()).source, eval_loader(own).source
-        assert (len(train), len(val)) == (30, 10)
-        assert not set(map(train.name, range(len(train)))) & set(map(val.name, range(len(val))))
-        assert eval_loader(recipe_of(net, {**folder, "val_share": "0"})).num_images == 40
-
-    def test_a_key_of_a_later_version(self, known):
-        net = known(preprocessing=self.PREPROCESSING, recipe={"colour_of_2030": 0.4}, dataset="mnist5k")
-        with pytest.raises(RecipeError, match="unknown key 'colour_of_2030' in the checkpoint"):
-            recipe_of(net, {})
-
-    def test_the_loader_is_the_recipes(self, known):
-        net = known(preprocessing=self.PREPROCESSING, image_size=[24, 32], dataset="mnist5k")
-        built = eval_loader(recipe_of(net, {"batch_size": "5000"}))
-        assert (built.num_images, built.batch_size) == (1000, 1000)
-        assert built.preprocessing == Preprocessing(
-            image_size=(24, 32), mean=(0.1,), std=(0.3,), in_channels=1, crop_pct=0.9, interpolation="bicubic"
-        )
-
-
-class TestCheckClasses:
-    @staticmethod
-    def check(names, expected):
-        net = types.SimpleNamespace(metadata={} if expected is None else {"class_names": expected})
-        check_classes(net, types.SimpleNamespace(class_names=tuple(names)))
-
-    @pytest.mark.parametrize("expected", [["cat", "dog"], None])
-    def test_the_same_or_unknown(self, expected):
-        self.check(["cat", "dog"], expected)
-
-    def test_another_order(self):
-        with pytest.raises(DataError, match=r"are the checkpoint's in another order: \['dog', 'cat'\]\.\.\., not \['c"):
-            self.check(["dog", "cat"], ["cat", "dog"])
-
-    def test_others(self):
-        with pytest.raises(DataError) as caught:
-            self.check(["cat", "cow", "dog"], ["bee", "cat"])
-        assert str(caught.value) == (
-            "the data's 3 classes are not the checkpoint's 2: missing ['bee'], unknown ['cow', 'dog']; "
-            "give the data set the network was trained on"
-        )
-
-    def test_many_others(self):
-        with pytest.raises(DataError, match=r"missing \[0, 1, 2, 3, 4\], unknown \[100, 101, 102, 103, 104\];"):
-            self.check(range(100, 150), list(range(60)))
-
-    def test_mnist5k_is_what_it_says(self):
-        self.check(open_source("mnist5k", None, "val").class_names, list("0123456789"))
+def test_a_part_of_a_source(source):
+    few = spread(source, 9)
+    chosen = [np.flatnonzero((source.images == image).all(axis=(1, 2, 3)))[0] for image in few.images]
+    logits = linear(prepared(source))[chosen]
+    found = evaluate(linear, loader(few, 4))
+    assert (found.num_images, found.correct) == (9, np.sum(logits.argmax(axis=1) == source.labels[chosen]))

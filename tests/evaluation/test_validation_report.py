@@ -17,7 +17,7 @@ from mindrepvgg import create_model, load_checkpoint, save_checkpoint, to_deploy
 from mindrepvgg.data.loaders import loader_of, open_split
 from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.data.source import spread
-from mindrepvgg.evaluation.evaluate import evaluate
+from mindrepvgg.evaluation.loop import evaluate
 from mindrepvgg.evaluation.torch_reference import TorchReference, read_tensors
 from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.runtime.ranks import Ranks
@@ -256,7 +256,7 @@ def test_without_onnxruntime(digits, call, monkeypatch):
     status, out, err = call("--ckpt_path", digits / "train.ckpt", "--engine", "onnxruntime")
     assert (status, out) == (2, "")
     assert err.startswith("error: ")
-    assert "pip install onnxruntime" in err
+    assert 'pip install "mindrepvgg[onnx]"' in err
     assert err.count("\n") == 1
 
 
@@ -272,7 +272,8 @@ class Double(Ranks):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_first_rank_alone_speaks(digits, call, monkeypatch, tmp_path, rank):
-    monkeypatch.setattr("mindrepvgg.runtime.ranks.start", lambda *_: Double(rank, 2))
+    for name in ("start", "joined"):
+        monkeypatch.setattr(f"mindrepvgg.runtime.ranks.{name}", lambda *_: Double(rank, 2))
     files = ("--per_class", tmp_path / "c.csv", "--confusion", tmp_path / "m.csv")
     status, out, err = call("--mode", "1", "--ckpt_path", digits / "train.ckpt", "--limit", "21", *files)
     assert (status, err) == (0, "")

@@ -1,0 +1,144 @@
+"""What validation reports: a network's figures on its validation split, with how they were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mindrepvgg.data.loaders import check_classes, loader_of, open_split
+from mindrepvgg.data.source import spread
+from mindrepvgg.evaluation.classes import ClassReport
+from mindrepvgg.evaluation.inference import ArrayFunction
+from mindrepvgg.evaluation.loop import Evaluation, evaluate
+from mindrepvgg.evaluation.metrics import ConfusionSum
+from mindrepvgg.models.qat import form_of
+from mindrepvgg.recipe.network import recipe_of
+from mindrepvgg.reparam.precision import check_precision, set_precision
+
+_HALF = "float16"
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """How a network is validated.
+
+    Attributes:
+        limit: at most so many images, spread over the classes; None: all.
+        flip: take the mean of an image's logits and its mirror image's.
+        amp_level: "O2" and "O3" compute in float16, see `reparam.precision.set_precision`.
+        engine: "mindspore", or "onnxruntime", which computes the deploy form in float32 on the CPU.
+        by_class: count for each class too.
+    """
+
+    limit: int | None = None
+    flip: bool = False
+    amp_level: str = "O0"
+    engine: str = "mindspore"
+    by_class: bool = False
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What validation found.
+
+    Attributes:
+        model, form, dataset, device: names of what was used; form is "train" or "deploy".
+        processes: those that shared the work.
+        options: how the network was validated.
+        split_images: images of the validation split.
+        chosen_images: images that `options.limit` leaves of them, readable or not.
+        evaluation: the figures.
+        classes: what became of each class; None where that was not asked for.
+    """
+
+    model: str
+    form: str
+    dataset: str
+    device: str
+    processes: int
+    options: EvalOptions
+    split_images: int
+    chosen_images: int
+    evaluation: Evaluation
+    classes: ClassReport | None
+
+    def to_dict(self) -> dict:
+        """Plain types, for JSON."""
+        return {
+            **{name: getattr(self, name) for name in ("model", "form", "dataset", "device", "processes")},
+            **{name: getattr(self.options, name) for name in ("engine", "amp_level", "flip")},
+            "split_images": self.split_images,
+            **vars(self.evaluation),
+            **({"worst_classes": [result._asdict() for result in self.classes.worst()]} if self.classes else {}),
+        }
+
+    def format(self) -> str:
+        """A few lines for people."""
+        found, options = self.evaluation, self.options
+        images = f"{found.num_images} images"
+        if self.chosen_images < self.split_images:
+            images = f"{self.chosen_images} of {self.split_images} images, spread over all classes"
+        fused = ", fused to deploy form" if self.form == "train" else ""
+        special = [
+            *([f"computed by onnxruntime{fused}"] if options.engine == "onnxruntime" else []),
+            *([f"computed in {_HALF} ({options.amp_level})"] if options.amp_level != "O0" else []),
+            *(["logits averaged over each image and its mirror image"] if options.flip else []),
+        ]
+        return "\n".join(
+            [
+                f"{self.model} in {self.form} form on {self.dataset}: {images}{found.not_counted}",
+                *(["; ".join(special)] if special else []),
+                f"top-1 {found.top1:.2f}%  top-5 {found.top5:.2f}%  loss {found.loss:.4f}",
+                f"{found.images_per_second:.0f} images/s on {self.device}"
+                + (f", {self.processes} processes" if self.processes > 1 else ""),
+                *([self.classes.format()] if self.classes else []),
+            ]
+        )
+
+
+def run_validation(
+    net,
+    overrides: Mapping,
+    options: EvalOptions,
+    device: str,
+    ranks,
+    engine_of: Callable[..., ArrayFunction] | None = None,
+    show_progress: bool = False,
+) -> Validation:
+    """Validate a network on the split that its checkpoint tells.
+
+    Args:
+        net: not called yet, because a graph that it has compiled would keep its precision. It stays in the precision
+            of the options.
+        overrides: recipe keys of the command line, see `recipe.network.recipe_of`.
+        options: how to validate it.
+        device: the one in use.
+        ranks: the `Ranks` that share the work; all get the same figures.
+        engine_of: makes of the network a function of arrays, which computes in its place. None: the network computes.
+        show_progress: draw a progress bar on a terminal.
+
+    Raises:
+        UserError: network, data and options do not go together, or a package is missing.
+    """
+    check_precision(options.amp_level, _HALF, device)
+    recipe = recipe_of(net, overrides)
+    source = open_split(recipe, "val")
+    check_classes(net, source)
+    loader = loader_of(recipe, spread(source, options.limit), ranks, as_uint8=engine_of is None)
+    if options.amp_level != "O0":
+        set_precision(net, options.amp_level, _HALF)
+    run = engine_of(net) if engine_of else net
+    confusion = ConfusionSum.of(net.num_classes) if options.by_class else None
+    found = evaluate(run, loader, show_progress and ranks.is_first, ranks, options.flip, confusion)
+    return Validation(
+        model=recipe.model,
+        form=form_of(net),
+        dataset=recipe.dataset,
+        device=device,
+        processes=ranks.size,
+        options=options,
+        split_images=len(source),
+        chosen_images=len(loader.source),
+        evaluation=found,
+        classes=ClassReport(source.class_names, confusion) if confusion else None,
+    )
