@@ -71,9 +71,12 @@ def train(
         recipe = recipe_of_run(resume) if own else load_recipe(recipe)
     chosen = recipe.replace(**overrides)
     check_data_dir(chosen)
+    last: StrPath | None
     if isinstance(resume, bool):
-        resume = find_last(chosen.ckpt_save_dir, chosen.model) if resume else None
-    return Trainer(chosen, resume, overwrite).run(dry_run=dry_run, profile=profile)
+        last = find_last(chosen.ckpt_save_dir, chosen.model) if resume else None
+    else:
+        last = resume
+    return Trainer(chosen, last, overwrite).run(dry_run=dry_run, profile=profile)
 
 
 def validate(

@@ -14,12 +14,19 @@ from mindrepvgg import cli, recipe, weights
 pytestmark = pytest.mark.compat
 
 HEAVY = {"mindspore", "mindcv", "cv2", "torch"}
-FLAT = ["mindrepvgg", "mindrepvgg.errors", "mindrepvgg.files", "mindrepvgg.text", "mindrepvgg.version"]
+FLAT = [
+    "mindrepvgg",
+    "mindrepvgg.api",
+    "mindrepvgg.errors",
+    "mindrepvgg.files",
+    "mindrepvgg.text",
+    "mindrepvgg.version",
+]
 LIGHT = {
     "runtime": ["environment", "optional"],
     "reparam": ["arithmetic"],
-    "models": ["shapes", "summary", "variants"],
-    "weights": ["bfloat16", "dialects", "pickles", "recognise", "rename", "torchfile", "unwrap"],
+    "models": ["preprocessing", "shapes", "summary", "variants"],
+    "weights": ["bfloat16", "description", "dialects", "pickles", "recognise", "rename", "torchfile", "unwrap"],
     "training": ["schedule"],
 }
 

@@ -54,7 +54,7 @@ def main(argv=None):
         if arguments.json:
             write_json(path.with_suffix(".json"), selfcheck_report.report_json(facts, results, smi, under_way))
 
-    models = models or (selfcheck.NETWORKS if target == "Ascend" else selfcheck.SMALLEST)
+    models = models or list(selfcheck.NETWORKS if target == "Ascend" else selfcheck.SMALLEST)
     todo = list(selfcheck.checks(target, group, models, arguments.precision, reference, arguments.default_precision))
     print(meeting.format(), flush=True)
     for name, check in (bar := tqdm(todo, unit="check", disable=not sys.stderr.isatty())):

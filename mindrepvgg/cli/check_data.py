@@ -31,8 +31,9 @@ def main(argv=None):
 
     from mindrepvgg.data.check import check_data, write_bad_list
 
-    chosen = options.chosen(arguments, ("data_dir", "dataset", "val_share", "num_parallel_workers"))
-    report = check_data(*chosen.values(), show_progress=True)
+    report = check_data(
+        arguments.data_dir, arguments.dataset, arguments.val_share, arguments.num_parallel_workers, show_progress=True
+    )
     if arguments.out:
         with atomic_write(arguments.out, "w") as stream:
             json.dump(report.to_dict(), stream, indent=2)  # in ASCII: a file's name may hold bytes that are no text

@@ -116,7 +116,7 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     except KeyboardInterrupt:
         return _fail(130, "interrupted")
     except SystemExit as stop:
-        return stop.code or 0
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("mindrepvgg"):
             raise

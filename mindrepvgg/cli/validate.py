@@ -81,9 +81,9 @@ def _validate(arguments, overrides):
     )
     if ranks.joined().is_first:
         print(json.dumps(found.to_dict()) if arguments.json else found.format())
-        if arguments.per_class:
+        if found.classes and arguments.per_class:
             found.classes.write_classes(arguments.per_class)
-        if arguments.confusion:
+        if found.classes and arguments.confusion:
             found.classes.write_confusion(arguments.confusion)
     return 0
 

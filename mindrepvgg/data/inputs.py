@@ -26,9 +26,9 @@ class InputFiles(ImageFiles):
     Raises DataError for what does not exist, and for a folder without pictures.
     """
 
-    def __init__(self, inputs: Sequence[str], stdin=None):
+    def __init__(self, inputs: Sequence[str | os.PathLike], stdin=None):
         paths, places = [], []
-        for name in map(os.fspath, inputs):
+        for name in (os.fspath(given) for given in inputs):
             if name != STDIN and os.path.isdir(name):
                 found = image_files(name)
                 if not found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -82,7 +82,8 @@ def _add_affine(shapes, name, weight):
     shapes[f"{name}.bias"] = weight[:1]
 
 
-class Misfits(NamedTuple):
+@dataclass(frozen=True)
+class Misfits:
     """How arrays differ from expected parameters: name -> shape, and for `reshaped` name -> (shape, expected shape)."""
 
     missing: dict[str, tuple]
@@ -92,7 +93,7 @@ class Misfits(NamedTuple):
     @property
     def count(self) -> int:
         """How many names are concerned."""
-        return sum(map(len, self))
+        return len(self.missing) + len(self.unexpected) + len(self.reshaped)
 
     def text(self, shown=3) -> str:
         """The first few of each kind, in one line: '2 missing: a (3,), b (4,); 1 unexpected: c (5,)'.

@@ -70,8 +70,9 @@ class Summary:
 
     def total(self, form: str) -> Figures:
         """The sums over the layers of a form, 'train' or 'deploy', and of the activations the peak."""
-        columns = list(zip(*(getattr(layer, form) for layer in self.layers if getattr(layer, form)), strict=True))
-        return Figures(*map(sum, columns[:3]), max(columns[3]))
+        columns = zip(*(getattr(layer, form) for layer in self.layers if getattr(layer, form)), strict=True)
+        params, macs, winograd, activations = columns
+        return Figures(sum(params), sum(macs), sum(winograd), max(activations))
 
     def memory(self, form: str) -> dict[str, dict[str, int]]:
         """Bytes by what they hold and by their type; activations are of one image, and of the batch."""
@@ -211,7 +212,8 @@ def _figures(places, shapes, form) -> dict[str, Figures]:
         learned = 0 if ".moving_" in name else math.prod(shape)
         for i, count in enumerate((learned, macs, macs // 9 * 4 if winograd else macs)):
             counts[owner][i] += count
-    return {name: Figures(*counts[name], place.alive[PLAIN_FORMS.index(form)]) for name, place in places.items()}
+    alive = PLAIN_FORMS.index(form)
+    return {name: Figures._make([*counts[name], place.alive[alive]]) for name, place in places.items()}
 
 
 def _shape_text(layer) -> str:

@@ -66,10 +66,9 @@ class Variant:
         """The stages in order. Stage 0 is one block whose parameters carry no index: `stage0.rbr_dense...`."""
         n1, n2, n3, n4 = self.num_blocks
         _, w1, w2, w3, w4 = self.widths
+        third = [Stage("stage3", n3, w3, 2)]
         if self.aux_heads:
-            third = (Stage("stage3_first", n3 // 2, w3, 2, aux=True), Stage("stage3_second", n3 - n3 // 2, w3, 1))
-        else:
-            third = (Stage("stage3", n3, w3, 2),)
+            third = [Stage("stage3_first", n3 // 2, w3, 2, aux=True), Stage("stage3_second", n3 - n3 // 2, w3, 1)]
         return (
             Stage("stage1", n1, w1, 2, aux=self.aux_heads),
             Stage("stage2", n2, w2, 2, aux=self.aux_heads),

@@ -18,8 +18,10 @@ DATASETS = {
 }
 QUANTIZATIONS = {"none": "", "bn": "with BN after each convolution", "qat": "with INT8's rounding"}
 OPTIMIZERS = {"momentum": "SGD with momentum", "sgd": "the same", "adamw": ""}
-SCHEDULERS = ("cosine_decay", "step_decay", "multi_step_decay", "exponential_decay", "polynomial_decay", "one_cycle")
-SCHEDULERS += ("constant",)
+SCHEDULERS = (
+    *("cosine_decay", "step_decay", "multi_step_decay", "exponential_decay", "polynomial_decay", "one_cycle"),
+    "constant",
+)
 WEIGHT_DECAY_FILTERS = {
     "paper": "not biases nor the BN of the 3x3 and 1x1 branches, but the identity BN's gamma",
     "norm_and_bias": "neither biases nor any BN",

@@ -197,6 +197,7 @@ class Recipe:
 
 def _read_keys() -> dict[str, Key]:
     keys, section = {}, ""
+    field: Any  # its type and its default are of many kinds
     for field in dataclasses.fields(Recipe):
         if entry := field.metadata:
             section, default = _SECTIONS.get(field.name, section), field.default_factory()

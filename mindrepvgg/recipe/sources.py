@@ -7,6 +7,7 @@ import math
 import os
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import yaml
 
@@ -85,17 +86,18 @@ def _yaml_line(name: str, value) -> str:
 def _read_chain(path: str) -> list[tuple[dict, str]]:
     """(values, path) of the file and of those its `base` keys lead to, the lowest first."""
     chain = []
-    while path is not None:
+    while True:
         if os.path.realpath(path) in [os.path.realpath(seen) for _, seen in chain]:
             names = " -> ".join([*(seen for _, seen in chain), path])
             raise RecipeError(f"the `base` keys go in a circle: {names}; remove one of them")
         values = _read_yaml(path, f"; it is the base of {chain[-1][1]}" if chain else "")
         base = values.pop("base", None)
         chain.append((values, path))
-        if base is not None and not isinstance(base, str):
+        if base is None:
+            return chain[::-1]
+        if not isinstance(base, str):
             raise RecipeError(f"{describe('base', base, path)} must be another yaml file's path, relative to this one")
-        path = base if base is None else os.path.normpath(os.path.join(os.path.dirname(path), base))
-    return chain[::-1]
+        path = os.path.normpath(os.path.join(os.path.dirname(path), base))
 
 
 def _read_yaml(path: str, remark: str) -> dict:
@@ -131,7 +133,8 @@ def add_recipe_arguments(parser: ArgumentParser):
         if key.section not in groups:
             groups[key.section] = parser.add_argument_group(key.section)
         text = f"{key.comment} (default: {_default_text(key)})".replace("%", "%%")
-        group, options = groups[key.section], {"dest": name, "metavar": key.kind.metavar, "default": SUPPRESS}
+        group = groups[key.section]
+        options: dict[str, Any] = {"dest": name, "metavar": key.kind.metavar, "default": SUPPRESS}
         group.add_argument(f"--{name}", help=text, **options)
         if "_" in name:
             # A second, hidden argument: as a second spelling of the first, it would double every line of --help.

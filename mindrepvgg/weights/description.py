@@ -10,7 +10,6 @@ import importlib.metadata
 from collections.abc import Callable, Mapping
 
 from mindrepvgg.errors import CheckpointError, UserError
-from mindrepvgg.models.qat import form_of
 from mindrepvgg.models.variants import BN, FORMS, QAT, TRAIN, Variant, find
 from mindrepvgg.version import __version__
 
@@ -152,6 +151,8 @@ class Description:
         Raises:
             CheckpointError: an entry's value cannot be used.
         """
+        from mindrepvgg.models.qat import form_of  # loads MindSpore, which reading a description does without
+
         values = {key: value for key, value in {**net.metadata, **more}.items() if key != _QUANTIZATION}
         packages = {package: importlib.metadata.version(package) for package in ("mindspore", "numpy")}
         own = {

@@ -35,10 +35,10 @@ _AUX = ("downsample.conv", "downsample.bn", "linear")
 
 
 class Parts(NamedTuple):
-    """A parameter's name taken apart, in our terms: `stage1` `0` `rbr_dense.bn` `gamma`; index, module may be None."""
+    """A parameter's name taken apart, in our terms: `stage1` `0` `rbr_dense.bn` `gamma`; number, module may be None."""
 
     place: str
-    index: str | None
+    number: str | None
     module: str | None
     leaf: str
 
@@ -80,11 +80,18 @@ class Dialect:
             return None
         return leaf and Parts(self._our_places[place], index, module, leaf)
 
+    def parts(self, name: str) -> Parts:
+        """As `split`, for a name that must be one. Raises KeyError."""
+        found = self.split(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
     def join(self, parts: Parts) -> str:
         """Put a name together in this dialect. Raises KeyError when it has no such place, module or leaf."""
         leaf = self.bn[parts.leaf] if parts.module in _BN_MODULES else parts.leaf
         module = parts.module and self.modules[parts.module]
-        return ".".join(part for part in (self.places[parts.place], parts.index, module, leaf) if part is not None)
+        return ".".join(part for part in (self.places[parts.place], parts.number, module, leaf) if part is not None)
 
     def refusal(self, variant: Variant, deploy: bool, in_channels: int = 3) -> str | None:
         """Why the project's code has no such network, or None when it has."""

@@ -97,16 +97,16 @@ def import_weights(path, weights: str = "raw", allow_nonfinite: bool = False) ->
     container, content, description = _read(path)
     try:
         found = unwrap(content)
-        chosen = {"raw": found.weights, "ema": found.averaged}
-        if chosen[weights] is None:
+        chosen = found.averaged if weights == "ema" else found.weights
+        if chosen is None:
             kind, other = ("averaged (EMA)", "raw") if weights == "ema" else ("raw", "ema")
             raise CheckpointError(f"holds no {kind} weights; take the others with --weights {other}")
         if not allow_nonfinite:
-            check_finite(chosen[weights])
+            check_finite(chosen)
         if description and description.form in (BN, QAT):  # no other project has these forms
-            recognised = recognise_described(chosen[weights], description)
+            recognised = recognise_described(chosen, description)
         else:
-            recognised = recognise(chosen[weights])
+            recognised = recognise(chosen)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return ImportedWeights(

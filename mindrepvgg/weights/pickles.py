@@ -13,7 +13,9 @@ import os
 import pickletools
 import re
 import stat
+from collections.abc import Callable
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +28,7 @@ _LITERALS = {
     "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
     "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
-_FRESH = {
+_FRESH: dict[str, Callable] = {
     "NONE": type(None), "NEWFALSE": bool, "NEWTRUE": lambda: True,
     "EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set,
 }  # fmt: skip
@@ -121,7 +123,7 @@ def opened(path):
             yield file, status.st_size
         return
     except Refused as refusal:
-        reason, cause = str(refusal), None
+        reason, cause = str(refusal), None  # type: tuple[str, Exception | None]
     except FileNotFoundError:
         reason, cause = "does not exist; check the path", None
     except OSError as error:
@@ -189,7 +191,7 @@ class Unpickler:
         return self.stack[0]
 
     def _step(self, operation, arg):
-        operands = self._pop(_OPERANDS[operation]) if operation in _OPERANDS else None
+        operands: Any = self._pop(_OPERANDS[operation]) if operation in _OPERANDS else None
         stack = self.stack
         match operation:
             case _ if operation in _LITERALS:

@@ -166,12 +166,13 @@ def _their_name(name, translation: Translation) -> str:
     if name in translation.theirs:
         return translation.theirs[name]
     try:
-        return translation.dialect.join(OURS.split(name))
+        return translation.dialect.join(OURS.parts(name))
     except KeyError:
         return name
 
 
 def _in_their_names(found: Misfits, translation: Translation) -> Misfits:
-    missing, unexpected, reshaped = ({_their_name(n, translation): s for n, s in part.items()} for part in found)
+    parts = (found.missing, found.unexpected, found.reshaped)
+    missing, unexpected, reshaped = ({_their_name(n, translation): s for n, s in part.items()} for part in parts)
     unexpected |= {name: array.shape for name, array in translation.unknown.items()}
     return Misfits(missing, unexpected, reshaped)

@@ -78,8 +78,7 @@ def from_ours(
     groups = {spec.name: spec.groups for spec in variant.block_specs(in_channels)}
     renamed = {}
     for name in shapes:
-        parts = OURS.split(name)
-        array = arrays[name]
+        parts, array = OURS.parts(name), arrays[name]
         if target.megengine_shapes:
             array = _to_megengine(array, parts, groups)
         renamed[target.join(parts)] = array
@@ -109,7 +108,7 @@ def _to_megengine(array, parts: Parts, groups):
         return array
     if parts.leaf != "weight":
         return array.reshape(1, -1, 1, 1)
-    block = parts.place if parts.index is None else f"{parts.place}.{parts.index}"
-    if parts.module.startswith("rbr_") and groups[block] > 1:
+    block = parts.place if parts.number is None else f"{parts.place}.{parts.number}"
+    if (parts.module or "").startswith("rbr_") and groups[block] > 1:
         return array.reshape(groups[block], -1, *array.shape[1:])
     return array

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from mindrepvgg.weights.pickles import (
 )
 
 # As stored; `_decode` widens bfloat16.
-_DTYPES = {
+_DTYPES: dict[str, Any] = {
     "float64": "f8", "float32": "f4", "float16": "f2", "bfloat16": bfloat16.STORED,
     "complex64": "c8", "complex128": "c16",
     "int64": "i8", "int32": "i4", "int16": "i2", "int8": "i1", "bool": "?",

@@ -51,10 +51,9 @@ def unwrap(content) -> Unwrapped:
     if "meta" in content and (raw_key, averaged_key) == ("state_dict", "ema_state_dict"):
         raw_key, averaged_key = averaged_key, raw_key
     keys = [key for key in (raw_key, averaged_key) if key is not None]
-    states = {key: _Flat(content[key]) for key in keys} or {None: _Flat(content)}
-    trained = states.get(raw_key)
-    averaged = trained.averaged if averaged_key is None else states[averaged_key].weights
-    weights = trained.weights if trained else None
+    states: dict = {key: _Flat(content[key]) for key in keys} or {None: _Flat(content)}
+    weights = states[raw_key].weights if raw_key in states else None
+    averaged = states[raw_key].averaged if averaged_key is None else states[averaged_key].weights
     if not weights and not averaged:
         raise _nothing(content)
     return Unwrapped(
