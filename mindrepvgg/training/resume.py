@@ -19,6 +19,7 @@ from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.training.step import TrainStep, bn_statistics, is_bn_statistic
 from mindrepvgg.weights.checkpoint import load_checkpoint_and_state
 from mindrepvgg.weights.containers import read_weights
+from mindrepvgg.weights.description import Description
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +124,10 @@ def restore(path, state: RunState, recipe, now: Position, steps_per_epoch) -> Po
     Raises TrainingError when the checkpoint belongs to a finished network only, or to a run of another recipe.
     """
     _, arrays = load_checkpoint_and_state(path, net=state.net)
-    _check_resumable(path, state.net.metadata)
-    before = Position.from_dict(state.net.metadata["position"])
+    description = _described_run(path, state.net.metadata)
+    before = Position.from_dict(description.position)
     free = _FREE_KEYS if before.ranks == now.ranks else _FREE_KEYS_ELSEWHERE
-    _check_same_recipe(path, recipe_from_dict(state.net.metadata["recipe"], str(path)), recipe, free)
+    _check_same_recipe(path, recipe_from_dict(description.recipe, str(path)), recipe, free)
     state.fill(arrays, path)
     state.step.set_train()  # loading a network sets it to inference
     if before.ranks == now.ranks:
@@ -148,16 +149,16 @@ def restore(path, state: RunState, recipe, now: Position, steps_per_epoch) -> Po
 
 def recipe_of_run(path) -> Recipe:
     """The recipe a run's checkpoint was made with."""
-    description = read_weights(path).description
-    _check_resumable(path, description)
-    return recipe_from_dict(description["recipe"], str(path))
+    return recipe_from_dict(_described_run(path, read_weights(path).description).recipe, str(path))
 
 
-def _check_resumable(path, description):
-    if "position" not in description or "recipe" not in description:
+def _described_run(path, metadata) -> Description:
+    description = Description.read(metadata, path)
+    if description.position is None or description.recipe is None:
         raise TrainingError(
             f"{path} holds a network but not the state of a run; resume from the *_last.ckpt of the run's folder"
         )
+    return description
 
 
 def _check_same_recipe(path, before: Recipe, now: Recipe, free):

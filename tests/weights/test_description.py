@@ -1,0 +1,95 @@
+"""What a checkpoint tells: checked where it is read, in one line, and kept as it was, newer versions' entries too."""
+
+import json
+
+import pytest
+from support import SMALL
+
+from mindrepvgg import create_model
+from mindrepvgg.errors import CheckpointError
+from mindrepvgg.weights.description import Description
+
+pytestmark = pytest.mark.compat
+
+SHAPE = {key: list(value) for key, value in SMALL["plain"].items()}
+OLD = {
+    "model": "repvgg",
+    "model_args": {**SHAPE, "group_size": 1, "se": None, "se_ratio": 16, "aux_heads": False},
+    "num_classes": 3,
+    "in_channels": 1,
+    "form": "train",
+    "versions": {"mindrepvgg": "0.1.0", "mindspore": "2.10.0", "numpy": "1.26.4"},
+    "image_size": [32, 48],
+    "preprocessing": {"mean": [0.1307], "std": [0.3081], "crop_pct": 1.0, "interpolation": "bilinear"},
+    "class_names": ["a", "b", "c"],
+    "dataset": "mnist5k",
+    "recipe": {"lr": 0.1},
+    "epoch": 7,
+    "step": 70,
+    "metrics": None,
+    "converted_from": "x.ckpt",
+}
+
+
+def test_a_file_s_mapping_comes_back_as_it_was():
+    for values in (
+        OLD,
+        {**OLD, "quantization": "qat"},
+        {**OLD, "form": "deploy", "quantization_parameters": {"stage0": {}}},
+        {**OLD, "of_a_newer_version": [1, {"a": None}], "preprocessing": {"mean": [0.5], "gamma": 2.2}},
+        {key: OLD[key] for key in ("model", "model_args", "num_classes", "in_channels", "form")},
+    ):
+        assert Description.read(values, "x").to_dict() == values
+        assert Description.read(json.loads(json.dumps(values)), "x") == Description.read(values, "x")
+
+
+def test_entries_by_name():
+    found = Description.read({**OLD, "quantization": "bn", "new": 1}, "x")
+    assert (found.form, found.variant.num_blocks, found.epoch, found.position) == ("bn", (2, 1, 2, 1), 7, None)
+    assert found.others == {"new": 1, "metrics": None, "converted_from": "x.ckpt"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"model": 3}, "model (=3) must be the name of a network"),
+        ({"num_classes": True}, "num_classes (=True) must be a whole number of at least 1"),
+        ({"in_channels": 0}, "in_channels (=0) must be a whole number of at least 1"),
+        ({"form": ["train"]}, "form (=['train']) must be one of train, deploy, bn, qat"),
+        ({"quantization": "int4"}, "form (='int4') must be one of train, deploy, bn, qat"),
+        ({"class_names": "abc"}, "class_names (='abc') must be a list of names"),
+        ({"class_names": [1, 2, 3]}, "class_names (=[1, 2, 3]) must be a list of names"),
+        ({"dataset": 5}, "dataset (=5) must be the name of a data set"),
+        ({"image_size": [32]}, "image_size (=[32]) must be a height and a width in pixels"),
+        ({"image_size": [32, 0]}, "image_size (=[32, 0]) must be a height and a width in pixels"),
+        ({"preprocessing": [0.5]}, "preprocessing (=[0.5]) must be a mapping of mean, std, crop_pct and interpolation"),
+        ({"preprocessing": {"mean": "0.5"}}, "must be a mapping of mean, std, crop_pct and interpolation"),
+        ({"preprocessing": {"crop_pct": None}}, "must be a mapping of mean, std, crop_pct and interpolation"),
+        ({"recipe": []}, "recipe (=[]) must be a mapping of a recipe's keys"),
+        ({"epoch": -1}, "epoch (=-1) must be a whole number of at least 0"),
+        ({"step": 1.5}, "step (=1.5) must be a whole number of at least 0"),
+        ({"position": 4}, "position (=4) must be a mapping"),
+        ({"versions": "0.1"}, "versions (='0.1') must be a mapping"),
+        ({"model_args": {"depth": 3}}, "describes a network that cannot be built: repvgg does not know depth"),
+    ],
+    ids=str,
+)
+def test_an_entry_that_cannot_be_used(entry, words):
+    with pytest.raises(CheckpointError) as caught:
+        Description.read({**OLD, **entry}, "net.ckpt")
+    message = str(caught.value)
+    assert message.startswith("net.ckpt ")
+    assert words in message
+    assert "\n" not in message
+
+
+def test_a_network_s_own_facts_stand_above_what_it_carries():
+    net = create_model("repvgg", 3, 1, deploy=True, **SMALL["plain"])
+    net.metadata = {"num_classes": 9, "form": "train", "quantization": "qat", "epoch": 3, "note": "kept"}
+    found = Description.of(net, epoch=4)
+    assert (found.num_classes, found.form, found.epoch) == (3, "deploy", 4)
+    assert found.others == {"note": "kept"}
+    with pytest.raises(
+        CheckpointError, match=r"^the checkpoint to be written .* epoch \(='4'\)"
+    ):
+        Description.of(net, epoch="4")
