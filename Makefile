@@ -64,7 +64,7 @@ test-latest:
 	rm -rf .venv-latest
 	$(MAKE) VENV=.venv-latest CONSTRAINTS=/dev/null test
 
-lint: $(VENV)/.ready-dev
+lint: types
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) lint-imports

@@ -10,7 +10,7 @@ trap 'rm -rf "$folder"' EXIT
 # From a copy, so that a build folder of this checkout adds nothing to the wheel.
 mkdir "$folder/source" "$folder/work"
 git archive HEAD | tar -x -C "$folder/source"
-python -m build --wheel --outdir "$folder" "$folder/source" > "$folder/build.log" || { cat "$folder/build.log"; exit 1; }
+python -m build --wheel --outdir "$folder" "$folder/source" > "$folder/build.log" 2>&1 || { cat "$folder/build.log"; exit 1; }
 python -m venv "$folder/venv"
 export PATH="$folder/venv/bin:$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 unset PYTHONPATH
