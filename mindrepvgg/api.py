@@ -71,12 +71,10 @@ def train(
         recipe = recipe_of_run(resume) if own else load_recipe(recipe)
     chosen = recipe.replace(**overrides)
     check_data_dir(chosen)
-    last: StrPath | None
-    if isinstance(resume, bool):
-        last = find_last(chosen.ckpt_save_dir, chosen.model) if resume else None
-    else:
-        last = resume
-    return Trainer(chosen, last, overwrite).run(dry_run=dry_run, profile=profile)
+    checkpoint = None if isinstance(resume, bool) else resume
+    if resume is True:
+        checkpoint = find_last(chosen.ckpt_save_dir, chosen.model)
+    return Trainer(chosen, checkpoint, overwrite).run(dry_run=dry_run, profile=profile)
 
 
 def validate(

@@ -41,7 +41,7 @@ def main(argv=None):
     options.add_json(parser)
     arguments = parser.parse_args(argv)
     if arguments.form == "train":
-        raise UserError("only the deploy form is exported, which computes the same; convert.py --form train keeps it")
+        raise UserError("only the deploy form is exported, which computes the same; convert --form train keeps it")
 
     from mindrepvgg import api
 

@@ -181,10 +181,10 @@ RULES: dict[str, _Rule] = {
     "drop_path_rate": _only(None, 0, why="would drop blocks at random; RepVGG cannot: remove it"),
     "layer_decay": _only(None, why="would give each layer a learning rate of its own; not here: remove it"),
     "reduction": _only("mean", why="would not average the loss over a batch; here it is: adapt lr and remove it"),
-    "val_amp_level": _only("O0", why="would have validate.py compute in half precision; not here: set it to O0"),
+    "val_amp_level": _only("O0", why="would have validation compute in half precision; not here: set it to O0"),
     "amp_cast_list": _only(None, why="would choose the cells in half precision; here amp_level does: remove it"),
     "eval_shuffle": _only(False, why="would shuffle the validation images, which no figure shows: remove it"),
-    "resume_opt": _only(False, why="would go on with a run; here train.py --resume does, exactly: remove it"),
+    "resume_opt": _only(False, why="would go on with a run; here mindrepvgg train --resume does, exactly: remove it"),
     "enable_modelarts": _only(False, why=_ON_MODELARTS),
     # Read only where enable_modelarts is true.
     **dict.fromkeys(("data_url", "multi_data_url", "ckpt_url", "train_url"), _takes_no_part),

@@ -111,14 +111,14 @@ def start(distribute="auto", device="CPU") -> Ranks:
     if distribute is False and processes is not None and not os.environ.get("RANK_TABLE_FILE"):
         # Each would write its own run into the same folder, and msrun's scheduler would train as well.
         raise UserError(
-            f"distribute (=False) trains in one process, but a launcher started {processes}: start train.py without "
+            f"distribute (=False) trains in one process, but a launcher started {processes}: start it without "
             f"msrun or mpirun, or leave distribute at auto"
         )
     if distribute is False or (distribute == "auto" and processes is None):
         return Ranks()
     if processes is None:
         raise UserError(
-            "distribute (=True) needs a launcher: msrun --worker_num 8 --local_worker_num 8 python train.py ...; "
+            "distribute (=True) needs a launcher: msrun --worker_num 8 python -m mindrepvgg train ...; "
             "leave distribute at auto to train on one device when there is none"
         )
     global _joined

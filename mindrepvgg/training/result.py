@@ -23,13 +23,13 @@ class RunResult:
     def format(self) -> str:
         """What came out, and the commands that go on from here."""
         if not self.finished:
-            return f"stopped; the state is saved. To continue: python train.py --resume {_quoted(self.last)}"
+            return f"stopped; the state is saved. To continue: mindrepvgg train --resume {_quoted(self.last)}"
         checkpoint = self.best if self.best.exists() else self.last
         deployed = checkpoint.with_name(f"{self.last.name.removesuffix('_last.ckpt')}_deploy.ckpt")
         return (
             f"done: {checkpoint}; curves in {self.curves}\n"
-            f"validate it: python validate.py --ckpt_path {_quoted(checkpoint)}\n"
-            f"fuse it:     python convert.py {_quoted(checkpoint)} {_quoted(deployed)}"
+            f"validate it: mindrepvgg validate {_quoted(checkpoint)}\n"
+            f"fuse it:     mindrepvgg convert {_quoted(checkpoint)} {_quoted(deployed)}"
         )
 
 

@@ -345,7 +345,7 @@ class Trainer:
         return f", EMA top-1 {found.top1:.2f}%"
 
     def _evaluate(self, event) -> Evaluation:
-        """Validate the network as it is now, in float32, as validate.py will see it."""
+        """Validate the network as it is now, in float32, as the verb validate will see it."""
         with float32_precision(self.net, self.recipe.amp_level, self.recipe.amp_dtype):
             assert self.eval_loader is not None  # the callers have looked
             found = evaluate(self.net, self.eval_loader, ranks=self.ranks)

@@ -98,7 +98,7 @@ def check_form(path, actual: str, expected: str | None):
             f"{path} is in {actual} form: its branches are fused and cannot be recovered; give the train-form "
             f"checkpoint it was converted from"
         )
-    hint = "; make one with convert.py" if expected == DEPLOY else ""
+    hint = "; make one with mindrepvgg convert" if expected == DEPLOY else ""
     raise CheckpointError(f"{path} is in {actual} form, a {expected} checkpoint is needed{hint}")
 
 

@@ -437,7 +437,7 @@ def test_a_good_input_passes_where_the_bad_ones_fail(files, call):
     status, out, err = call("train", *(TRAIN + " --epoch_size 1 --mode 1").format(f=files).split())
     assert (status, err) == (0, "")
     out_folder = files / "out"
-    assert f"validate it: python validate.py --ckpt_path {out_folder / 'repvgg_best.ckpt'}\n" in out
+    assert f"validate it: mindrepvgg validate {out_folder / 'repvgg_best.ckpt'}\n" in out
     assert (
-        f"fuse it:     python convert.py {out_folder / 'repvgg_best.ckpt'} {out_folder / 'repvgg_deploy.ckpt'}" in out
+        f"fuse it:     mindrepvgg convert {out_folder / 'repvgg_best.ckpt'} {out_folder / 'repvgg_deploy.ckpt'}" in out
     )

@@ -324,12 +324,13 @@ def test_values_are_put_into_our_keys(load, given, expected):
         ({"drop_path_rate": 0.2}, "drop_path_rate (=0.2 in x.yaml) would drop blocks at random; RepVGG cannot"),
         ({"layer_decay": 0.75}, "layer_decay (=0.75 in x.yaml) would give each layer a learning rate of its own"),
         ({"reduction": "sum"}, "reduction (='sum' in x.yaml) would not average the loss over a batch"),
-        ({"val_amp_level": "O2"}, "val_amp_level (='O2' in x.yaml) would have validate.py compute in half precision"),
+        ({"val_amp_level": "O2"}, "val_amp_level (='O2' in x.yaml) would have validation compute in half precision"),
         ({"amp_cast_list": "[nn.Conv2d]"}, "amp_cast_list (='[nn.Conv2d]' in x.yaml) would choose the cells"),
         ({"eval_shuffle": True}, "eval_shuffle (=True in x.yaml) would shuffle the validation images"),
         (
             {"ckpt_path": "a.ckpt", "resume_opt": True},
-            "resume_opt (=True in x.yaml) would go on with a run; here train.py --resume does, exactly: remove it",
+            "resume_opt (=True in x.yaml) would go on with a run; here mindrepvgg train --resume does, exactly: "
+            "remove it",
         ),
         ({"enable_modelarts": True}, "enable_modelarts (=True in x.yaml) would fetch and store files on ModelArts"),
         (

@@ -74,7 +74,7 @@ class TestStart:
         with pytest.raises(UserError) as caught:
             start(True)
         assert str(caught.value) == (
-            "distribute (=True) needs a launcher: msrun --worker_num 8 --local_worker_num 8 python train.py ...; "
+            "distribute (=True) needs a launcher: msrun --worker_num 8 python -m mindrepvgg train ...; "
             "leave distribute at auto to train on one device when there is none"
         )
 
@@ -86,7 +86,7 @@ class TestStart:
         with pytest.raises(UserError) as caught:
             start(False)
         assert str(caught.value) == (
-            "distribute (=False) trains in one process, but a launcher started 8: start train.py without msrun "
+            "distribute (=False) trains in one process, but a launcher started 8: start it without msrun "
             "or mpirun, or leave distribute at auto"
         )
 

@@ -253,7 +253,7 @@ class TestRefusals:
             ({"num_classes": 4}, "holds num_classes 3, the network it is loaded into has num_classes 4"),
             ({"in_channels": 3}, "holds in_channels 1, the network it is loaded into has in_channels 3"),
             ({"kind": "g4"}, "'group_size': 1"),
-            ({"deploy": True}, "is in train form, a deploy checkpoint is needed; make one with convert.py"),
+            ({"deploy": True}, "is in train form, a deploy checkpoint is needed; make one with mindrepvgg convert"),
         ],
     )
     def test_another_size_or_form(self, saved, options, words):
@@ -270,7 +270,7 @@ class TestRefusals:
         assert form_of(load_checkpoint(tmp_path / "net.ckpt", form="deploy")) == "deploy"
 
     def test_a_train_checkpoint_where_the_deploy_form_is_needed(self, saved):
-        assert "a deploy checkpoint is needed; make one with convert.py" in refusal(saved, form="deploy")
+        assert "a deploy checkpoint is needed; make one with mindrepvgg convert" in refusal(saved, form="deploy")
         assert form_of(load_checkpoint(saved, form="train")) == "train"
 
     def test_a_file_that_says_nothing_of_itself(self, tmp_path):

@@ -156,7 +156,7 @@ def test_kernels_saved_in_another_memory_order(tmp_path):
     ("deploy", "form", "text"),
     [
         (True, "train", "is in deploy form: its branches are fused and cannot be recovered; give the train-form "),
-        (False, "deploy", "is in train form, a deploy checkpoint is needed; make one with convert.py"),
+        (False, "deploy", "is in train form, a deploy checkpoint is needed; make one with mindrepvgg convert"),
     ],
 )
 def test_the_form_can_be_demanded(tmp_path, deploy, form, text):
