@@ -20,7 +20,8 @@ else:  # brought by pytest
 
 pytestmark = pytest.mark.compat
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 LOCK = script("constraints/lock")
 
 
@@ -94,3 +95,15 @@ def test_make_says_in_one_line_which_python_it_needs(python, says, tmp_path):
     assert first.startswith(says.format(folder=tmp_path))
     assert len(rest) == 1  # make's own
     assert not Path(tmp_path, "venv", "bin").exists()
+
+
+def test_the_wheel_holds_every_package_and_every_data_file():
+    setuptools = PYPROJECT["tool"]["setuptools"]
+    places = {package: ROOT / package.replace(".", "/") for package in setuptools["packages"]}
+    places |= {package: ROOT / folder for package, folder in setuptools["package-dir"].items()}
+    found = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "mindrepvgg").rglob("__init__.py")}
+    assert {str(place.relative_to(ROOT)) for place in places.values()} == {*found, "configs"}
+    globs = setuptools["package-data"].items()
+    data = {path for package, patterns in globs for pattern in patterns for path in places[package].glob(pattern)}
+    files = [path for folder in ("mindrepvgg", "configs") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    assert data == {path for path in files if path.suffix not in (".py", ".pyc")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -116,7 +117,8 @@ def _read_size(value) -> int | tuple[int, int]:
 
 
 def _read_text(value, allow_empty: bool) -> str:
-    """Text without line breaks, so that it fits into a line of `format_recipe`."""
+    """Text or a path, without line breaks, so that it fits into a line of `format_recipe`."""
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(value, str) or "".join(value.splitlines()) != value or not (value or allow_empty):
         raise ValueError
     return value

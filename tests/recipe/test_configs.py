@@ -7,7 +7,9 @@ import pytest
 import yaml
 from support.golden import ACCURACY
 
+from mindrepvgg.errors import RecipeError
 from mindrepvgg.models import variants
+from mindrepvgg.recipe import configs
 from mindrepvgg.recipe.provenance import plain
 from mindrepvgg.recipe.schema import KEYS
 from mindrepvgg.recipe.sources import load_recipe
@@ -162,3 +164,65 @@ def test_it_is_written_like_the_others(path):
     assert text.startswith("# ")
     assert text.endswith("\n")
     assert all(len(line) <= 120 for line in text.splitlines())
+
+
+class TestFind:
+    """A recipe by its name, from any folder."""
+
+    @pytest.mark.parametrize(
+        ("name", "file"),
+        [
+            ("quickstart", "quickstart.yaml"),
+            ("repvgg_a1.yaml", "repvgg_a1.yaml"),
+            ("mindcv/repvgg_a0", "mindcv/repvgg_a0.yaml"),
+            ("configs/repvgg_b1.yaml", "repvgg_b1.yaml"),
+            ("configs/mindcv/repvgg_b1", "mindcv/repvgg_b1.yaml"),
+            (CONFIGS / "repvgg_a2.yaml", "repvgg_a2.yaml"),
+        ],
+    )
+    def test_by_name_and_by_path(self, name, file, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "quickstart").mkdir()  # a run's folder of that name is no recipe
+        assert Path(configs.find(name)).samefile(CONFIGS / file)
+        assert load_recipe(name) == load_recipe(CONFIGS / file), "with the bases that it names"
+
+    def test_a_file_of_that_path_comes_first(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "quickstart").write_text("lr: 0.7\n")
+        assert load_recipe("quickstart").lr == 0.7
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("repvgg_a9", "there is no recipe 'repvgg_a9': did you mean repvgg_a"),
+            ("mindcv/repvgg_b9", "there is no recipe 'mindcv/repvgg_b9': did you mean mindcv/repvgg_b"),
+            (
+                "x",
+                "there is no recipe 'x': there are fashion_mnist, quickstart, quickstart_qat, and 25 more; mindrepvgg ",
+            ),
+            ("base/paper_s", "there is no recipe 'base/paper_s'"),
+            ("../configs/quickstart", "there is no recipe '../configs/quickstart'"),
+            ("none.yaml", "recipe none.yaml cannot be read: No such file or directory; check the path"),
+            ("/none", "recipe /none cannot be read: No such file or directory; check the path"),
+        ],
+    )
+    def test_what_is_not_there(self, name, message, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(name)
+        assert message in str(caught.value)
+
+    @pytest.mark.parametrize("place", ["site/mindrepvgg/configs", "site/configs"], ids=["installed", "checkout"])
+    def test_the_folder(self, place, tmp_path, monkeypatch):
+        """A wheel has the recipes inside of the package; a checkout and an editable install have them beside it."""
+        (tmp_path / place).mkdir(parents=True)
+        monkeypatch.setattr(configs, "_PACKAGE", tmp_path / "site" / "mindrepvgg")
+        assert configs.folder() == tmp_path / place
+
+    def test_a_line_for_each(self, call):
+        status, out, _ = call("train", "--list")
+        assert status == 0
+        lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+        assert set(lines) == {str(path.with_suffix("")) for path in FILES if path.parts[0] != "base"}
+        assert lines["quickstart"].startswith("Quick start: repvgg_nano")
+        assert lines["mindcv/repvgg_a0"].startswith("RepVGG-A0 on ImageNet-1k: MindCV's recipe")
