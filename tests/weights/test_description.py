@@ -89,7 +89,5 @@ def test_a_network_s_own_facts_stand_above_what_it_carries():
     found = Description.of(net, epoch=4)
     assert (found.num_classes, found.form, found.epoch) == (3, "deploy", 4)
     assert found.others == {"note": "kept"}
-    with pytest.raises(
-        CheckpointError, match=r"^the checkpoint to be written .* epoch \(='4'\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"^the checkpoint to be written .* epoch \(='4'\)"):
         Description.of(net, epoch="4")
