@@ -124,10 +124,9 @@ def restore(path, state: RunState, recipe, now: Position, steps_per_epoch) -> Po
     Raises TrainingError when the checkpoint belongs to a finished network only, or to a run of another recipe.
     """
     _, arrays = load_checkpoint_and_state(path, net=state.net)
-    description = _described_run(path, state.net.metadata)
-    before = Position.from_dict(description.position)
+    saved, before = _read_run(path, state.net.metadata)
     free = _FREE_KEYS if before.ranks == now.ranks else _FREE_KEYS_ELSEWHERE
-    _check_same_recipe(path, recipe_from_dict(description.recipe, str(path)), recipe, free)
+    _check_same_recipe(path, saved, recipe, free)
     state.fill(arrays, path)
     state.step.set_train()  # loading a network sets it to inference
     if before.ranks == now.ranks:
@@ -149,16 +148,18 @@ def restore(path, state: RunState, recipe, now: Position, steps_per_epoch) -> Po
 
 def recipe_of_run(path) -> Recipe:
     """The recipe a run's checkpoint was made with."""
-    return recipe_from_dict(_described_run(path, read_weights(path).description).recipe, str(path))
+    recipe, _ = _read_run(path, read_weights(path).description)
+    return recipe
 
 
-def _described_run(path, metadata) -> Description:
+def _read_run(path, metadata) -> tuple[Recipe, Position]:
+    """The recipe of a run, and where it was when its checkpoint was saved."""
     description = Description.read(metadata, path)
     if description.position is None or description.recipe is None:
         raise TrainingError(
             f"{path} holds a network but not the state of a run; resume from the *_last.ckpt of the run's folder"
         )
-    return description
+    return recipe_from_dict(description.recipe, str(path)), Position.from_dict(description.position)
 
 
 def _check_same_recipe(path, before: Recipe, now: Recipe, free):
