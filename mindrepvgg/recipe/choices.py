@@ -19,7 +19,12 @@ DATASETS = {
 QUANTIZATIONS = {"none": "", "bn": "with BN after each convolution", "qat": "with INT8's rounding"}
 OPTIMIZERS = {"momentum": "SGD with momentum", "sgd": "the same", "adamw": ""}
 SCHEDULERS = (
-    *("cosine_decay", "step_decay", "multi_step_decay", "exponential_decay", "polynomial_decay", "one_cycle"),
+    "cosine_decay",
+    "step_decay",
+    "multi_step_decay",
+    "exponential_decay",
+    "polynomial_decay",
+    "one_cycle",
     "constant",
 )
 WEIGHT_DECAY_FILTERS = {

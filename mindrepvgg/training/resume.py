@@ -7,16 +7,12 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 from mindspore import Tensor
 
 from mindrepvgg.errors import TrainingError
-from mindrepvgg.models.parameters import load_arrays
-from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.recipe.schema import KEYS, Recipe
 from mindrepvgg.recipe.sources import recipe_from_dict
-from mindrepvgg.runtime.ranks import Ranks
-from mindrepvgg.training.step import TrainStep, bn_statistics, is_bn_statistic
+from mindrepvgg.training import rank_statistics
 from mindrepvgg.weights.checkpoint import load_checkpoint_and_state
 from mindrepvgg.weights.containers import read_weights
 from mindrepvgg.weights.description import Description
@@ -31,8 +27,6 @@ _FREE_KEYS = {
 }
 # ... and, on another number of devices, what makes up the global batch.
 _FREE_KEYS_ELSEWHERE = {*_FREE_KEYS, "batch_size", "gradient_accumulation_steps"}
-
-_STATISTICS = "statistics_of_ranks"
 
 
 @dataclass
@@ -66,69 +60,31 @@ class Position:
         return cls(**restored)
 
 
-@dataclass(frozen=True)
-class RunState:
-    """Everything of a run that a checkpoint must hold, as named parameters: what is read from them and put back.
+def restore(path, run, now: Position) -> Position:
+    """Fill a run from its checkpoint.
 
-    net: the network; step: its `TrainStep`, with the optimizer; ranks: the processes it is trained by.
+    On the same number of ranks the run goes on exactly. On another one it goes on, which is said in the log, from the
+    same epoch; with another global batch from that epoch's start.
+
+    Args:
+        path: the checkpoint.
+        run: the `Trainer`, before its first step.
+        now: its position there.
+
+    Returns:
+        Where the run stopped.
+
+    Raises:
+        TrainingError: the checkpoint belongs to a finished network only, or to a run of another recipe.
     """
-
-    net: RepVGG
-    step: TrainStep
-    ranks: Ranks
-
-    @property
-    def _own(self):
-        weights = {parameter.name for parameter in self.net.get_parameters()}
-        own = {p.name: p for p in self.step.optimizer.get_parameters() if p.name not in weights}
-        return {**own, **self.step.state}
-
-    @property
-    def _statistics(self):
-        """BN's moving statistics, and their averages: the only parameters that differ between ranks."""
-        return bn_statistics(self.net) + [p for p in self.step.state.values() if is_bn_statistic(p)]
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The state besides the network; on several ranks after `gather_statistics` only, the same on all of them."""
-        return {name: parameter.asnumpy() for name, parameter in self._own.items()}
-
-    def average_statistics(self):
-        """Make BN's statistics the same on all ranks: their mean."""
-        self.ranks.average(self._statistics)
-        self.step.accept_statistics()
-
-    def gather_statistics(self) -> dict[str, np.ndarray]:
-        """Every rank's own BN statistics for a checkpoint between two averagings; nothing on a single rank."""
-        if self.ranks.size == 1:
-            return {}
-        own = np.concatenate([parameter.asnumpy() for parameter in self._statistics])
-        return {_STATISTICS: self.ranks.gather(own)}
-
-    def fill(self, state, source):
-        """Put back what `arrays` and `gather_statistics` gave."""
-        state = dict(state)
-        of_ranks = state.pop(_STATISTICS, None)
-        load_arrays(self._own.values(), state, f"the optimizer's state in {source}")
-        if of_ranks is not None and len(of_ranks) == self.ranks.size:
-            own = np.split(of_ranks[self.ranks.rank], np.cumsum([p.size for p in self._statistics])[:-1])
-            for parameter, values in zip(self._statistics, own, strict=True):
-                parameter.set_data(Tensor(values))
-        self.step.accept_statistics()
-
-
-def restore(path, state: RunState, recipe, now: Position, steps_per_epoch) -> Position:
-    """Fill a run's state from its checkpoint and return where it stopped.
-
-    now: the run's position before its first step. On the same number of ranks the run goes on exactly. On another one
-    it goes on, which is said in the log, from the same epoch; with another global batch from that epoch's start.
-    Raises TrainingError when the checkpoint belongs to a finished network only, or to a run of another recipe.
-    """
-    _, arrays = load_checkpoint_and_state(path, net=state.net)
-    saved, before = _read_run(path, state.net.metadata)
+    _, arrays = load_checkpoint_and_state(path, net=run.net)
+    saved, before = _read_run(path, run.net.metadata)
     free = _FREE_KEYS if before.ranks == now.ranks else _FREE_KEYS_ELSEWHERE
-    _check_same_recipe(path, saved, recipe, free)
-    state.fill(arrays, path)
-    state.step.set_train()  # loading a network sets it to inference
+    _check_same_recipe(path, saved, run.recipe, free)
+    of_ranks = arrays.pop(rank_statistics.KEY, None)
+    run.state.put_back(arrays, path)
+    run.statistics.put_back(of_ranks)
+    run.step.set_train()  # loading a network sets it to inference
     if before.ranks == now.ranks:
         return before
     log.warning(
@@ -140,9 +96,8 @@ def restore(path, state: RunState, recipe, now: Position, steps_per_epoch) -> Po
         if before.step_in_epoch:
             log.warning("epoch %d is started again: its steps are others now", before.epoch + 1)
         position = replace(position, step_in_epoch=0, interval_losses=[])
-        done = position.epoch * steps_per_epoch
-        counter = state.step.optimizer.global_step
-        counter.set_data(Tensor([done], counter.dtype))
+        counter = run.step.optimizer.global_step
+        counter.set_data(Tensor([position.epoch * run.steps_per_epoch], counter.dtype))
     return position
 
 

@@ -26,7 +26,7 @@ from mindrepvgg.runtime import device
 from mindrepvgg.runtime.ranks import start
 from mindrepvgg.training.assemble import build_network, build_step
 from mindrepvgg.training.precise_bn import precise_bn
-from mindrepvgg.training.resume import RunState
+from mindrepvgg.training.rank_statistics import RankStatistics
 from mindrepvgg.training.step import bn_statistics
 from support import SMALL, images, randomise_bn
 
@@ -139,9 +139,9 @@ def trainings(ranks, facts, arrays):
     facts["scale"] = step.loss_scale.value
     arrays.update(parameters("spoilt", (*net.get_parameters(), *step.ema)))
 
-    state = RunState(net, step, ranks)
-    arrays["statistics_of_ranks"] = state.gather_statistics()["statistics_of_ranks"]
-    state.average_statistics()
+    statistics = RankStatistics(net, step, ranks)
+    arrays["statistics_of_ranks"] = statistics.gather()["statistics_of_ranks"]
+    statistics.average()
     arrays.update(parameters("averaged", (*net.get_parameters(), *step.ema, *step.good_statistics)))
 
     ms.set_context(mode=ms.PYNATIVE_MODE)  # nothing is run often from here on

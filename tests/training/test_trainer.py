@@ -142,7 +142,7 @@ def whole(request, run, pynative_run):
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """The curves take longer than the steps; `run` has drawn them, as fixtures of a module come first."""
-    monkeypatch.setattr("mindrepvgg.training.trainer.draw_curves", lambda *_: None)
+    monkeypatch.setattr("mindrepvgg.training.loop.draw_curves", lambda *_: None)
 
 
 @pytest.fixture
@@ -286,7 +286,7 @@ class TestResuming:
         assert "stopping soon" in err
         position = read_weights(folder / "repvgg_last.ckpt").description["position"]
         assert position["step_in_epoch"] > 0, "the signal was to arrive in the middle of an epoch"
-        advice = re.search(r"To continue: (python train\.py --resume .+)", out).group(1)
+        advice = re.search(r"To continue: (mindrepvgg train --resume .+)", out).group(1)
         resumed = subprocess.run(
             advice, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False
         )
