@@ -29,7 +29,8 @@ def main(argv=None):
     if arguments.num_parallel_workers < 1:
         raise UserError(f"num_parallel_workers (={arguments.num_parallel_workers}) must be at least 1")
 
-    from mindrepvgg.data.check import check_data, write_bad_list
+    from mindrepvgg.data.check import check_data
+    from mindrepvgg.data.check_report import write_bad_list
 
     report = check_data(
         arguments.data_dir, arguments.dataset, arguments.val_share, arguments.num_parallel_workers, show_progress=True

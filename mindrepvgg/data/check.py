@@ -21,18 +21,16 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
+from mindrepvgg.data.check_report import USUAL_SIDE, DataReport
 from mindrepvgg.data.datasets import IMAGE_SUFFIXES, SPLIT_FOLDERS, open_source
 from mindrepvgg.data.decode import decode
 from mindrepvgg.data.mindrecord import is_record_folder
 from mindrepvgg.data.source import SPLITS, ImageFiles, Source
 from mindrepvgg.errors import DataError, UnreadableImageError
-from mindrepvgg.files import atomic_write
 
 UNDIVIDED = "all"  # what the one split of a folder without train and val is called
 
-_USUAL_SIDE = 224  # pixels that networks of this family are trained on; smaller pictures are enlarged
 _PICTURES_PER_TASK = 32
-_NAMES_SHOWN = 5
 
 # A JPEG with further pictures behind the first, as many cameras write under the name .jpg.
 _SAME_FORMAT = {"MPO": "JPEG"}
@@ -64,70 +62,21 @@ class _Split:
         return {"file": source.name(index), "class": source.class_names[source.labels[index]]}
 
 
-@dataclasses.dataclass(frozen=True)
-class DataReport:
-    """What was found; all parts are plain types, for JSON.
-
-    splits: figures by split. problems: what `open_source` refuses, and folders that cannot be listed. unreadable: file,
-    split, class, reason of each. duplicates: groups of the same bytes, with their files, and whether these are of
-    several classes (two_classes) or splits (two_splits). wrong_suffix: files that are of another format than their
-    name's suffix says, which readers do not mind. missing_classes: by split, those that another one has.
-    """
-
-    data_dir: str
-    dataset: str
-    splits: dict
-    problems: list[str]
-    unreadable: list[dict]
-    duplicates: list[dict]
-    wrong_suffix: list[dict]
-    missing_classes: dict
-
-    @property
-    def passed(self) -> bool:
-        """Whether training would meet nothing bad: no unreadable picture, none under two classes, no problem."""
-        return not (self.problems or self.unreadable or any(group["two_classes"] for group in self.duplicates))
-
-    def to_dict(self) -> dict:
-        """Plain types, for JSON."""
-        return {"passed": self.passed, **vars(self)}
-
-    def format(self) -> str:
-        """A summary for people: the first few of everything."""
-        lines = []
-        for name, facts in self.splits.items():
-            lines += _format_split(name, facts)
-        for name, missing in self.missing_classes.items():
-            lines += _listed(f"classes missing in {name}", [repr(name) for name in missing])
-        lines += _listed("problems", self.problems)
-        lines += _listed("unreadable pictures", [f"{entry['file']}: {entry['reason']}" for entry in self.unreadable])
-        two_classes, leaked, copies = self._sorted_duplicates()
-        lines += _listed("pictures under two classes", two_classes)
-        lines += _listed("pictures in two splits, so that validation sees what was trained on", leaked)
-        lines += _listed("pictures more than once in a class", copies)
-        wrong = [f"{entry['file']} is {entry['format']}" for entry in self.wrong_suffix]
-        lines += _listed("files of another format than their suffix says (read all the same)", wrong)
-        lines.append("nothing bad was found" if self.passed else "the data set needs repair")
-        # A file's name may hold bytes that are no text.
-        return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
-
-    def _sorted_duplicates(self):
-        """The groups in words: those of two classes, of two splits, and the others."""
-        shown = [(_words_of_group(group["files"]), group) for group in self.duplicates]
-        return (
-            [text for text, group in shown if group["two_classes"]],
-            [text for text, group in shown if group["two_splits"]],
-            [text for text, group in shown if not (group["two_classes"] or group["two_splits"])],
-        )
-
-
 def check_data(data_dir, dataset="imagenet", val_share=0.0, num_parallel_workers=1, show_progress=False) -> DataReport:
     """Look at every picture of a data set's splits.
 
-    data_dir, dataset, val_share: see `open_source`. Where that stops at the first mistake of an image folder, here the
-    mistake is noted and the rest is looked at. A folder without train and val is one split, `UNDIVIDED`, unless
-    val_share divides it. Of a picture its name and some bytes are kept, never its pixels.
-    Raises DataError when there is nothing to look at, RecipeError for an impossible val_share.
+    Where `open_source` stops at the first mistake of an image folder, the mistake is noted here and the rest is looked
+    at. Of a picture its name and some bytes are kept, never its pixels.
+
+    Args:
+        data_dir, dataset, val_share: see `open_source`. A folder without train and val is one split, `UNDIVIDED`,
+            unless val_share divides it.
+        num_parallel_workers: threads that decode.
+        show_progress: draw a progress bar on a terminal.
+
+    Raises:
+        DataError: there is nothing to look at.
+        RecipeError: an impossible val_share.
     """
     splits, problems = _splits(data_dir, dataset, val_share)
     unreadable, wrong_suffix, facts, digests = [], [], {}, {}
@@ -154,18 +103,6 @@ def check_data(data_dir, dataset="imagenet", val_share=0.0, num_parallel_workers
         wrong_suffix=wrong_suffix,
         missing_classes=_missing_classes(splits),
     )
-
-
-def write_bad_list(path, report: DataReport):
-    """Write the unreadable files' names, one a line, for `xargs` and its like; atomically.
-
-    Files whose name holds a line break are left out: as two lines they would name others.
-    """
-    with atomic_write(path) as stream:
-        for entry in report.unreadable:
-            name = os.fsencode(entry["file"])
-            if b"\n" not in name:
-                stream.write(name + b"\n")
 
 
 # ------------------------------------------------------------------------------------------------------------- splits
@@ -365,7 +302,7 @@ class _Tally:
             "kinds": dict(self._kinds.most_common()),
             "height": _spread(self._sizes[readable, 0]),
             "width": _spread(self._sizes[readable, 1]),
-            f"side_below_{_USUAL_SIDE}": int((self._sizes[readable].min(axis=1, initial=1 << 30) < _USUAL_SIDE).sum()),
+            f"side_below_{USUAL_SIDE}": int((self._sizes[readable].min(axis=1, initial=1 << 30) < USUAL_SIDE).sum()),
         }
 
 
@@ -403,47 +340,3 @@ def _duplicates(splits, digests):
             }
         )
     return found
-
-
-# --------------------------------------------------------------------------------------------------------- for people
-
-
-def _format_split(name, facts):
-    """Lines about a split."""
-    per_class = facts["pictures_per_class"]
-    sizes = f" of {_words(per_class)}" if per_class else ""
-    lines = [f"{name}: {facts['pictures']} pictures in {facts['classes']} classes{sizes}"]
-    lines += [f"  {', '.join(f'{count} {kind}' for kind, count in facts['kinds'].items())}"] if facts["kinds"] else []
-    if facts["height"]:
-        small = facts[f"side_below_{_USUAL_SIDE}"]
-        lines.append(
-            f"  height {_words(facts['height'])}, width {_words(facts['width'])}; {small} with a side below "
-            f"{_USUAL_SIDE}"
-        )
-    if facts["ignored_files"]:
-        lines.append(f"  no pictures: {', '.join(f'{count} {kind}' for kind, count in facts['ignored_files'].items())}")
-    if facts["outside_of_classes"]:
-        lines.append(f"  {facts['outside_of_classes']} pictures lie in no class folder and are not used")
-    for key, words in (("empty_classes", "no picture"), ("classes_without_readable", "no readable picture")):
-        lines += [f"  {line}" for line in _listed(f"classes with {words}", [repr(name) for name in facts[key]])]
-    return lines
-
-
-def _words(spread):
-    low, high = spread["min"], spread["max"]
-    return str(low) if low == high else f"{low} to {high} (median {spread['median']:g})"
-
-
-def _words_of_group(files):
-    """The files of the same bytes in one line, the first few."""
-    words = [f"{file['file']} ({file['split']}, {file['class']})" for file in files[:_NAMES_SHOWN]]
-    more = len(files) - _NAMES_SHOWN
-    return " = ".join([*words, *([f"{more} more"] if more > 0 else [])])
-
-
-def _listed(title, entries):
-    """A title with the number of entries, and the first of them; nothing for none."""
-    if not entries:
-        return []
-    more = [f"  and {len(entries) - _NAMES_SHOWN} more"] if len(entries) > _NAMES_SHOWN else []
-    return [f"{title}: {len(entries)}", *(f"  {entry}" for entry in entries[:_NAMES_SHOWN]), *more]

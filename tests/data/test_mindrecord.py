@@ -17,7 +17,7 @@ from mindspore.mindrecord import FileReader, FileWriter
 from PIL import Image
 from support.loaders import RGB, eval_loader
 
-from mindrepvgg.data import pack
+from mindrepvgg.data import shard
 from mindrepvgg.data.datasets import open_source
 from mindrepvgg.data.decode import decode
 from mindrepvgg.data.mindrecord import HEADER_SIZE, INDEX, PROGRESS, RecordFiles, is_record_folder, shard_name
@@ -181,7 +181,7 @@ def test_resized_pictures_are_pillows(folder, tmp_path):
 
 def test_a_picture_larger_than_a_usual_page(tmp_path):
     path = picture(tmp_path / "src" / "a" / "large.bmp", 2000, 1500, 0)
-    assert path.stat().st_size > pack._USUAL_PAGE
+    assert path.stat().st_size > shard.USUAL_PAGE
     picture(tmp_path / "src" / "b" / "small.png", 8, 8, 1)
     pack_folder(tmp_path / "src", tmp_path / "dst", shard_size=1)
     records = RecordFiles(tmp_path / "dst")
@@ -297,7 +297,7 @@ def writing(monkeypatch):
     class Writing(list):
         stop = None
 
-    written, write = Writing(), pack._write_shard
+    written, write = Writing(), shard.write_shard
 
     def stopping(path, rows, page_size):
         if len(written) == written.stop:
@@ -306,7 +306,7 @@ def writing(monkeypatch):
         written.append(path.name)
         write(path, rows, page_size)
 
-    monkeypatch.setattr(pack, "_write_shard", stopping)
+    monkeypatch.setattr(shard, "write_shard", stopping)
     return written
 
 
@@ -429,7 +429,7 @@ def test_what_mindspore_does_not_write_is_noticed(folder, tmp_path, monkeypatch)
     write = FileWriter.write_raw_data
     for writing in (lose_a_row, lose_a_byte):
         monkeypatch.setattr(FileWriter, "write_raw_data", writing)
-        with pytest.raises(DataError, match=r"00000.mindrecord is read back otherwise than it was written; check the"):
+        with pytest.raises(DataError, match=r"00000.mindrecord is not read back as it was written; check the disk"):
             pack_folder(folder, tmp_path / "dst")
         assert not shards(tmp_path / "dst" / "train")
 
