@@ -51,6 +51,8 @@ def test_a_lock_for_every_supported_python():
     assert PROJECT["requires-python"] == ">=3.10,<3.13"
     locks = sorted(path.name for path in (ROOT / "constraints").glob("*.txt"))
     assert locks == [f"py{python}.txt" for python in LOCK.PYTHONS]
+    named = {line.rpartition(" ")[2] for line in PROJECT["classifiers"] if "Python :: 3." in line}
+    assert named == set(LOCK.PYTHONS)
 
 
 @pytest.mark.parametrize(
@@ -99,10 +101,11 @@ def test_make_says_in_one_line_which_python_it_needs(python, says, tmp_path):
 
 def test_the_wheel_holds_every_package_and_every_data_file():
     setuptools = PYPROJECT["tool"]["setuptools"]
-    places = {package: ROOT / package.replace(".", "/") for package in setuptools["packages"]}
-    places |= {package: ROOT / folder for package, folder in setuptools["package-dir"].items()}
-    found = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "mindrepvgg").rglob("__init__.py")}
-    assert {str(place.relative_to(ROOT)) for place in places.values()} == {*found, "configs"}
+    assert setuptools["package-dir"] == {"mindrepvgg.configs": "configs"}
+    inside = {package: package.replace("mindrepvgg.configs", "configs") for package in setuptools["packages"]}
+    places = {package: ROOT / name.replace(".", "/") for package, name in inside.items()}
+    found = {path.parent for path in (ROOT / "mindrepvgg").rglob("__init__.py")}
+    assert set(places.values()) == {*found, *(path.parent for path in (ROOT / "configs").rglob("*.yaml"))}
     globs = setuptools["package-data"].items()
     data = {path for package, patterns in globs for pattern in patterns for path in places[package].glob(pattern)}
     files = [path for folder in ("mindrepvgg", "configs") for path in (ROOT / folder).rglob("*") if path.is_file()]
