@@ -21,7 +21,7 @@ from mindspore import Tensor
 from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint, to_deploy, verify_equivalence
 
 ROOT = Path(__file__).parents[1]
-FROZEN = Path(__file__).parent / "data" / "frozen_0_1"
+FROZEN = Path(__file__).parent / "artefacts" / "frozen_0_1"
 
 FILES = sorted(path.relative_to(FROZEN).as_posix() for path in FROZEN.rglob("*") if path.is_file())
 CHECKPOINTS = [name for name in FILES if name.endswith((".ckpt", ".safetensors"))]
