@@ -110,3 +110,9 @@ def test_the_wheel_holds_every_package_and_every_data_file():
     data = {path for package, patterns in globs for pattern in patterns for path in places[package].glob(pattern)}
     files = [path for folder in ("mindrepvgg", "configs") for path in (ROOT / folder).rglob("*") if path.is_file()]
     assert data == {path for path in files if path.suffix not in (".py", ".pyc")}
+
+
+def test_no_module_is_longer_than_400_lines():
+    modules = sorted((ROOT / "mindrepvgg").rglob("*.py"))
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules}
+    assert {path.name: length for path, length in lengths.items() if length > 400} == {}
