@@ -1,8 +1,8 @@
-"""The command lines that turn an exported file into what Ascend's inference devices run.
+"""The commands that turn an exported file into what Ascend's inference devices run.
 
-Written from documentation, run nowhere by us. Sources: CANN 8.0, "ATC", the pages of --framework (ONNX: 5, AIR: 1),
---input_shape, --dynamic_batch_size, --dynamic_image_size, --dynamic_dims and --precision_mode_v2; MindSpore Lite,
-"Offline Conversion of Inference Models" and "Ascend Conversion Tool Description".
+They are written from documentation and have not been run by us. Sources: CANN 8.0, "ATC", the pages of --framework
+(ONNX: 5, AIR: 1), --input_shape, --dynamic_batch_size, --dynamic_image_size, --dynamic_dims and --precision_mode_v2;
+MindSpore Lite, "Offline Conversion of Inference Models" and "Ascend Conversion Tool Description".
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shlex
 
 from mindrepvgg.deployment.graph import INPUT
 
-# A dynamic dimension is a choice of a few sizes on Ascend, named when the file is converted.
+# On Ascend a dynamic dimension is a choice of a few sizes, which the conversion of the file names.
 _BATCHES = (1, 2, 4, 8, 16)
 _LARGER = 32  # pixels: the second size of a dynamic image size
 
@@ -21,10 +21,17 @@ _GE_PRECISION = {"float32": "must_keep_origin_dtype", "float16": "force_fp16"}
 
 
 def ascend_commands(path, options, channels, image_size, soc_version="Ascend310P3") -> tuple[tuple[str, str], ...]:
-    """(what it makes, command) for ATC and MindSpore Lite's converter.
+    """Write the commands for ATC and for MindSpore Lite's converter. ATC reads no MindIR, the converter no AIR.
 
-    path: the exported file. options: `onnx_graph.GraphOptions`. image_size: what a dynamic size starts from. A MindIR
-    file is not read by ATC, an AIR file by nothing else.
+    Args:
+        path: the exported file.
+        options: the `GraphOptions` it was exported with.
+        channels: of the images.
+        image_size: (height, width) that a dynamic size starts from.
+        soc_version: the chip, as ATC names it.
+
+    Returns:
+        (what it makes, command) of each.
     """
     commands = []
     if path.suffix != ".mindir":
@@ -38,7 +45,7 @@ def ascend_commands(path, options, channels, image_size, soc_version="Ascend310P
 
 
 def _profiles(options, image_size):
-    """The sizes a dynamic file is converted for, as tuples of its dynamic dimensions; none for a static one."""
+    """Return the sizes to convert a file for, as tuples of its dynamic dimensions; none for a static file."""
     sizes = [image_size, tuple(side + _LARGER for side in image_size)]
     batches = [] if options.batch_size else [(count,) for count in _BATCHES]
     if options.image_size:
@@ -69,7 +76,7 @@ def _atc(path, options, channels, image_size, soc_version):
 
 
 def _lite(path, options, channels, image_size):
-    """The converter's command, after the one that writes its configuration."""
+    """Return two commands: one writes the converter's configuration, the other converts."""
     shape = _joined(options.input_shape(channels, -1, -1, -1))
     profiles = _profiles(options, image_size)
     static = []

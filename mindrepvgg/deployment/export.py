@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import os
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 
 from mindrepvgg.deployment.ascend import ascend_commands
 from mindrepvgg.deployment.engine import OnnxEngine, network_facts
 from mindrepvgg.deployment.graph import INPUT, GraphOptions, build_onnx, check_onnx_file, check_opset, require_onnx
+from mindrepvgg.deployment.mindir import write_mindir
 from mindrepvgg.deployment.pictures import Pictures
 from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
 from mindrepvgg.evaluation.crosscheck import CrossCheck, cross_check
@@ -36,9 +33,14 @@ TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
 class Export:
     """What was read and written, and how far the written file's outputs are from the network's.
 
-    fusion: the proof of the fusion, None where the checkpoint was in deploy form. operators: of an ONNX file, counted.
-    check: the comparison on `images`, None for AIR, which nothing but Ascend's tools reads. metadata: what the file, or
-    the JSON beside it, says of itself. commands: for Ascend's tools, see `ascend_tools`.
+    Attributes:
+        options: what the file takes and gives.
+        metadata: what the file, or the JSON beside it, says of itself.
+        fusion: the proof of the fusion; None where the checkpoint was in deploy form.
+        operators: how many of each an ONNX file holds; None for other files.
+        check: the comparison; None for AIR, which nothing but Ascend's tools reads.
+        images: what it was compared on, in words.
+        commands: for Ascend's tools, see `ascend.ascend_commands`.
     """
 
     source: Path
@@ -68,7 +70,7 @@ class Export:
         }
 
     def format(self) -> str:
-        """A few lines for people, the commands for Ascend's tools last."""
+        """Return a few lines for people; the commands for Ascend's tools come last."""
         options, facts = self.options, self.metadata
         shape = options.input_shape(facts["in_channels"])
         lines = [f"{facts['model']}, {facts['num_classes']} classes, deploy form"]
@@ -95,29 +97,37 @@ class Export:
 def export_checkpoint(
     source,
     destination,
-    options=None,
+    options: GraphOptions | None = None,
     *,
-    preprocess=False,
-    fixed_size=True,
-    weights="raw",
-    overrides=None,
-    rtol=None,
-    soc_version="Ascend310P3",
+    preprocess: bool = False,
+    fixed_size: bool = True,
+    weights: str = "raw",
+    overrides: dict | None = None,
+    rtol: float | None = None,
+    soc_version: str = "Ascend310P3",
 ) -> Export:
-    """Export a checkpoint of any project; the suffix of `destination` says how: `.onnx`, `.mindir` or `.air`.
+    """Export a checkpoint of any project.
 
-    options: `GraphOptions`; its `preprocess` (mean and std) and `image_size` are filled in from the checkpoint where
-    `preprocess` and `fixed_size` ask for them. overrides: recipe keys of the command line that stand
-    above what the checkpoint tells, see `recipe.network.recipe_of`. rtol: tolerance, by precision unless given.
-    A MindIR file's metadata are written beside it as JSON, named as the file with `.json` behind it.
-    Raises EquivalenceError, and leaves no new file, when the written file computes something else; UserError when the
-    checkpoint cannot be used, a package is missing, or the destination cannot be written.
+    Args:
+        source: the checkpoint.
+        destination: the file to write; its suffix says how: `.onnx`, `.mindir` or `.air`. The metadata of a MindIR or
+            AIR file are written beside it as JSON, under its name with `.json` behind it.
+        options: what the file takes and gives.
+        preprocess: whether to fill in `options.preprocess` from the checkpoint.
+        fixed_size: whether to fill in `options.image_size` from the checkpoint, unless it is given.
+        weights: 'raw', or 'ema' for the averaged copy in the checkpoint.
+        overrides: recipe keys that stand above what the checkpoint says, see `recipe.network.recipe_of`.
+        rtol: what the outputs may differ by, over the largest of them; None: as TOLERANCES says.
+        soc_version: the chip in the commands for Ascend's tools.
+
+    Raises:
+        EquivalenceError: the written file computes something else; no file is left.
+        UserError: the checkpoint cannot be used, a package is missing, or the destination cannot be written.
     """
     source, destination = Path(source), Path(destination)
     options = options or GraphOptions()
     check_destination(source, destination, options, fixed_size)
-    imported = import_weights(source, weights)
-    net = imported.network()
+    net = import_weights(source, weights).network()
     pictures = Pictures(net, overrides or {})
     if fixed_size and options.image_size is None:
         options = replace(options, image_size=pictures.preprocessing.image_size)
@@ -128,10 +138,12 @@ def export_checkpoint(
         deployed = to_deploy(net)
         fusion = verify_equivalence(net, deployed, pictures.normalised(pictures.pixels[:2]))
     metadata = facts_of(deployed, pictures, options, source)
-    write = _write_onnx if destination.suffix == ".onnx" else _write_mindir
+    operators, check = None, None
     with atomic_path(destination) as temporary:
-        operators, run = write(deployed, temporary, options, metadata, destination.suffix)
-        check = None
+        if destination.suffix == ".onnx":
+            operators, run = _write_onnx(deployed, temporary, options, metadata)
+        else:
+            run = write_mindir(deployed, temporary, options, destination.suffix)
         if run:
             tolerance = TOLERANCES[options.precision] if rtol is None else rtol
             check = _compare(run, net, pictures, options, tolerance)
@@ -148,8 +160,8 @@ def export_checkpoint(
     return Export(source, destination, options, metadata, fusion, operators, check, pictures.origin, commands)
 
 
-def check_destination(source, destination, options, fixed_size=True):
-    """Refuse, before anything is read, what could not be written at the end."""
+def check_destination(source: Path, destination: Path, options: GraphOptions, fixed_size: bool = True):
+    """Raise UserError, before anything is read, for a file that could not be written at the end."""
     if destination.suffix not in SUFFIXES:
         raise UserError(f"{destination} must end in one of {', '.join(SUFFIXES)}: the suffix says how it is written")
     if destination.exists() and source.exists() and destination.samefile(source):
@@ -165,12 +177,7 @@ def check_destination(source, destination, options, fixed_size=True):
 
 
 def facts_of(net, pictures, options, source) -> dict:
-    """The metadata of an exported file, plain types by name.
-
-    model, form, num_classes, in_channels, class_names (where known), image_size [height, width], mean, std (where
-    known), interpolation, crop_pct, what goes in and comes out, precision, the checkpoint's name and SHA-256, and under
-    'mindrepvgg' the version that wrote it.
-    """
+    """Return the metadata of an exported file: plain types by name; docs/deploy.md lists them."""
     preprocessing = pictures.preprocessing
     prepared = {"mean": list(preprocessing.mean), "std": list(preprocessing.std)} if pictures.known else {}
     return {
@@ -195,8 +202,8 @@ def _sha256(path):
     return digest.hexdigest()
 
 
-def _compare(run, net, pictures, options, rtol):
-    """Compare a file's function with the network it was made from, on every batch."""
+def _compare(run, net, pictures, options, rtol) -> CrossCheck:
+    """Compare the function of a file with the network that it was made from, on every batch."""
 
     def file_outputs(pixels):
         return run(pixels if options.preprocess else pictures.normalised(pixels))
@@ -209,67 +216,17 @@ def _compare(run, net, pictures, options, rtol):
     return cross_check(file_outputs, network_outputs, batches, rtol)
 
 
-def _write_onnx(net, path, options, metadata, _suffix):
-    """Write and check an ONNX file; gives its operators and the function it computes."""
+def _write_onnx(net, path, options, metadata):
+    """Write and check an ONNX file; returns how many of each operator it holds, and the function it computes."""
     model = build_onnx(net.variant, network_arrays(net), options, metadata)
     path.write_bytes(model.SerializeToString())
-    del model  # large networks: it is a copy of all weights
+    del model  # it is a copy of all weights
     operators = check_onnx_file(path, net.variant, options)
     try:
         return operators, OnnxEngine(path)
-    except CheckpointError:  # a valid file that is too new
+    except CheckpointError:  # the file is valid, and its opset is too new
         import onnxruntime
 
         raise UserError(
             f"onnxruntime {onnxruntime.__version__} does not run opset {options.opset}; take an older one"
         ) from None
-
-
-def _write_mindir(net, path, options, _metadata, suffix):
-    """Write a MindIR or AIR file; gives no operators, and the function of a MindIR file."""
-    served = _Served(net, options)
-    shape = options.input_shape(net.in_channels, None, None, None)
-    kind = ms.uint8 if options.preprocess else ms.float32
-    example = Tensor(shape=shape, dtype=kind) if None in shape else Tensor(np.zeros(shape), kind)
-    # In a folder of its own: MindSpore takes the right to write from what it exports, and for some formats from the
-    # folder's other users.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export.") as folder:
-        written = Path(folder, f"model{suffix}")
-        ms.export(served, example, file_name=str(written), file_format=suffix[1:].upper())
-        others = [found.name for found in Path(folder).iterdir() if found != written]
-        if others:
-            raise UserError(
-                f"the weights are too many for one {suffix} file: MindSpore wrote {', '.join(others)} as well"
-            )
-        graph = nn.GraphCell(ms.load(str(written))) if suffix == ".mindir" else None
-        os.chmod(written, 0o600)
-        shutil.move(written, path)
-    return None, (lambda images: graph(Tensor(images)).asnumpy()) if graph else None
-
-
-class _Served(nn.Cell):
-    """A deploy network with what an exported file has around it: preprocessing, precision, softmax.
-
-    Its parameters keep their names, and `net` stays as it was.
-    """
-
-    def __init__(self, net, options):
-        super().__init__(auto_prefix=False)  # which would rename the network's own parameters
-        self.preprocesses = options.preprocess is not None
-        if self.preprocesses:
-            self.gain, self.bias = (Tensor(values) for values in options.preprocess.gain_and_bias())
-        self.dtype = getattr(ms, options.precision)
-        if options.precision == "float16":
-            net = copy.deepcopy(net)
-            for parameter in net.get_parameters():
-                parameter.set_dtype(ms.float16)
-        self.net = net
-        self.softmax = nn.Softmax(-1) if options.softmax else None
-        self.set_train(False)
-
-    def construct(self, images):
-        x = images
-        if self.preprocesses:
-            x = x.transpose(0, 3, 1, 2).astype(ms.float32) * self.gain + self.bias
-        outputs = self.net(x.astype(self.dtype)).astype(ms.float32)
-        return outputs if self.softmax is None else self.softmax(outputs)

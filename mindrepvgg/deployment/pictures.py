@@ -1,4 +1,4 @@
-"""Real pictures, prepared as a network's checkpoint says, to compare two programs of the network on."""
+"""Real pictures, prepared as a network's checkpoint says, on which an exported file is compared with the network."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ _BATCH, _DIGITS = 8, 20
 
 
 class Pictures:
-    """What a file is compared on: uint8 pictures (N, H, W, C), cut as the checkpoint says, and how they are normalised.
+    """Photos or digits where their package is installed, otherwise seeded noise.
 
-    Photos or digits where their package is installed, else seeded noise; `origin` says which. known: whether mean and
-    std are the network's own (or ImageNet's, for colour networks that do not tell).
+    Args:
+        net: the network; its metadata tell how pictures are prepared.
+        overrides: recipe keys that stand above the metadata.
+
+    Attributes:
+        pixels: the pictures, uint8 (N, H, W, C), cut as the checkpoint says.
+        preprocessing: how they are prepared.
+        known: whether mean and std are the network's own; a colour network that does not tell has ImageNet's.
+        origin: what the pictures are, in words.
     """
 
-    def __init__(self, net, overrides):
+    def __init__(self, net, overrides: dict):
         channels = net.in_channels
         told = (overrides, net.metadata.get("recipe") or {}, net.metadata.get("preprocessing") or {})
         self.known = channels == 3 or any("mean" in place for place in told)
@@ -39,18 +46,18 @@ class Pictures:
         self.origin = f"{len(self.pixels)} {self.origin}"
 
     def known_preprocessing(self) -> Preprocessing:
-        """The preprocessing, for a graph that normalises. Raises UserError where mean and std are not known."""
+        """Return the preprocessing for a graph that normalises; raise UserError where mean and std are not known."""
         if not self.known:
             raise UserError("the checkpoint does not tell mean and std: give --mean and --std, or no --preprocess")
         return self.preprocessing
 
     def normalised(self, pixels):
-        """Pixels (N, H, W, C) as the network takes them: float32 (N, C, H, W)."""
+        """Convert pixels (N, H, W, C) into what the network takes: float32 (N, C, H, W)."""
         images = (pixels / 255 - np.asarray(self.preprocessing.mean)) / np.asarray(self.preprocessing.std)
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
 
     def batches(self, options):
-        """Batches of pixels of each kind that the file takes: of its size and others, full and single."""
+        """Return batches of every kind that the file takes: of its size and others, full and of one picture."""
         count = options.batch_size or _BATCH
         pixels = self.pixels
         if options.batch_size:  # all pictures, in whole batches
@@ -66,7 +73,7 @@ class Pictures:
 
 
 def _real_pictures(channels):
-    """A source of real pictures of this many channels, or None, and what they are in words."""
+    """Return a source of real pictures of this many channels, or None; and what they are, in words."""
     if channels == 3 and (photos := labelled_photos()) is not None:
         return photos, "photos of the package foolbox"
     if channels == 1:

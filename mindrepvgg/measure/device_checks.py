@@ -1,4 +1,4 @@
-"""What a device is checked for beside the networks: grouped convolution, overflow, collectives."""
+"""Checks of a device without a network: float32, grouped convolution, overflow, collectives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MSRUN = "msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_
 
 
 def request_float32(device: str):
-    """Ask Ascend to compute float32 in float32: convolutions may use HF32 otherwise, and O2 float16."""
+    """Ask Ascend to compute float32 in float32; otherwise convolutions may use HF32, and jit level O2 float16."""
     if device != "Ascend":
         raise CheckSkipped(f"{device} knows no other")
     ms.device_context.ascend.op_precision.precision_mode("must_keep_origin_dtype")
@@ -49,7 +49,7 @@ class _ConvGradients(nn.Cell):
 
 
 def check_grouped(groups: int, channels: int = 64, size: int = 16):
-    """A grouped convolution and its gradients against one plain convolution a group, on the same device."""
+    """Compare a grouped convolution and its gradients with a plain convolution for each group, on the same device."""
     shape = (4, channels, size, size)
     x, probe = (uniform(name, shape).astype(np.float32) for name in ("grouped x", "grouped probe"))
     weight = parameter_value("grouped.weight", (channels, channels // groups, 3, 3))
@@ -69,7 +69,7 @@ def check_grouped(groups: int, channels: int = 64, size: int = 16):
 
 
 class _Overflow(nn.Cell):
-    """x + x, and whether `amp.all_finite` takes it for finite."""
+    """x -> x + x, and whether `amp.all_finite` says that it is finite."""
 
     def construct(self, x):
         total = x + x
@@ -77,7 +77,7 @@ class _Overflow(nn.Cell):
 
 
 def check_overflow():
-    """A float16 sum that overflows must be noticed, whether the device makes infinity of it or its largest number."""
+    """Check that an overflow in float16 is noticed, whether the device gives infinity or its largest number."""
     total, finite = _Overflow()(Tensor(np.full(16, 60000, np.float16)))
     value = float(total.asnumpy()[0])
     line = f"60000 + 60000 in float16 is {value:g} ({'INF/NaN' if np.isinf(value) else 'saturation'})"
@@ -98,7 +98,7 @@ class _Sum(nn.Cell):
 
 
 def join(device: str) -> tuple[Result, Ranks]:
-    """Meet the other processes of an msrun, as training does; after a failure this one goes on alone."""
+    """Meet the other processes of an msrun, as training does; where that fails, this process goes on alone."""
     group = Ranks()
 
     def meet():
@@ -112,9 +112,12 @@ def join(device: str) -> tuple[Result, Ranks]:
 
 
 def check_collectives(group: Ranks, elements: int = 14_092_264, rounds: int = 5):
-    """All-reduce and broadcast over the processes of `group`, and the speed of an all-reduce of `elements` float32.
+    """Check all-reduce and broadcast over processes; the line names every rank that got something wrong.
 
-    elements: as many as repvgg_a1 has gradients. The line names every rank that got something else.
+    Args:
+        group: the processes.
+        elements: float32 numbers of the all-reduce that is timed; as many as repvgg_a1 has gradients.
+        rounds: how often it is timed.
     """
     if group.size == 1:
         raise CheckSkipped("one process")
@@ -123,10 +126,7 @@ def check_collectives(group: Ranks, elements: int = 14_092_264, rounds: int = 5)
     sent = Parameter(Tensor(values[group.rank]), name="sent")
     group.broadcast([sent])
     wanted = np.sum(values, axis=0, dtype=np.float64)
-    wrong = [
-        difference(wanted, total)[1],
-        float(np.abs(sent.asnumpy() - values[0]).max()),
-    ]
+    wrong = [difference(wanted, total)[1], difference(values[0], sent.asnumpy())[0]]
     by_rank = group.gather(np.array(wrong, np.float32))
     figures = {"all-reduce": by_rank[:, 0].tolist(), "broadcast": by_rank[:, 1].tolist()}
     complaints = []
@@ -143,7 +143,7 @@ def check_collectives(group: Ranks, elements: int = 14_092_264, rounds: int = 5)
 
 
 def _all_reduce_seconds(elements, rounds):
-    """The median time of an all-reduce, after one that is not counted."""
+    """Return the median time of an all-reduce, after one that does not count."""
     cell, gradients = _Sum(), Tensor(np.ones(elements, np.float32))
     # One element of the result is fetched: that waits for the whole of it, without the time of copying it.
     reduce = timed(lambda: cell(gradients)[:1].asnumpy())

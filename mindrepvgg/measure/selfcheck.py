@@ -1,7 +1,7 @@
-"""What a device computes, held against what a CPU computed: a training step and an inference of each network.
+"""Compare what a device computes with what a CPU computed: a training step and an inference of each network.
 
-Parameters, images and labels follow from their names by a rule, so that a few numbers a network are all that has to be
-kept: losses, logits, gradients and BN statistics of every stage, in samples and norms.
+Parameters, images and labels follow from their names by a rule. The reference keeps a few numbers of each network:
+losses, logits, and gradients and BN statistics of every stage, as samples and norms.
 """
 
 from __future__ import annotations
@@ -31,32 +31,38 @@ from mindrepvgg.runtime.ranks import Ranks
 NETWORKS = tuple(name for name in variants.list_models() if name not in ("repvgg", "repvgg_nano"))
 SMALLEST = ("repvgg_nano",)
 
-# Of each precision: its level in `precision.set_precision`, the scale of its loss, and what may differ from the CPU's
-# float32, over the largest magnitude of the quantity: of gradients, and of everything else. Gradients differ most: an
-# input of a ReLU that rounding moves over zero turns its gradient on or off. With other instructions (SSE4.1, not AVX2)
-# a CPU's float32 is off by 5e-4 and 4e-6 at most, its float16 by 0.23 and 7e-3.
+# For each precision: its level in `precision.set_precision`, the scale of the loss, and the tolerances of gradients and
+# of everything else, over the largest magnitude of the quantity in the CPU's float32. Gradients differ most: where
+# rounding moves the input of a ReLU over zero, its gradient is turned on or off. A CPU with other instructions (SSE4.1,
+# not AVX2) differs by 5e-4 and 4e-6 at most in float32, by 0.23 and 7e-3 in float16.
 PRECISIONS = {"float32": ("O0", 1.0, (1e-2, 1e-4)), "float16": ("O2", 1024.0, (0.5, 3e-2))}
 
-# Counted up when a change of the rule makes older reference files meaningless.
+# To be counted up when a change of the rule makes older reference files useless.
 RULE = 1
 _BATCH, _SIZE, _SAMPLED = 4, 64, 8
 _LEARNING_RATE, _MOMENTUM, _AUX_WEIGHT = 0.01, 0.9, 0.1
 
-_BN_RATE = 0.1  # what a step's own statistics weigh in the moving ones
+_BN_RATE = 0.1  # the weight of a step's own statistics in the moving ones
 
 
 def _images():
-    """Noise of unit variance; every image has a colour of its own."""
+    """Return noise of unit variance; every image has a colour of its own."""
     shape = (_BATCH, 3, _SIZE, _SIZE)
     return (math.sqrt(3) * uniform("images", shape) + uniform("colours", (*shape[:2], 1, 1))).astype(np.float32)
 
 
-def measure(model: str, form: str, precision: str = "float32") -> dict[str, list[float]]:
-    """Run one network on the current device, in graph mode; numbers by what they are of.
+def network_figures(model: str, form: str, precision: str = "float32") -> dict[str, list[float]]:
+    """Run one network on the current device, with the rule's parameters and images of 64x64.
 
-    train: 'loss' before and after an update; 'logits' before it; 'gradients' and BN 'statistics' of every stage.
-    deploy: 'logits'. Samples of 8 numbers; 'all ...' is the norm of all of a kind.
-    The parameters are the rule's, the images noise of 64x64.
+    Args:
+        model: a network of the family.
+        form: 'train' or 'deploy'.
+        precision: one of PRECISIONS.
+
+    Returns:
+        Quantity -> numbers. Of the deploy form the 'logits'; of the train form the 'loss' before and after an update,
+        the 'logits' before it, and the 'gradients' and BN 'statistics' of every stage. 8 numbers are sampled of each;
+        'all ...' is the norm of all numbers of a kind.
     """
     variant = find(model)
     arrays = {name: parameter_value(name, shape) for name, shape in parameter_shapes(variant, form).items()}
@@ -91,7 +97,7 @@ class _Step(nn.Cell):
 
 
 class _Forward(nn.Cell):
-    """Scaled loss, with that of auxiliary heads, and the logits in float32."""
+    """Images, labels (N,) -> the scaled loss, auxiliary heads included, and the logits in float32."""
 
     def __init__(self, net, scale):
         super().__init__(auto_prefix=False)
@@ -111,7 +117,7 @@ class _Forward(nn.Cell):
 
 
 def _rounded(value):
-    """Nine digits are all of a float32."""
+    """Round to nine digits, which is all of a float32."""
     return float(f"{float(value):.9g}")
 
 
@@ -121,9 +127,9 @@ def _logit_figures(logits):
 
 
 def _stage_figures(step):
-    """After the first step: samples of one gradient and one BN statistic of a stage, and the norms of all of them."""
+    """Return samples of a gradient and a BN statistic of each stage, and the norms of all; after the first step."""
     found = {}
-    # Momentum's buffers, from 0, have become the gradients.
+    # Momentum's buffers were 0 before the first step and are the gradients after it.
     for parameter, moment in zip(step.optimizer.parameters, step.optimizer.moments, strict=True):
         found.setdefault(f"gradients {_stage(parameter)}", []).append(moment.asnumpy().astype(np.float64))
     for parameter in step.forward.net.get_parameters():
@@ -142,7 +148,7 @@ def _stage(parameter):
 
 
 def _sample(array):
-    """A few evenly spaced numbers of an array."""
+    """Return a few evenly spaced numbers of an array."""
     flat = array.ravel()
     return [_rounded(value) for value in flat[np.linspace(0, flat.size - 1, _SAMPLED).astype(int)]]
 
@@ -152,27 +158,37 @@ def _norm(arrays):
 
 
 def relative_differences(expected: dict[str, list], actual: dict[str, list]) -> dict[str, float]:
-    """The largest difference of each quantity over its largest expected magnitude; NaN where a number is none.
+    """Compare numbers by quantity.
 
-    Raises CheckFailed when one of the two has a quantity the other has not.
+    Args:
+        expected, actual: quantity -> numbers.
+
+    Returns:
+        Quantity -> the largest difference over the largest expected magnitude; NaN where a number is NaN.
+
+    Raises:
+        CheckFailed: one of the two lacks a quantity of the other.
     """
     if expected.keys() != actual.keys():
         raise CheckFailed(f"the quantities differ: {', '.join(sorted(expected.keys() ^ actual.keys()))}")
-    found = {}
-    for label, wanted in expected.items():
-        found[label] = difference(np.array(wanted), np.array(actual[label]))[1]
-    return found
+    return {label: difference(np.array(numbers), np.array(actual[label]))[1] for label, numbers in expected.items()}
 
 
 def check_network(model: str, form: str, precision: str, reference: dict, coarse_float32=False):
-    """Hold `measure` against the numbers kept in `reference['networks']`; (line, figures), see `run_check`.
+    """Compare `network_figures` with the reference.
 
-    coarse_float32: float32 may be as coarse as float16.
+    Args:
+        model, form, precision: see `network_figures`.
+        reference: see `read_reference`.
+        coarse_float32: whether float32 may be as coarse as float16.
+
+    Returns:
+        A line and figures, see `run_check`.
     """
     expected = reference["networks"].get(model, {}).get(form)
     if expected is None:
         raise CheckSkipped(f"the reference file has no numbers of {model} in {form} form")
-    actual = measure(model, form, precision)
+    actual = network_figures(model, form, precision)
     found = relative_differences(expected, actual)
     worst, excess = _over_tolerance(found, precision)
     figures = {"differences": found, "measured": actual}
@@ -188,17 +204,17 @@ def check_network(model: str, form: str, precision: str, reference: dict, coarse
 
 
 def _over_tolerance(found, precision):
-    """(the quantity that comes nearest to its tolerance or exceeds it most, its difference over the tolerance)."""
+    """Return the quantity with the largest difference over its tolerance, and that ratio."""
     of_gradients, of_others = PRECISIONS[precision][2]
     ratios = {label: value / (of_gradients if "gradients" in label else of_others) for label, value in found.items()}
-    # Not max(), which passes over a NaN that does not come first.
+    # max() would overlook a NaN that does not come first.
     worst = list(ratios)[int(np.argmax(list(ratios.values())))]
     return worst, ratios[worst]
 
 
 def record(models) -> dict:
-    """The reference for `models`: `measure` of both forms in float32, and which versions and machine made it."""
-    networks = {model: {form: measure(model, form) for form in PLAIN_FORMS} for model in models}
+    """Compute the reference for `models`: `network_figures` of both forms in float32, and what made it."""
+    networks = {model: {form: network_figures(model, form) for form in PLAIN_FORMS} for model in models}
     return {
         "made_by": {**versions(), "device": ms.get_context("device_target"), "machine": platform.machine()},
         "rule": RULE,
@@ -211,7 +227,7 @@ REFERENCE = Path(__file__).with_name("ascend_reference.json")
 
 
 def read_reference(path) -> dict:
-    """A reference file, as `record` made it; raises UserError when it is none, or of another rule."""
+    """Read a reference file that `record` made; raise UserError where it is another file, or of another rule."""
     try:
         reference = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -224,9 +240,14 @@ def read_reference(path) -> dict:
 
 
 def checks(device: str, group: Ranks, models, precisions, reference: dict, coarse_float32=False):
-    """(name, check) of everything `run_check` is to call, in order; nothing may have run on the device before.
+    """Yield (name, check) for `run_check`, in their order. Nothing may have run on the device before.
 
-    coarse_float32: leave the precision of float32 to the device's own settings.
+    Args:
+        device: 'CPU' or 'Ascend'.
+        group: the processes of the run.
+        models, precisions: the networks to check, and in which precisions.
+        reference: see `read_reference`.
+        coarse_float32: whether to leave the precision of float32 to the device's own settings.
     """
     if not coarse_float32:
         yield "float32 is asked for", functools.partial(request_float32, device)

@@ -17,6 +17,7 @@ import mindspore as ms
 import numpy as np
 
 from mindrepvgg.runtime.environment import launched_processes
+from mindrepvgg.text import markdown_table
 from mindrepvgg.version import __version__
 
 PASS, FAIL, SKIP = "PASS", "FAIL", "SKIP"
@@ -29,7 +30,15 @@ _VARIABLES = (
 
 @dataclass(frozen=True)
 class Result:
-    """A check's outcome: PASS, FAIL or SKIP, a line on it, the seconds it took, and what was measured, by name."""
+    """The outcome of a check.
+
+    Attributes:
+        name: of the check.
+        status: PASS, FAIL or SKIP.
+        detail: a line on it.
+        seconds: how long it took.
+        figures: what was measured, by name.
+    """
 
     name: str
     status: str
@@ -38,12 +47,12 @@ class Result:
     figures: dict | None = None
 
     def format(self) -> str:
-        """The line people read."""
+        """Return the line for people."""
         return f"{self.status}  {self.name}: {self.detail}"
 
 
 class CheckFailed(Exception):
-    """A check came out wrong: the message is its line in the report, `figures` what was measured."""
+    """A check failed: the message is its line in the report, `figures` is what was measured."""
 
     def __init__(self, message, figures=None):
         super().__init__(message)
@@ -55,7 +64,7 @@ class CheckSkipped(Exception):
 
 
 def run_check(name: str, check: Callable) -> Result:
-    """Call `check`, which returns (line, figures) or raises; whatever it raises is a FAIL, and the others still run."""
+    """Call a check, which returns (line, figures) or raises. Any error is a FAIL, so that other checks still run."""
     begin = time.perf_counter()
     figures = None
     try:
@@ -72,7 +81,7 @@ def run_check(name: str, check: Callable) -> Result:
 
 
 def versions() -> dict[str, str]:
-    """Of this package and what it runs on."""
+    """Return the versions of this package and of what it runs on."""
     return {
         "mindrepvgg": __version__,
         "mindspore": ms.__version__,
@@ -82,9 +91,15 @@ def versions() -> dict[str, str]:
 
 
 def environment(device: str, jit_level: str, ascend_root="/usr/local/Ascend") -> dict[str, str]:
-    """What a report has to say of the machine: versions, the device and its software, variables that matter.
+    """Describe the machine for a report: versions, the device and its software, environment variables.
 
-    jit_level: the compile level, in words.
+    Args:
+        device: 'CPU' or 'Ascend'.
+        jit_level: the compile level, in words.
+        ascend_root: where Ascend's software is installed.
+
+    Returns:
+        Facts by name.
     """
     facts = {
         **versions(),
@@ -105,7 +120,7 @@ def environment(device: str, jit_level: str, ascend_root="/usr/local/Ascend") ->
 
 
 def _software(root):
-    """The versions CANN, driver and firmware wrote down, by file."""
+    """Return file -> the version in it, for CANN, driver and firmware."""
     home = os.environ.get("ASCEND_HOME_PATH")
     candidates = [Path(home, "compiler", "version.info")] if home else []
     for pattern in (
@@ -124,7 +139,7 @@ def _software(root):
 
 
 def npu_smi() -> str:
-    """What `npu-smi info` prints; why not, where it does not."""
+    """Return what `npu-smi info` prints, or why it cannot be called."""
     command = shutil.which("npu-smi")
     if command is None:
         return "npu-smi is not on PATH"
@@ -136,21 +151,18 @@ def npu_smi() -> str:
 
 
 def report(facts: dict, results: list[Result], smi: str, under_way: str = "") -> str:
-    """The report as markdown; `under_way` names the check that was running when it was written."""
+    """Return the report as markdown; `under_way` names a check that is running while it is written."""
     counts = ", ".join(f"{sum(r.status == status for r in results)} {status}" for status in (PASS, FAIL, SKIP))
     lines = ["# Self-check of mindrepvgg", "", counts, ""]
     if under_way:
         lines += [f"Unfinished: {under_way} was running when this was written.", ""]
-    lines += ["| status | check | result | seconds |", "|---|---|---|---|"]
-    for result in results:
-        detail = result.detail.replace("|", "\\|")
-        lines.append(f"| {result.status} | {result.name} | {detail} | {result.seconds:.1f} |")
-    lines += ["", "| environment | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
-    lines += ["", "```", smi, "```", ""]
+    rows = ((result.status, result.name, result.detail, f"{result.seconds:.1f}") for result in results)
+    lines += [markdown_table(("status", "check", "result", "seconds"), rows), ""]
+    lines += [markdown_table(("environment", ""), facts.items()), "", "```", smi, "```", ""]
     return "\n".join(lines)
 
 
 def report_json(facts: dict, results: list[Result], smi: str, under_way: str = "") -> dict:
-    """The same with every figure, for programs; a number that is none as text, which JSON has no other way for."""
+    """Return the report with every figure, for programs; NaN and infinity as text, because JSON has no such number."""
     found = {"environment": facts, "results": [asdict(r) for r in results], "npu_smi": smi, "under_way": under_way}
     return json.loads(json.dumps(found), parse_constant=str)

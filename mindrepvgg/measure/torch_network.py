@@ -1,8 +1,10 @@
-"""A network of the family in PyTorch, and its fastest eager call."""
+"""A network of the family in PyTorch, and a fast eager call of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import numpy as np
 
 from mindrepvgg.models.variants import Variant
 from mindrepvgg.reparam.arithmetic import BN_LEAVES
@@ -10,10 +12,16 @@ from mindrepvgg.reparam.arithmetic import BN_LEAVES
 _TORCH_BN = dict(zip(BN_LEAVES, ("weight", "bias", "running_mean", "running_var"), strict=True))
 
 
-def torch_eager(net, images, precision="float32") -> Callable:
-    """A call of a PyTorch network on these images: eager, in channels-last layout, without gradients; logits float32.
+def torch_eager(net, images: np.ndarray, precision: str = "float32") -> Callable[[], np.ndarray]:
+    """Make a call of a PyTorch network on these images: eager, in channels-last layout, without gradients.
 
-    net: is put into that layout and precision. images: (N, C, H, W) float32 array.
+    Args:
+        net: is converted to that layout and precision, in place.
+        images: (N, C, H, W) float32.
+        precision: 'float32' or 'float16'.
+
+    Returns:
+        A function that computes the logits, float32.
     """
     import torch
 
@@ -28,11 +36,13 @@ def torch_eager(net, images, precision="float32") -> Callable:
     return call
 
 
-def torch_network(variant: Variant, arrays):
-    """A network of the family in torch.nn, as the authors' code builds it, set to inference; without auxiliary heads.
+def torch_network(variant: Variant, arrays: Mapping[str, np.ndarray]):
+    """Build a network in torch.nn, as the authors' code builds it, set to inference; without auxiliary heads.
 
-    arrays: name -> array of either form, as `parameters.network_arrays` gives them; which form, they tell. They become
-    the network's memory.
+    Args:
+        variant: the layout.
+        arrays: name -> array, as `parameters.network_arrays` gives them, of the train or the deploy form. They become
+            the network's memory.
     """
     import torch
     from torch import nn
@@ -94,6 +104,6 @@ def _stem(deploy):
 
 
 def _torch_name(name):
-    """Our name of a parameter with PyTorch's word for BN's leaf."""
+    """Return our name of a parameter with PyTorch's names of a BN's parameters."""
     prefix, _, leaf = name.rpartition(".")
     return f"{prefix}.{_TORCH_BN.get(leaf, leaf)}"
