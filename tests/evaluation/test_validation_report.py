@@ -299,7 +299,7 @@ def test_two_processes_count_what_one_counts(digits, judge, tmp_path):
         name: ("--per_class", tmp_path / f"{name}.csv", "--confusion", tmp_path / f"{name}_m.csv") for name in "ab"
     }
     alone = judge(*options, *files["a"])
-    run_two(["validate.py", "--ckpt_path", *options, *files["b"], "--json", "--mode", "1"], tmp_path)
+    run_two(["-m", "mindrepvgg", "validate", "--ckpt_path", *options, *files["b"], "--json", "--mode", "1"], tmp_path)
     said = [
         [line for line in Printed(tmp_path).of_rank(rank).splitlines() if line.startswith("{")] for rank in range(2)
     ]
