@@ -7,10 +7,10 @@ import os
 import socket
 import sys
 import threading
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
+import psutil
 from mindspore import Tensor, nn, ops
 from mindspore.communication import get_group_size, get_rank, init
 
@@ -184,9 +184,9 @@ class _Watch:
                 os._exit(1)  # the main thread may be inside a collective that never returns
 
 
-def _is_alive(pid):
+def _is_alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and was not waited for yet does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
         return False

@@ -7,6 +7,7 @@ import time
 
 import mindspore as ms
 import numpy as np
+import psutil
 import pytest
 from mindspore import Parameter, Tensor
 
@@ -139,16 +140,6 @@ class TestIsAlive:
             end = time.monotonic() + 20
             while _is_alive(child.pid) and time.monotonic() < end:
                 time.sleep(0.01)
-            assert os.path.exists(f"/proc/{child.pid}"), "it is a zombie"
+            assert psutil.pid_exists(child.pid), "it is a zombie"
             assert not _is_alive(child.pid)
         assert not _is_alive(child.pid), "and now it is gone"
-
-    def test_a_name_that_looks_like_the_end_of_it(self, tmp_path):
-        """The name stands in brackets before the state, and may hold both."""
-        program = tmp_path / "a) Z (b"
-        program.symlink_to("/bin/sleep")
-        with subprocess.Popen([program, "60"]) as child:
-            try:
-                assert _is_alive(child.pid)
-            finally:
-                child.kill()

@@ -1,7 +1,6 @@
 """Programs as a user starts them, alone or two at a time under msrun, whose processes a test may then kill."""
 
 import contextlib
-import fcntl
 import json
 import os
 import random
@@ -14,7 +13,9 @@ import time
 import uuid
 from pathlib import Path
 
+import psutil
 import yaml
+from filelock import FileLock
 
 from mindrepvgg.weights.containers import read_weights
 from support import TINY_DIGITS
@@ -90,8 +91,7 @@ def once(tmp_path_factory, name, make):
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
     folder, result = base / name, base / f"{name}.json"
-    with (base / "once.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(base / "once.lock"):
         if not result.exists():
             shutil.rmtree(folder, ignore_errors=True)  # another worker may have failed in there
             folder.mkdir()
@@ -111,14 +111,13 @@ class Started(Printed):
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder)
         binaries = os.path.dirname(sys.executable)
-        self._mark = f"{_MARK}={uuid.uuid4().hex}"
+        self._mark = uuid.uuid4().hex
         environment = {
             **os.environ,
             "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
         }
-        environment.update([self._mark.split("=")])
-        environment.update(settings)
+        environment.update({_MARK: self._mark, **settings})
         command = [sys.executable, *map(str, program)]
         if launcher is not None:
             # msrun starts the `python` it finds on PATH.
@@ -133,9 +132,9 @@ class Started(Printed):
         return self
 
     def __exit__(self, *_):
-        for pid in self._own():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for process in self._own():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.wait()
 
     @property
@@ -162,22 +161,15 @@ class Started(Printed):
 
     def workers(self) -> dict[int, int]:
         """Process ids by rank, of the workers that msrun has started."""
-        found = {}
-        for pid, environment in self._own().items():
-            if environment.get("MS_ROLE") == "MS_WORKER" and _is_python(pid):
-                found[int(environment["RANK_ID"])] = pid
-        return found
+        own = [process for process in self._own() if process.info["environ"].get("MS_ROLE") == "MS_WORKER"]
+        # The `tail` that shows a worker's log carries its environment as well.
+        programs = [process for process in own if (process.info["cmdline"] or [""])[0].endswith("python")]
+        return {int(process.info["environ"]["RANK_ID"]): process.pid for process in programs}
 
-    def _own(self):
-        """The environments of all processes that carry this run's mark, by process id."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdecimal() and int(entry.name) != os.getpid():
-                with contextlib.suppress(OSError):
-                    lines = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
-                    if self._mark in lines:
-                        found[int(entry.name)] = dict(line.partition("=")[::2] for line in lines)
-        return found
+    def _own(self) -> list[psutil.Process]:
+        """All processes that carry this run's mark."""
+        every = psutil.process_iter(["environ", "cmdline"])
+        return [process for process in every if (process.info["environ"] or {}).get(_MARK) == self._mark]
 
 
 def start_two(program, folder) -> Started:
@@ -189,13 +181,6 @@ def run_two(program, folder):
     """Run the program as two ranks to its end, which must be a good one."""
     with start_two(program, folder) as started:
         assert started.wait() == 0, started.text()
-
-
-def _is_python(pid):
-    # The `tail` that shows a worker's log carries its environment as well.
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"python")
-    return False
 
 
 def _free_port():
