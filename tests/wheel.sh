@@ -6,15 +6,16 @@ constraints=$(realpath "$1") data=$2
 cd "$(dirname "$0")/.."
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+export PIP_CONSTRAINT=$constraints PIP_BUILD_CONSTRAINT=$constraints PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
+unset PYTHONPATH
 
 # From a copy, so that a build folder of this checkout adds nothing to the wheel.
 mkdir "$folder/source" "$folder/work"
 git archive HEAD | tar -x -C "$folder/source"
 python -m build --wheel --outdir "$folder" "$folder/source" > "$folder/build.log" 2>&1 || { cat "$folder/build.log"; exit 1; }
 python -m venv "$folder/venv"
-export PATH="$folder/venv/bin:$PATH" PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
-unset PYTHONPATH
-pip install -c "$constraints" "$(echo "$folder"/*.whl)[onnx]"
+export PATH="$folder/venv/bin:$PATH"
+pip install "$(echo "$folder"/*.whl)[onnx]"
 cd "$folder/work"
 
 run() {
