@@ -4,10 +4,11 @@
     mindrepvgg ascend-check --models repvgg_a0 repvgg_b1g2   # these
     msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python -m mindrepvgg ascend-check
 
-Exit status 1 if a check failed, on any of the processes.
+The exit status is 1 when a check failed, in any of the processes.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mindrepvgg.cli import options
@@ -15,7 +16,7 @@ from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.files import atomic_write, write_json
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks one after the other; the report is written anew after each, so that none is lost."""
     parser = ArgumentParser("ascend-check", description=__doc__)
     parser.add_argument("--models", nargs="+", metavar="NAME", help="networks (default: all on Ascend, nano on CPU)")

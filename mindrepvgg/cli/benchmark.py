@@ -1,4 +1,4 @@
-"""Latency and throughput of networks by form, engine, precision and batch size: mindrepvgg benchmark
+"""Measure the latency and throughput of networks by form, engine, precision and batch size.
 
     mindrepvgg benchmark --models repvgg_a0,repvgg_b1 --engines mindspore,onnxruntime,torch --out results.md
     mindrepvgg benchmark --ckpt_path best.ckpt --forms deploy --batch_sizes 1,8,32 --csv results.csv
@@ -8,16 +8,17 @@ The paper's table 4 on any device: the speed of each network beside ResNet-18's,
     mindrepvgg benchmark --forms deploy --batch_sizes 128 --baselines resnet18,resnet34,resnet50,resnet101
         --models repvgg_a0,repvgg_a1,repvgg_b0,repvgg_a2,repvgg_b1g4,repvgg_b1g2,repvgg_b1 --plot speed.png
 
-mindrepvgg/measure/contest.py tells what the figures are of. Exit status 1 if a contestant broke down.
+mindrepvgg/measure/contest.py says what the figures are of. The exit status is 1 when a contestant broke down.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; files are written anew after each batch size, so that none is lost."""
     parser = ArgumentParser("benchmark", description=__doc__)
     parser.add_argument("--models", metavar="NAME,...", default="", help="networks of the family (repvgg_a0)")

@@ -8,6 +8,7 @@ training would refuse the data. The same picture twice under one class, also in 
 """
 
 import json
+from collections.abc import Sequence
 
 from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
@@ -15,7 +16,7 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Print a summary, and write the whole report."""
     parser = ArgumentParser("check-data", description=__doc__)
     parser.add_argument("data_dir", nargs="?", metavar="DIR", help="the folder a recipe names as data_dir")

@@ -8,6 +8,7 @@ Branches are fused in float64, and both forms are compared before anything is wr
 differ.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mindrepvgg.cli import options
@@ -15,7 +16,7 @@ from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.errors import EquivalenceError, UserError
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Convert, print the equivalence report; exit status 1, and no file, when the two forms differ."""
     parser = ArgumentParser("convert", description=__doc__)
     parser.add_checkpoint("SRC", ".pth, .pt, .safetensors or .ckpt of any project")

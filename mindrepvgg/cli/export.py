@@ -7,6 +7,7 @@ The file is run and compared with the network before it is kept.
 """
 
 import json
+from collections.abc import Sequence
 
 from mindrepvgg.api import DYNAMIC
 from mindrepvgg.cli import options
@@ -20,7 +21,7 @@ _OPTIONS = (
 )
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Write the file, run it, compare it with the network, and print what was found."""
     parser = ArgumentParser("export", description=__doc__)
     parser.add_checkpoint("CKPT", f"{options.CHECKPOINT}, in either form")

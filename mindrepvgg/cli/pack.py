@@ -4,6 +4,7 @@ Run again, the command continues after the last whole file, or checks what is pa
 """
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Pack every split of SRC and say what each became."""
     parser = ArgumentParser("pack", description=__doc__)
     parser.add_argument("src", metavar="SRC", help="folder with train and val, or one folder of classes")

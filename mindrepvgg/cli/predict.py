@@ -9,6 +9,7 @@ A picture that cannot be read is reported in its place, and the others are predi
 
 import json
 import sys
+from collections.abc import Sequence
 
 from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
@@ -17,7 +18,7 @@ from mindrepvgg.errors import DataError
 _OVERRIDES = ("num_parallel_workers", "image_resize", "crop_pct", "interpolation", "mean", "std", "resize_backend")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the most probable classes of each picture."""
     parser = ArgumentParser("predict", description=__doc__)
     parser.add_checkpoint("CKPT", options.CHECKPOINT)

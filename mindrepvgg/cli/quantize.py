@@ -7,6 +7,7 @@ than --target_drop.
 """
 
 import json
+from collections.abc import Sequence
 
 from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
@@ -22,7 +23,7 @@ _OPTIONS = (
 )
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Quantise after training, judge float and INT8 on the validation split, write, and print what was found."""
     parser = ArgumentParser("quantize", description=__doc__)
     parser.add_checkpoint("CKPT", f"{options.CHECKPOINT}, in either form")

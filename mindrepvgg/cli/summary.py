@@ -8,6 +8,7 @@ The lines below the table say what is counted.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from mindrepvgg.cli import options
@@ -16,7 +17,7 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.recipe.schema import KEYS
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; a name answers at once, a checkpoint once it is read."""
     parser = ArgumentParser("summary", description=__doc__)
     parser.add_checkpoint("NAME|CKPT", f"repvgg_a0 ..., or a {options.CHECKPOINT}")

@@ -7,6 +7,8 @@
 The exit status is 130 when the run was stopped, by Ctrl-C for example; the state is saved then, for --resume.
 """
 
+from collections.abc import Sequence
+
 from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.errors import UserError
 from mindrepvgg.recipe import configs, sources
@@ -21,7 +23,7 @@ _FLAGS = {
 }
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run a recipe to its end; 130 after Ctrl-C, with the state saved."""
     parser = ArgumentParser("train", description=__doc__, usage="%(prog)s -c RECIPE [--KEY VALUE ...]")
     parser.add_argument("--list", action="store_true", help="print the names of the recipes, and stop")

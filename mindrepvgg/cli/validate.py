@@ -8,6 +8,7 @@ The exit status is 1 when --cross_check finds a difference.
 """
 
 import json
+from collections.abc import Sequence
 
 from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
@@ -21,7 +22,7 @@ _OVERRIDES = (
 _WAYS = ("limit", "flip", "amp_level", "engine", "per_class", "confusion")
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Print top-1, top-5, loss and speed of a checkpoint on its validation split, or how far it is from PyTorch."""
     parser = ArgumentParser("validate", description=__doc__)
     parser.add_checkpoint("CKPT", options.CHECKPOINT)

@@ -88,6 +88,7 @@ def _help() -> str:
         "From training to deployment:",
         _LIFE_CYCLE,
     ]
+    width = max(map(len, VERBS))
     for title, verbs in GROUPS.items():
-        lines += ["", f"{title}:", *(f"  {verb:<13} {text}" for verb, text in verbs.items())]
+        lines += ["", f"{title}:", *(f"  {verb:<{width}}  {text}" for verb, text in verbs.items())]
     return "\n".join([*lines, "", "`mindrepvgg VERB --help` lists a verb's options."])

@@ -84,6 +84,39 @@ def test_a_prefix_of_an_option_is_not_the_option(capsys):
     assert "unknown option --warmup; did you mean --warmup_" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "ckpt_path", "others", "form"),
+    [
+        (["a.ckpt", "b", "c"], "a.ckpt", ["b", "c"], None),
+        (["b", "--ckpt_path", "a.ckpt", "c"], "a.ckpt", ["b", "c"], None),
+        (["b", "--form", "x", "c", "--ckpt-path=a.ckpt"], "a.ckpt", ["b", "c"], "x"),
+        (["a.ckpt", "--form", "x", "b", "c"], "a.ckpt", ["b", "c"], "x"),
+    ],
+)
+def test_a_checkpoint_is_the_first_argument_or_an_option(argv, ckpt_path, others, form):
+    """Options may stand between the arguments."""
+    parser = entry.ArgumentParser("verb")
+    parser.add_checkpoint("CKPT", "a checkpoint")
+    parser.add_argument("others", nargs="+")
+    parser.add_argument("--form")
+    found = parser.parse_args(argv)
+    assert (found.ckpt_path, found.others, found.form) == (ckpt_path, others, form)
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--ckpt_path"], "error: argument --ckpt_path: expected one argument\n"),
+        (["--ckpt_pat", "a"], "error: unknown option --ckpt_pat; did you mean --ckpt_path?\n"),
+        ([], "error: the following arguments are required: CKPT\n"),
+    ],
+)
+def test_a_checkpoint_that_is_missing(capsys, argv, line):
+    parser = entry.ArgumentParser("verb")
+    parser.add_checkpoint("CKPT", "a checkpoint")
+    assert (entry.run(parser.parse_args, argv), capsys.readouterr().err) == (2, line)
+
+
 def test_outside_run_the_parser_exits_as_argparse_does(capsys):
     with pytest.raises(SystemExit) as stop:
         train(["--bathc_size", "3"])
