@@ -144,7 +144,7 @@ def build_onnx(
     model = onnx.helper.make_model(
         onnx.helper.make_graph(graph.nodes, variant.name, inputs, outputs, graph.initializers),
         opset_imports=opsets,
-        # The least that goes with the opset: other readers refuse a file that is newer than they are.
+        # The oldest that fits the opset: a reader refuses a file with a newer IR version than its own.
         ir_version=onnx.helper.find_min_ir_version_for(opsets),
         producer_name="mindrepvgg",
         producer_version=__version__,

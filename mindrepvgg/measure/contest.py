@@ -114,7 +114,7 @@ def _prepare(settings, folder) -> dict[str, Network]:
         if number < len(settings.models):
             variant = variants.find(label)
             shapes = parameter_shapes(variant, TRAIN, aux_heads=False)
-            # A rule that keeps the signal alive: weights of which float16 would make zeros or infinities say little.
+            # The rule keeps the signal alive: with other weights, float16 would be compared by zeros or infinities.
             arrays = {name: parameter_value(name, shape) for name, shape in shapes.items()}
             net = filled_network(Network(variant, 1000, 3, {}), TRAIN, arrays)
         else:
