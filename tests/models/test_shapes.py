@@ -4,16 +4,19 @@ import numpy as np
 import pytest
 from mindspore.nn.utils import no_init_parameters
 from support import FORM, SMALL
+from support.golden import FAMILY
 
 from mindrepvgg import create_model
 from mindrepvgg.errors import CheckpointError
-from mindrepvgg.models import variants
 from mindrepvgg.models.qat import to_fake_quantized, to_trainable_deploy
 from mindrepvgg.models.shapes import check_finite, find_misfits, parameter_shapes
 
-NETWORKS = [(name, {}) for name in variants.list_models() if name != "repvgg"]
-NETWORKS += [("repvgg", SMALL[kind]) for kind in SMALL]
-IDS = [name for name, shape in NETWORKS if not shape] + [f"small-{kind}" for kind in SMALL]
+# The default suite builds one network of each kind of the family.
+QUICK = ("repvgg_a0", "repvgg_b1g4", "repvgg_d2se", "repvggplus_l2pse")
+NETWORKS = [
+    *(pytest.param(name, {}, id=name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILY),
+    *(pytest.param("repvgg", SMALL[kind], id=f"small-{kind}") for kind in SMALL),
+]
 
 
 def built(name, deploy, *sizes, **shape):
@@ -23,7 +26,7 @@ def built(name, deploy, *sizes, **shape):
 
 
 @pytest.mark.parametrize("deploy", [False, True], ids=["train", "deploy"])
-@pytest.mark.parametrize(("name", "shape"), NETWORKS, ids=IDS)
+@pytest.mark.parametrize(("name", "shape"), NETWORKS)
 def test_shapes_are_those_of_the_built_network(name, shape, deploy):
     net, expected = built(name, deploy, **shape)
     assert parameter_shapes(net.variant, FORM[deploy]) == expected
