@@ -34,8 +34,15 @@ def fold(kernel, gamma, beta, mean, var, eps):
 
     kernel: (out, in // groups, kh, kw); the BN's vectors: (out,). Returns kernel and bias in the arguments' type.
     """
-    scale = gamma / (var + eps) ** 0.5
+    scale = gamma / _root(var + eps)
     return kernel * scale.reshape((-1, 1, 1, 1)), beta - mean * scale
+
+
+def _root(x):
+    """The square root of any array type. Not x ** 0.5: MindSpore's power gives other last bits in a process's first
+    steps than later, and a resumed run would not repeat the one that was stopped.
+    """
+    return x.sqrt() if hasattr(x, "sqrt") else np.sqrt(x)
 
 
 def fuse_branches(dense, pointwise, identity, add_to_centre):
