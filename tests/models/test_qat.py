@@ -1,13 +1,15 @@
 """Training for INT8: inserted BN computes the same, fake quantisation computes what integers do."""
 
 import json
+import subprocess
+import sys
 
 import mindspore as ms
 import numpy as np
 import pytest
 import torch
 from mindspore import Tensor
-from support import SMALL, TINY_DIGITS, context_mode, images, noise, randomise_bn, relative_difference, weights
+from support import ROOT, SMALL, TINY_DIGITS, context_mode, images, noise, randomise_bn, relative_difference, weights
 
 from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint, to_deploy
 from mindrepvgg.data.datasets import open_source
@@ -25,6 +27,7 @@ from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.reparam.deploy import rep_blocks
 from mindrepvgg.reparam.fake_quant import ActivationQuantizer, FakeQuantBlock, FakeQuantize, weight_scale
 from mindrepvgg.runtime.ranks import Ranks
+from mindrepvgg.training import loop
 from mindrepvgg.training.assemble import build_network
 from mindrepvgg.training.loss import build_loss
 from mindrepvgg.training.optim import build_optimizer
@@ -408,16 +411,17 @@ def test_calibration_images_are_no_padding():
 
 
 @pytest.mark.slow
-def test_a_run_is_resumed_exactly(digits, tmp_path):
-    """Two epochs at once, and stopped in the second; with a moving average."""
+def test_a_run_is_resumed_exactly(digits, tmp_path, monkeypatch):
+    """Two epochs at once; and stopped in the second, then resumed in a process of its own; with a moving average."""
     recipe = recipe_for(digits[0], "qat", epoch_size=2, ema=True, lr=0.01, scheduler="constant", log_interval=4)
     whole, halves = (recipe.replace(ckpt_save_dir=str(tmp_path / name)) for name in ("whole", "halves"))
     assert Trainer(whole).run().finished
     first = Trainer(halves)
-    end_epoch = first._end_epoch
-    first._end_epoch = lambda: (end_epoch(), first.folder.stop.touch())
+    end_epoch = loop.Loop._end_epoch
+    monkeypatch.setattr(loop.Loop, "_end_epoch", lambda self: (end_epoch(self), first.folder.stop.touch()))
     assert not first.run().finished
-    assert Trainer(halves, resume=first.folder.last).run().finished
+    command = [sys.executable, ROOT / "train.py", "--resume", first.folder.last]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     expected, actual = (load_checkpoint(next((tmp_path / name).glob("*_last.ckpt"))) for name in ("whole", "halves"))
     for name, values in weights(expected).items():
         np.testing.assert_array_equal(weights(actual)[name], values, err_msg=name)
