@@ -1,4 +1,8 @@
-"""Data sets in the files they are published as, read into arrays: MNIST's IDX files, CIFAR's binary and Python ones."""
+"""Data sets in the files they are published as, read into arrays: MNIST's IDX files, CIFAR's binary and Python ones.
+
+The readers of `mindspore.dataset` (2.10) are not used. They accept labels that are no class, and CIFAR-10 with a missing
+batch. They read no .gz, as MNIST is published, and no Python version of CIFAR.
+"""
 
 import gzip
 import math

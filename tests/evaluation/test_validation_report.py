@@ -1,4 +1,4 @@
-"""validate.py's ways to judge a network, as a user asks for them; test_commands.py has its plain use."""
+"""What validation reports under each of its options; test_commands.py has the plain use of the command."""
 
 import csv
 import functools
@@ -223,8 +223,8 @@ def test_another_resolution(photos, coloured, judge, kind):
         loader = loader_of(recipe, spread(open_split(recipe, "val"), few))
         return evaluate(TorchReference(read_tensors(path, False)), loader)
 
-    found = judge(path, "--data_dir", photos[0] / "good", "--image_resize", "320", "--limit", few)
-    expected = reference("320")
+    found = judge(path, "--data_dir", photos[0] / "good", "--image_resize", "96", "--limit", few)
+    expected = reference("96")
     assert (found["num_images"], found["correct"]) == (few, expected.correct)
     assert found["loss"] == pytest.approx(expected.loss, rel=1e-5)
     assert reference("64").loss != pytest.approx(expected.loss, rel=1e-3), "the resolution matters"
