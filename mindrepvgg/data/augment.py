@@ -1,17 +1,20 @@
-"""What can be asked of augmentation: the recipe's section of that name."""
+"""The recipe's augmentation as one value."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What training does to its pictures; names and meaning are those of the recipe's section "augmentation".
+    """What training does to its pictures, in the words of the recipe's section "augmentation", which checks the values.
 
-    scale, ratio: see `random_resized_crop`; hflip, vflip, re_prob: probabilities for a picture, cutmix_prob: for a
-    batch to be mixed at all; color_jitter: see `color_jitter`, without effect beside auto_augment; auto_augment: see
-    `mindrepvgg.recipe.policies`; re_*: see `random_erasing`; mixup, cutmix: see `mindrepvgg.data.mix.draw_mix`;
-    aug_repeats: times a picture is used in a step, augmented anew each time; 0 and 1: once.
-    The values are not checked here: `Recipe` has checked them.
+    Attributes:
+        scale, ratio: see `crop.random_resized_crop`.
+        hflip, vflip: probabilities of a flip.
+        color_jitter: see `operations.color_jitter`; without effect beside auto_augment.
+        auto_augment: a policy, see `mindrepvgg.recipe.policies`.
+        re_prob: probability of random erasing; re_scale, re_ratio, re_value: see `operations.random_erasing`.
+        mixup, cutmix, cutmix_prob: see `mix.draw_mix`.
+        aug_repeats: times a picture is used in a step, augmented anew each time; 0 and 1: once.
     """
 
     scale: tuple[float, float]
@@ -30,16 +33,16 @@ class Augmentation:
     aug_repeats: int = 0
 
     @classmethod
-    def of(cls, recipe):
-        """Return the augmentation a recipe asks for."""
+    def of(cls, recipe) -> "Augmentation":
+        """The augmentation that a recipe describes."""
         return cls(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(cls)})
 
     @property
-    def keeps_pixels(self):
-        """Whether what comes out are whole gray levels: nothing is done to pictures once they are normalised."""
+    def keeps_pixels(self) -> bool:
+        """Whether pictures stay whole gray levels, because nothing is done after they are normalised."""
         return not (self.re_prob or self.mixes)
 
     @property
-    def mixes(self):
-        """Whether batches are mixed, and labels therefore soft."""
+    def mixes(self) -> bool:
+        """Whether batches are mixed, so that labels are soft."""
         return self.mixup > 0 or self.cutmix > 0

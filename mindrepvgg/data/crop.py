@@ -19,11 +19,20 @@ _ALIASING_REDUCTION = 2
 _CROP_ATTEMPTS = 10
 
 
-def random_resized_crop(height, width, scale, ratio, rng):
-    """Draw a crop box (top, left, crop height, crop width) of random area and aspect ratio inside a picture.
+def random_resized_crop(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Draw a crop box of random area and aspect ratio inside a picture.
 
-    scale: (lowest, highest) share of the area, uniform; ratio: (lowest, highest) width / height, log-uniform.
-    When ten draws do not fit, the largest centred box of an allowed ratio. rng: numpy.random.Generator.
+    Args:
+        height, width: the picture's.
+        scale: (lowest, highest) share of the area, uniform.
+        ratio: (lowest, highest) width / height, log-uniform.
+        rng: draws the numbers.
+
+    Returns:
+        (top, left, crop height, crop width). When ten draws do not fit, the largest centred box of an allowed ratio.
+
     Source: arXiv:1409.4842, section 6, as torchvision's RandomResizedCrop has it.
     """
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
@@ -42,8 +51,8 @@ def random_resized_crop(height, width, scale, ratio, rng):
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
-def resize_fast(picture, size, interpolation):
-    """Resize a picture to size (height, width) with OpenCV; averages areas for reductions above two."""
+def resize_fast(picture: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """Resize a picture to size (height, width) with OpenCV; areas are averaged where it shrinks to less than half."""
     reduction = min(have / want for have, want in zip(picture.shape, size, strict=False))
     kernel = cv2.INTER_AREA if reduction > _ALIASING_REDUCTION else OPENCV_KERNELS[interpolation]
     return cv2.resize(picture, size[::-1], interpolation=kernel)
@@ -63,8 +72,8 @@ class CentreCrop:
             _RESIZERS[preprocessing.resize_backend], interpolation=preprocessing.interpolation
         )
 
-    def __call__(self, picture):
-        """Return the view (height, width[, 3])."""
+    def __call__(self, picture: np.ndarray) -> np.ndarray:
+        """Return what evaluation sees: (height, width[, 3])."""
         size = _covering_size(picture.shape[:2], self._target)
         resized = self._resize(picture, size)
         top, left = (round((have - want) / 2) for have, want in zip(size, self.image_size, strict=True))

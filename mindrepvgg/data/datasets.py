@@ -30,16 +30,27 @@ _FASHION_CLASSES = (
 _FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package
 
 
-def open_source(dataset, data_dir, split, num_classes=None, val_share=0.0):
-    """Return the `Source` of a split ("train" or "val") of a data set named in `DATASETS`.
+def open_source(
+    dataset: str,
+    data_dir: str | os.PathLike | None,
+    split: str,
+    num_classes: int | None = None,
+    val_share: float = 0.0,
+) -> Source:
+    """Open a split of a data set.
 
-    data_dir: the data set's folder; "mnist5k" is built in and needs none, nor does "fashion_mnist" where Debian's
-    package is installed.
-    num_classes: when given, the number of classes the data must have.
-    val_share: of an "imagenet" folder without train and val, the share (from 0, below 1) of each class's pictures that
-    is "val", at least one and not all; "train" is the others. With 0 there is no "train", and "val" is all.
-    Raises DataError when the data are missing, empty, damaged, laid out otherwise, or of another number of classes,
-    RecipeError for an impossible val_share.
+    Args:
+        dataset: a name in `DATASETS`.
+        data_dir: the data set's folder. "mnist5k" is built in and needs none, nor does "fashion_mnist" where Debian's
+            package is installed.
+        split: "train" or "val".
+        num_classes: the number of classes that the data must have; None: any.
+        val_share: of an "imagenet" folder without train and val, the share (from 0, below 1) of each class's pictures
+            that is "val", at least one and not all; the others are "train". With 0 all are "val".
+
+    Raises:
+        DataError: the data are missing, empty, damaged, laid out otherwise, or have another number of classes.
+        RecipeError: val_share is impossible.
     """
     if dataset not in DATASETS:
         raise DataError(f"unknown dataset {dataset!r}; choose one of: {', '.join(DATASETS)}")

@@ -1,11 +1,13 @@
 """Encoded pictures into pixels, as torchvision's `ImageFolder` reads them: Pillow's convert("RGB") of the first frame.
 
-OpenCV reads the JPEGs that make up nearly every data set, to the same pixels in less time and without holding the
-interpreter lock; Pillow everything else: CMYK, 16 bits, palettes, alpha, animations, other formats. The orientation tag
-is not applied. MindSpore's decoder is not used: a JPEG cut inside its header ends or hangs the whole process there.
+Nearly every data set is made of JPEGs. OpenCV decodes them to the same pixels in less time, without holding the
+interpreter lock. Pillow decodes everything else: CMYK, 16 bits, palettes, alpha, animations, other formats. The
+orientation tag is not applied. MindSpore's decoder is not used: on a JPEG cut inside its header it ends or hangs the
+whole process.
 """
 
 import io
+import os
 import struct
 import warnings
 
@@ -24,7 +26,7 @@ _APP14 = 0xEE
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
-def read_file(path):
+def read_file(path: str | os.PathLike) -> np.ndarray:
     """Return a file's bytes as a uint8 array. Raises UnreadableImageError."""
     try:
         return np.fromfile(path, np.uint8)
@@ -32,12 +34,19 @@ def read_file(path):
         raise UnreadableImageError(f"cannot read {path}: {error.strerror}") from error
 
 
-def decode(encoded, name, in_channels):
-    """Return the picture of encoded bytes (a uint8 array): (H, W) uint8 for one channel, (H, W, 3) RGB for three.
+def decode(encoded: np.ndarray, name: object, in_channels: int) -> np.ndarray:
+    """Decode a picture.
 
-    One channel of a colour JPEG is its own luma, of other files Pillow's convert("L"). name: for the message; it may be
-    anything that str() gives the name of, which is asked for when there is a message.
-    Raises UnreadableImageError for what is no picture, or a damaged one, cut short or too large.
+    Args:
+        encoded: the file's bytes, uint8.
+        name: what a message calls the picture; str() is taken of it only when there is a message.
+        in_channels: 1 or 3. One channel of a colour JPEG is its own luma, of other files Pillow's convert("L").
+
+    Returns:
+        uint8: (H, W) for one channel, (H, W, 3) RGB for three.
+
+    Raises:
+        UnreadableImageError: this is no picture, or it is damaged, cut short or too large.
     """
     if _is_usual_jpeg(encoded):
         picture = _decode_jpeg(encoded, in_channels)

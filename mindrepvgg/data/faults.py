@@ -3,6 +3,7 @@
 import logging
 import threading
 
+from mindrepvgg.data.source import Source
 from mindrepvgg.errors import DataError
 from mindrepvgg.text import listed
 
@@ -12,26 +13,29 @@ log = logging.getLogger(__name__)
 class BadImages:
     """What is done about unreadable pictures of a source, and which ones there were in each pass over it.
 
-    policy: "error" ends the pass at the first; with "skip" training puts another picture of the same batch into its
-    place, with "replace" another one of its class, and evaluation counts neither.
-    limit: the largest share of the source's pictures that may be unreadable in one pass. A pass has a number; a reader
-    may be one ahead of whoever asks.
+    A pass has a number. The reader may be one pass ahead of whoever asks.
+
+    Args:
+        source: the `Source` that is read.
+        policy: "error" ends the pass at the first unreadable picture. In its place, training takes another picture of
+            the same batch with "skip", and another one of its class with "replace"; evaluation does not count it.
+        limit: the largest share of the source's pictures that may be unreadable in one pass.
     """
 
-    def __init__(self, source, policy, limit):
+    def __init__(self, source: Source, policy: str, limit: float):
         self.policy = policy
         self._source = source
         self._limit = limit
         self._lock = threading.Lock()
-        self._found = {}  # what is wrong by picture, by pass
+        self._found: dict[int, dict[int, str]] = {}  # for each pass, what is wrong with each picture
 
-    def start(self, number):
-        """Begin a pass, from nothing; of those before, the last is kept."""
+    def start(self, number: int):
+        """Begin a pass; what the pass before found is kept, what earlier passes found is not."""
         self._found = {known: found for known, found in self._found.items() if known == number - 1}
         self._found[number] = {}
 
-    def add(self, number, index, error):
-        """Take note of picture `index` in a pass. Raises `error` itself under "error"."""
+    def add(self, number: int, index: int, error: Exception):
+        """Note that picture `index` cannot be read in a pass. Raises `error` itself where the policy is "error"."""
         if self.policy == "error":
             raise error
         with self._lock:
@@ -40,18 +44,21 @@ class BadImages:
         if not known:
             log.warning("%s", error)
 
-    def of(self, number):
-        """Return the pictures of a pass, sorted."""
+    def of(self, number: int) -> list[int]:
+        """The unreadable pictures of a pass, sorted."""
         with self._lock:
             return sorted(self._found.get(number, ()))
 
-    def reasons(self, number):
-        """Return what is wrong, by picture, in a pass."""
+    def reasons(self, number: int) -> dict[int, str]:
+        """What is wrong with each unreadable picture of a pass."""
         with self._lock:
             return dict(self._found.get(number, {}))
 
-    def check(self, number, indices=None):
-        """Raise DataError when the pictures of a pass (`indices`, where other processes found some) are too many."""
+    def check(self, number: int, indices: list[int] | None = None):
+        """Raise DataError when too many pictures of a pass are unreadable.
+
+        indices: those that this and other processes found; None: those that this one found.
+        """
         indices = self.of(number) if indices is None else indices
         count = len(self._source)
         if len(indices) <= self._limit * count:

@@ -19,11 +19,17 @@ STDIN = "-"
 class InputFiles(ImageFiles):
     """The pictures of a command line as a source's files.
 
-    inputs: files, whatever their names end in; folders, for the pictures in them at any depth, sorted; and "-" for one
-    picture read from `stdin`, a binary stream (None: the process's).
-    targets: for each picture a relative path that is its own among them, ending in .jpg for JPEGs, in .png otherwise:
-    the path inside the named folder, or the file's name, with _2, _3 ... where it is taken.
-    Raises DataError for what does not exist, and for a folder without pictures.
+    Args:
+        inputs: files, whatever their names end in; folders, for the pictures in them at any depth, sorted; and "-" for
+            one picture from `stdin`.
+        stdin: a binary stream; None: the process's.
+
+    Attributes:
+        targets: a relative path for each picture, no two the same, which ends in .jpg for JPEGs and in .png for
+            others. It is the path inside the named folder, or the file's name, with _2, _3 ... where that is taken.
+
+    Raises:
+        DataError: an input does not exist, or is a folder without pictures.
     """
 
     def __init__(self, inputs: Sequence[str | os.PathLike], stdin=None):
@@ -56,7 +62,7 @@ class InputFiles(ImageFiles):
 
 
 def _unique(places):
-    """The places with a suffix that can be written, each another, also where the case of letters does not count."""
+    """The places with a suffix that can be written, no two the same, not even where the case of letters is ignored."""
     taken, targets = set(), []
     for place in map(PurePath, places):
         suffix = ".jpg" if place.suffix.lower() in (".jpg", ".jpeg") else ".png"

@@ -11,18 +11,30 @@ import numpy as np
 
 
 class Mix(NamedTuple):
-    """How a batch is mixed: share: what is left of a row's own picture and label; box: what is not, None for mixup."""
+    """How a batch is mixed.
+
+    share: of a row's own picture and label, the part that stays. box: where cutmix replaces a picture; None for mixup.
+    """
 
     share: float
     box: tuple[slice, slice] | None
 
 
-def draw_mix(mixup, cutmix, probability, shape, rng):
-    """Return the `Mix` of a batch, or None when it stays as it is.
+def draw_mix(
+    mixup: float, cutmix: float, probability: float, shape: tuple[int, int], rng: np.random.Generator
+) -> Mix | None:
+    """Draw how a batch is mixed.
 
-    mixup, cutmix: alphas of Beta(alpha, alpha), 0 for none; of both, each batch takes one by a fair coin. probability:
-    of being mixed. shape: (height, width). rng: numpy.random.Generator.
-    Source: arXiv:1710.09412; arXiv:1905.04899, with the share corrected to the part of the box inside the picture.
+    Args:
+        mixup, cutmix: alphas of Beta(alpha, alpha); 0: none. Where both are given, a fair coin decides for each batch.
+        probability: of mixing the batch at all.
+        shape: (height, width) of its pictures.
+        rng: draws the numbers.
+
+    Returns:
+        The `Mix`; None when the batch stays as it is.
+
+    Source: arXiv:1710.09412; arXiv:1905.04899, where the share counts only the part of the box inside the picture.
     """
     if rng.random() >= probability:
         return None
@@ -43,7 +55,7 @@ def _cut(share, shape, rng):
     return Mix(1 - area / (shape[0] * shape[1]), (rows, columns))
 
 
-def mix_pair(first, second, mix):
+def mix_pair(first: np.ndarray, second: np.ndarray, mix: Mix):
     """Mix two float32 pictures (C, H, W) with each other, in place."""
     if mix.box is None:
         exchanged = (first - second) * np.float32(1 - mix.share)
@@ -56,7 +68,7 @@ def mix_pair(first, second, mix):
         second[box] = kept
 
 
-def soft_targets(labels, num_classes, mix):
+def soft_targets(labels: np.ndarray, num_classes: int, mix: Mix | None) -> np.ndarray:
     """Return the targets (N, num_classes) float32 of labels (N,) mixed with their reverse; one-hot when mix is None."""
     share = 1.0 if mix is None else mix.share
     targets = np.zeros((len(labels), num_classes), np.float32)

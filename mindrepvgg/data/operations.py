@@ -1,9 +1,9 @@
 """Operations of augmentation on single pictures, uint8 (H, W) or (H, W, 3) RGB, which they never change in place.
 
-They are Pillow's ImageOps, ImageEnhance and affine transforms, with which the policies were published, computed by
-OpenCV and tables in a fraction of Pillow's time: the same values where a table gives them, at most one gray level off
-where colours are blended or sharpened (Pillow cuts fractions off, OpenCV rounds), and OpenCV's kernels where pixels
-move. All random numbers come from the generator a caller hands in.
+The policies were published with Pillow's ImageOps, ImageEnhance and affine transforms. OpenCV and tables compute the
+same operations here in a fraction of the time. A table gives Pillow's values. Blended or sharpened colours are at most
+one gray level off, because Pillow cuts fractions off and OpenCV rounds. Where pixels move, the kernels are OpenCV's.
+All random numbers come from the caller's generator.
 """
 
 import math
@@ -124,14 +124,14 @@ _MOVES = {
 
 
 class Canvas(NamedTuple):
-    """What a picture that is moved lies on: fill: its colour; kernel: OpenCV's number of the interpolation."""
+    """How a picture is moved: fill: the colour beyond its edges; kernel: OpenCV's number of the interpolation."""
 
     fill: tuple[int, ...]
     kernel: int
 
 
-def operate(picture, name, amount, canvas):
-    """Return the picture after operation `name`."""
+def operate(picture: np.ndarray, name: str, amount, canvas: Canvas) -> np.ndarray:
+    """Return the picture after an operation; amount: its strength, None where it has none."""
     if name in _CHANGES:
         return _CHANGES[name](picture, amount)
     height, width = picture.shape[:2]
@@ -141,7 +141,7 @@ def operate(picture, name, amount, canvas):
     return cv2.warpAffine(picture, matrix, (width, height), flags=flags, borderValue=canvas.fill)
 
 
-def color_jitter(picture, strength, rng):
+def color_jitter(picture: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Change brightness, contrast and saturation, in random order, by factors uniform in 1 - strength ... 1 + strength.
 
     Factors below 0 become 0. Gray pictures have no saturation to change.
@@ -152,11 +152,19 @@ def color_jitter(picture, strength, rng):
     return picture
 
 
-def random_erasing(image, scale, ratio, value, rng):
-    """Write value into a random box of image (C, H, W), in place.
+def random_erasing(
+    image: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float], value: float, rng: np.random.Generator
+):
+    """Write a value into a random box of an image, in place. After ten boxes that do not fit, nothing is written.
 
-    scale: (lowest, highest) share of the area, uniform; ratio: (lowest, highest) height / width, uniform. A box that
-    does not fit is drawn again; after ten that do not, nothing is written. Source: arXiv:1708.04896, algorithm 1.
+    Args:
+        image: (C, H, W).
+        scale: (lowest, highest) share of the area, uniform.
+        ratio: (lowest, highest) height / width, uniform.
+        value: what is written.
+        rng: draws the numbers.
+
+    Source: arXiv:1708.04896, algorithm 1.
     """
     _, height, width = image.shape
     for _ in range(_ERASE_ATTEMPTS):

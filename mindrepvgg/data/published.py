@@ -1,7 +1,7 @@
 """Data sets in the files they are published as, read into arrays: MNIST's IDX files, CIFAR's binary and Python ones.
 
-The readers of `mindspore.dataset` (2.10) are not used. They accept labels that are no class, and CIFAR-10 with a missing
-batch. They read no .gz, as MNIST is published, and no Python version of CIFAR.
+The readers of `mindspore.dataset` (2.10) are not used. They accept labels that are no class, and CIFAR-10 with a
+missing batch. They read neither .gz, as MNIST is published, nor the Python version of CIFAR.
 """
 
 import gzip
@@ -9,6 +9,8 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -66,11 +68,20 @@ _CIFARS = {
 }
 
 
-def read_mnist(folders, split, num_classes=10):
-    """Return images (N, 28, 28, 1) uint8 and labels (N,) int32 of a split in MNIST's form, each file plain or .gz.
+def read_mnist(folders: Sequence[Path], split: str, num_classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Read a split in MNIST's form, each file plain or .gz.
 
-    folders: where the files may lie, in the order they are looked for.
-    Raises DataError for files that are missing, damaged, of another form, or that do not fit together.
+    Args:
+        folders: where the files may lie, in the order of looking.
+        split: "train" or "val".
+        num_classes: labels must be below it.
+
+    Returns:
+        Images (N, 28, 28, 1) uint8 and labels (N,) int32.
+
+    Raises:
+        DataError: files are missing, damaged or of another form, or do not fit together.
+
     Source: yann.lecun.com/exdb/mnist, "File formats for the MNIST database".
     """
     prefix = _IDX_PREFIXES[split]
@@ -86,12 +97,21 @@ def read_mnist(folders, split, num_classes=10):
     return images[..., None], labels.astype(np.int32)
 
 
-def read_cifar(dataset, root, split):
-    """Return the class names, images (N, 32, 32, 3) uint8 RGB and labels (N,) int32 of a split.
+def read_cifar(dataset: str, root: Path, split: str) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Read a split of CIFAR. Nothing that a file of the Python version names is run.
 
-    dataset: "cifar10", or "cifar100" with its fine labels. The binary version is taken where both are there; nothing
-    that a file of the Python version names is run. Each lies in `root` or in the folder its archive makes there.
-    Raises DataError for files that are missing, damaged, or of another form.
+    Args:
+        dataset: "cifar10", or "cifar100" with its fine labels.
+        root: the folder with the files, or with the folder that their archive makes. Where the binary and the Python
+            version are there, the binary one is read.
+        split: "train" or "val".
+
+    Returns:
+        The class names, images (N, 32, 32, 3) uint8 RGB and labels (N,) int32.
+
+    Raises:
+        DataError: files are missing, damaged, or of another form.
+
     Source: cs.toronto.edu/~kriz/cifar.html.
     """
     cifar = _CIFARS[dataset]

@@ -64,12 +64,17 @@ class _Chosen:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One split: pictures in memory or on disk, each with a class.
+    """One split: pictures in memory or on disk, each with a class. The arrays are made read-only.
 
-    kind: the data set's name in `DATASETS`; class_names: index in the tuple = class index.
-    labels: (N,) int32. Exactly one of images, (N, H, W, C) uint8 with C = 1 or 3 (RGB), and files, N encoded ones:
-    see `Files`.
-    The arrays are made read-only. Raises ValueError when the parts do not fit together.
+    Attributes:
+        kind: the data set's name in `DATASETS`.
+        class_names: by class index.
+        labels: (N,) int32.
+        images: (N, H, W, C) uint8 with C = 1 or 3 (RGB); None where the pictures are in files.
+        files: N encoded pictures; None where they are in memory.
+
+    Raises:
+        ValueError: the parts do not fit together.
     """
 
     kind: str

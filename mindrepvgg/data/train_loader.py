@@ -31,14 +31,14 @@ class TrainLoader(Loader):
     num_classes: of soft targets; None: the source's. options: see `Loader`; `as_uint8` is not possible with erasing or
     mixing, which work on normalised values.
     Every epoch is a permutation of the source, or without shuffle its own order. Each step takes the next
-    batch_size * rank_size pictures of it and rank r the r-th part of these, so the pictures of a step are the same
-    however they are spread over ranks. With aug_repeats R a step of as many pictures takes the next R-th part only, all
-    of them R times, one round after the other (cut off where R does not divide), and an epoch of as many steps does not
-    reach the others. How a batch is mixed is drawn for each rank.
+    batch_size * rank_size pictures of it, and rank r the r-th part of these. So the pictures of a step do not depend on
+    the number of ranks. With aug_repeats R a step has as many pictures, but they are the next R-th part only, each of
+    them R times, one round after the other (cut off where R does not divide); an epoch has as many steps and does not
+    reach the other pictures. How a batch is mixed is drawn for each rank.
     drop_remainder: leave out the pictures that do not fill a step; otherwise the last step is smaller, and filled up
     from the start of the permutation to a multiple of rank_size.
-    Setting one up makes OpenCV itself single-threaded in this process: its own threads would compete with the workers.
-    The same numbers come out again with the same NumPy and OpenCV versions.
+    OpenCV becomes single-threaded in this process: its own threads would compete with the workers. Another version of
+    NumPy or OpenCV may give other numbers.
     Raises DataError when no step can be filled, RecipeError for values that cannot be used.
     """
 

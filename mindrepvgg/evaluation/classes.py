@@ -20,9 +20,15 @@ _DPI = 110
 
 
 class ClassResult(NamedTuple):
-    """A class: its images, how many were right, accuracies in percent, and the class it was most often taken for.
+    """What became of a class.
 
-    Accuracies are None without images; taken_for is None, and times 0, when it was never taken for another.
+    Attributes:
+        name: the class's.
+        images: its images.
+        correct: those of them that were right.
+        top1, top5: accuracies in percent; None without images.
+        taken_for: the class that it was most often taken for; None when it was never taken for another.
+        times: how often it was taken for that class.
     """
 
     name: str
@@ -43,7 +49,7 @@ class ClassReport:
 
     @property
     def results(self) -> list[ClassResult]:
-        """A `ClassResult` for each class, in their order. Among classes it was equally often taken for, the first."""
+        """A `ClassResult` for each class, in their order; `taken_for` is the first of several equally frequent ones."""
         others = self.confusion.matrix.copy()
         others.flat[:: len(others) + 1] = 0
         columns = (self.confusion.images, self.confusion.correct, self.confusion.top5_correct, others.argmax(axis=1))
@@ -56,7 +62,7 @@ class ClassReport:
         return found
 
     def worst(self, count=3) -> list[ClassResult]:
-        """The classes of the lowest top-1, the lowest first; those that are always right, or have no image, never."""
+        """The classes of the lowest top-1, the lowest first, among those with a wrong image."""
         wrong = [result for result in self.results if result.correct < result.images]
         return sorted(wrong, key=lambda result: result.top1 or 0)[:count]
 
@@ -70,7 +76,7 @@ class ClassReport:
         return f"worst classes: {', '.join(shown)}" if shown else "no class has an image wrong"
 
     def write_classes(self, path):
-        """Write a line a class as CSV, atomically: counts, accuracies in percent, the class it is most taken for."""
+        """Write a line for each class as CSV, atomically; the columns are those of `ClassResult`."""
         rows = [
             [
                 *result[:3],
@@ -122,7 +128,7 @@ class ClassReport:
 
 
 def check_suffix(path, suffixes) -> Path:
-    """The path, whose name ends in one of the suffixes. Raises UserError for another."""
+    """Return the path. Raises UserError unless its name ends in one of the suffixes."""
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{path} must end in {' or '.join(suffixes)}")

@@ -23,11 +23,13 @@ _SHADE = 0.35  # what the panel behind the text leaves of the picture's brightne
 
 
 class Drawer:
-    """Writes each picture with its classes on it into a folder, under `InputFiles.targets`.
+    """Writes pictures with their classes on them into a folder, under the names in `InputFiles.targets`.
 
-    The picture keeps its size, and its orientation tag is not applied: it is what the network saw before cropping. As
-    JPEG where the input is one by its name, else PNG.
-    Raises DataError when the folder is a file, or a picture would be written over an input.
+    A picture keeps its size, and its orientation tag is not applied: it is what the network saw before cropping. It is
+    written as JPEG where the input's name says that it is one, else as PNG.
+
+    Raises:
+        DataError: the folder is a file, or a picture would be written over an input.
     """
 
     def __init__(self, folder, files: InputFiles):
@@ -53,10 +55,17 @@ class Drawer:
 
 
 def draw(picture: np.ndarray, lines: Sequence[str]) -> Image.Image:
-    """The picture (H, W, 3) uint8 with lines of text at its top left, on a darkened panel; its size stays.
+    """Draw lines of text at a picture's top left, on a darkened panel.
 
-    Lines are cut to the picture's width, and those that its height has no room for are left out, but never the first.
     The font is DejaVu Sans: Latin, Greek, Cyrillic, Hebrew, Arabic letters and more, but no Chinese or Japanese.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        lines: each is cut to the picture's width. Lines that do not fit below each other are left out, but not the
+            first.
+
+    Returns:
+        A picture of the same size.
     """
     import matplotlib  # for its font
 

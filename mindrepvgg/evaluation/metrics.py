@@ -8,12 +8,21 @@ import numpy as np
 _ROWS_AT_ONCE = 64
 
 
-def topk_correct(logits, labels, valid=None, ks=(1, 5)):
-    """Count the images whose label is among their k largest logits, for each k; returns a tuple of ints.
+def topk_correct(
+    logits: np.ndarray, labels: np.ndarray, valid: np.ndarray | None = None, ks: tuple[int, ...] = (1, 5)
+) -> tuple[int, ...]:
+    """Count the images whose label is among their k largest logits, for each k.
 
-    logits: (N, classes); labels: (N,) class indices; valid: (N,) bool, images that count, None for all.
     Among equal logits the lower class index comes first. An image with a NaN among its logits is wrong.
-    A k above the number of classes counts as that number. Raises ValueError for labels that are no class index.
+
+    Args:
+        logits: (N, classes).
+        labels: (N,), class indices.
+        valid: (N,) bool, the images that count; None: all.
+        ks: a k above the number of classes counts as that number.
+
+    Raises:
+        ValueError: a label is no class index.
     """
     logits, labels, valid = _checked(logits, labels, valid)
     rank = _rank_of_label(logits, labels)
@@ -21,7 +30,7 @@ def topk_correct(logits, labels, valid=None, ks=(1, 5)):
     return tuple(int(np.count_nonzero(countable & (rank < k))) for k in ks)
 
 
-def cross_entropy(logits, labels):
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """-log softmax(logits)[label] of each image, (N,) float64. NaN where a logit is NaN or the largest is infinite."""
     logits, labels, _ = _checked(logits, labels, None)
     logits = logits.astype(np.float64)
@@ -84,9 +93,13 @@ class MetricSum:
 class ConfusionSum:
     """Which class was taken for which, over images seen so far; batches and ranks are added in place.
 
-    matrix: (classes, classes) int64, rows the true class, columns the one of the largest logit (the lower index among
-    equal ones). images, top5_correct: (classes,) int64, by true class, `topk_correct`'s count. An image with a NaN
-    among its logits is wrong and was taken for no class: it counts in `images` and nowhere else.
+    An image with a NaN among its logits is wrong and was taken for no class: it counts in `images` and nowhere else.
+
+    Attributes:
+        matrix: (classes, classes) int64; rows are the true class, columns the class of the largest logit, the lower
+            index among equal ones.
+        images: (classes,) int64, by true class.
+        top5_correct: (classes,) int64, by true class, as `topk_correct` counts.
     """
 
     matrix: np.ndarray
