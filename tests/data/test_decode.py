@@ -7,19 +7,9 @@ import pytest
 from PIL import Image
 
 from mindrepvgg.data.decode import _is_usual_jpeg, decode, read_file
-from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.errors import DataError, UnreadableImageError
 
 GRADIENT = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
-
-
-@pytest.fixture(scope="module")
-def photos():
-    """Paths of 20 real JPEGs."""
-    source = labelled_photos()
-    if source is None:
-        pytest.skip("needs real JPEGs: pip install --no-deps foolbox==3.3.4")
-    return source.files.paths
 
 
 @pytest.fixture(scope="module")

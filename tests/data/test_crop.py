@@ -1,0 +1,38 @@
+"""Crop boxes: their distribution, and what is taken when none fits."""
+
+import numpy as np
+import pytest
+
+from mindrepvgg.data.crop import random_resized_crop
+
+
+def test_a_crop_of_fixed_area_and_ratio_reaches_every_position():
+    rng = np.random.default_rng(0)
+    boxes = {random_resized_crop(6, 8, (1 / 3, 1 / 3), (1, 1), rng) for _ in range(2000)}
+    assert boxes == {(top, left, 4, 4) for top in range(3) for left in range(5)}
+
+
+def test_crop_area_is_uniform_and_aspect_log_uniform():
+    rng = np.random.default_rng(0)
+    # Small enough areas that every first draw fits, so the distributions are the plain ones.
+    boxes = np.array([random_resized_crop(1000, 1000, (0.1, 0.3), (0.5, 2), rng) for _ in range(4000)])
+    area = boxes[:, 2] * boxes[:, 3] / 1e6
+    aspect = np.log2(boxes[:, 3] / boxes[:, 2])
+    np.testing.assert_allclose(np.quantile(area, [0, 0.25, 0.5, 0.75, 1]), [0.1, 0.15, 0.2, 0.25, 0.3], atol=0.01)
+    np.testing.assert_allclose(np.quantile(aspect, [0, 0.25, 0.5, 0.75, 1]), [-1, -0.5, 0, 0.5, 1], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [((10, 100), (0, 43, 10, 13)), ((100, 10), (43, 0, 13, 10)), ((1, 1), (0, 0, 1, 1)), ((2, 500), (0, 248, 2, 3))],
+)
+def test_a_crop_that_cannot_fit_is_the_largest_centred_one(shape, box):
+    assert random_resized_crop(*shape, (1, 1), (3 / 4, 4 / 3), np.random.default_rng(0)) == box
+
+
+def test_crops_stay_inside():
+    rng = np.random.default_rng(0)
+    for height, width in rng.integers(1, 40, size=(500, 2)).tolist():
+        top, left, crop_height, crop_width = random_resized_crop(height, width, (0.08, 1), (3 / 4, 4 / 3), rng)
+        assert 0 <= top < top + crop_height <= height
+        assert 0 <= left < left + crop_width <= width
