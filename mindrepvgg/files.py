@@ -13,9 +13,11 @@ from pathlib import Path
 def atomic_path(path):
     """Yield the path of a temporary file, which appears under `path` only once it is complete and on disk.
 
-    It lies in the same folder; when the body is done it is flushed to the disk and renamed over `path`. When the body
-    raises, the disk fills, or the process dies, a file that was at `path` stays as it was. A missing parent folder is
-    created.
+    When the body raises, the disk fills or the process dies, a file that was at `path` stays as it was. The temporary
+    file lies in the same folder; a missing folder is created.
+
+    Args:
+        path: where the file is to appear.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,9 +38,11 @@ def atomic_path(path):
 
 @contextlib.contextmanager
 def atomic_write(path, mode="wb"):
-    """Open a file that appears under `path` only once it is complete and on disk; see `atomic_path`.
+    """Open a file that appears under `path` only once it is complete and on disk.
 
-    mode: 'wb' or 'w' (UTF-8).
+    Args:
+        path: see `atomic_path`.
+        mode: 'wb' or 'w' (UTF-8).
     """
     with atomic_path(path) as temporary, temporary.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
         yield stream

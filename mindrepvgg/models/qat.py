@@ -4,10 +4,10 @@
                                                      |                                  |
                                                      +--------- fold_bn ----------------+--> deploy form
 
-A fused kernel is a sum of three branches', which nothing in training keeps even, and its accuracy may suffer from 8
-bits (the authors' README; arXiv:2212.01593). Fine-tuned in deploy form the one kernel adapts; BN makes it trainable,
-as in the authors' tools/insert_bn.py. `CustomL2` evens the kernel in training already. SE's layers and the pooling
-stay in float. None of it has run on an NPU.
+A fused kernel is the sum of three branches' kernels. Nothing in training keeps its weights even, and 8 bits may cost it
+accuracy (the authors' README; arXiv:2212.01593). In deploy form the one kernel can be fine-tuned; BN makes that
+trainable, as in the authors' tools/insert_bn.py. `CustomL2` keeps the kernel even in ordinary training. SE's layers and
+the pooling stay in float. None of it has run on an NPU.
 """
 
 from __future__ import annotations
@@ -27,12 +27,18 @@ from mindrepvgg.runtime.device import execution_mode, inference_mode
 
 
 def to_trainable_deploy(net, batches: Iterable | None = None):
-    """A new network, of one convolution and one BN a block, that computes in inference what `net` computes.
+    """Make a new network, of one convolution and one BN a block, that computes in inference what `net` computes.
 
-    net: a RepVGG in deploy form, or in train form, which is fused first; it stays as it was. batches: arrays
-    (N, in_channels, H, W), N and size as they come, from which each convolution's mean and variance are taken, in
-    float64, every image and pixel with the same weight; None: as if they were 0 and 1.
-    Raises UserError for RepVGGplus, whose auxiliary heads the deploy form has not.
+    Args:
+        net: a RepVGG in deploy form, or in train form, which is fused first; it stays as it was.
+        batches: arrays (N, in_channels, H, W), N and size as they come. Each convolution's mean and variance are taken
+            from them, in float64, every image and pixel with the same weight. None: as if they were 0 and 1.
+
+    Returns:
+        The network in 'bn' form.
+
+    Raises:
+        UserError: a RepVGGplus, whose auxiliary heads the deploy form has not.
     """
     if net.variant.aux_heads:
         raise UserError(f"{net.variant.name} is trained with auxiliary heads, which its deploy form has not")
@@ -50,11 +56,16 @@ def to_trainable_deploy(net, batches: Iterable | None = None):
 
 
 def to_fake_quantized(net, batches: Iterable | None = None, per_channel=True):
-    """A new network that computes with int8's numbers: 'qat' form, to be trained or to foresee an int8 engine's output.
+    """Make a new network that computes with int8's numbers, to be trained or to foresee an int8 engine's output.
 
-    net: in 'bn' form; it stays as it was. batches: as in `to_trainable_deploy`, over whose extremes the activations'
-    grids span at first; None: they start from nothing. per_channel: a scale for each output channel's kernel, or one
-    for a whole kernel.
+    Args:
+        net: in 'bn' form; it stays as it was.
+        batches: as in `to_trainable_deploy`; the activations' grids span their extremes at first. None: the grids start
+            from nothing.
+        per_channel: a scale for each output channel's kernel, or one for a whole kernel.
+
+    Returns:
+        The network in 'qat' form.
     """
     if form_of(net) != BN:
         raise ValueError("the network must be in bn form; make one with to_trainable_deploy")
@@ -81,10 +92,14 @@ def to_fake_quantized(net, batches: Iterable | None = None, per_channel=True):
 
 
 def fold_bn(net):
-    """A new network in plain deploy form, with BN folded in float64, of one in 'bn' or 'qat' form.
+    """Make a new network in plain deploy form, with BN folded in float64, of one in 'bn' or 'qat' form.
 
-    Of 'qat' form `metadata['quantization_parameters']` holds what `quantization_parameters` gives, and goes into its
-    checkpoint. Raises ValueError for other networks.
+    Returns:
+        The network. Of 'qat' form, `metadata['quantization_parameters']` holds what `quantization_parameters` gives,
+        and goes into its checkpoint.
+
+    Raises:
+        ValueError: the network is in another form.
     """
     form = form_of(net)
     if form not in (BN, QAT):
@@ -100,10 +115,11 @@ def fold_bn(net):
 def quantization_parameters(net) -> dict[str, dict]:
     """The scales of a network in 'qat' form by layer, in the network's order and in plain types.
 
-    {'stage0': {'input': {'scale', 'zero_point', 'dtype': 'uint8'}, 'weight': {'scale': [...], 'axis': 0, 'dtype':
-    'int8'}}, ..., 'linear': ...}; the last block has an 'output' like its input. A real number is (q - zero_point) *
-    scale; weights are symmetric and reach from -127 to 127, axis None is one scale for the kernel; a bias is int32 in
-    units of input scale * weight scale. The weights are those of `fold_bn`.
+    Returns:
+        {'stage0': {'input': {'scale', 'zero_point', 'dtype': 'uint8'}, 'weight': {'scale': [...], 'axis': 0, 'dtype':
+        'int8'}}, ..., 'linear': ...}; the last block has an 'output' like its input. A real number is (q - zero_point)
+        * scale. Weights are symmetric and reach from -127 to 127; axis None is one scale for the kernel. A bias is
+        int32 in units of input scale * weight scale. The weights are those of `fold_bn`.
     """
     if form_of(net) != QAT:
         raise ValueError("the network is not in qat form: it has no scales")

@@ -24,10 +24,15 @@ def _linear(features, num_classes):
 class RepVGG(nn.Cell):
     """RepVGG: a stem and four stages of blocks, global average pooling, one linear layer.
 
-    variant: the layout, from `mindrepvgg.models.variants`; it stays readable as `net.variant`. `net.metadata` is what a
-    checkpoint told of the network, empty in a fresh one.
     Input (N, in_channels, H, W), any H and W, each halved five times (rounded up); output (N, num_classes).
-    deploy: build the inference form, one 3x3 convolution a block. norm: the BN's class, see `RepVGGBlock`.
+    `net.variant` is the layout. `net.metadata` is what a checkpoint told of the network, empty in a fresh one.
+
+    Args:
+        variant: the layout, from `mindrepvgg.models.variants`.
+        num_classes: outputs of the classifier.
+        in_channels: channels of the images.
+        deploy: build the inference form, one 3x3 convolution a block.
+        norm: the BN's class, see `RepVGGBlock`.
     """
 
     def __init__(self, variant, num_classes=1000, in_channels=3, deploy=False, norm=nn.BatchNorm2d):
@@ -77,10 +82,10 @@ class RepVGG(nn.Cell):
         return self.forward_head(self.forward_features(x))
 
     def recompute_blocks(self):
-        """Let the backward pass recompute what is inside each block, but for BN: less memory, more time.
+        """Let the backward pass recompute what is inside each block, except BN: less memory, more time.
 
-        For graph mode. In PyNative mode, where no part of a block can be left out, BN's moving statistics would take
-        every batch in twice.
+        For graph mode. PyNative mode can leave out no part of a block: BN's moving statistics would take in every batch
+        twice.
         """
         for _, block in self.cells_and_names():
             if isinstance(block, RepVGGBlock):
@@ -114,8 +119,8 @@ class AuxHead(nn.Cell):
 class RepVGGPlus(RepVGG):
     """RepVGGplus: stage 3 in two halves, and three auxiliary heads that only training knows.
 
-    While training (`set_train(True)`, train form) it returns (logits, aux1, aux2, aux3), each (N, num_classes), the
-    heads' in the order of the stages; otherwise the logits alone, as every RepVGG.
+    While training (`set_train(True)`, train form) it returns (logits, aux1, aux2, aux3), each (N, num_classes), with
+    the heads in the order of the stages. Otherwise it returns the logits alone, as every RepVGG.
     """
 
     def __init__(self, variant, num_classes=1000, in_channels=3, deploy=False, norm=nn.BatchNorm2d):

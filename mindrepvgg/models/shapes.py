@@ -98,7 +98,8 @@ class Misfits:
     def text(self, shown=3) -> str:
         """The first few of each kind, in one line: '2 missing: a (3,), b (4,); 1 unexpected: c (5,)'.
 
-        shown: how many of each; None for every one.
+        Args:
+            shown: how many of each; None for every one.
         """
         kinds = (
             ("missing", [f"{printable(name)} {shape}" for name, shape in self.missing.items()]),

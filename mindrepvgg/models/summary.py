@@ -47,7 +47,10 @@ class Figures(NamedTuple):
 class Layer(NamedTuple):
     """A block's branches or its one convolution, an SE, an auxiliary head, the pooling or the classifier.
 
-    output_shape: of one image, (C, H, W) or (C,). deploy: None where the deploy form has no such layer.
+    Attributes:
+        name: its place in the network.
+        output_shape: of one image, (C, H, W) or (C,).
+        train, deploy: its figures; None where the deploy form has no such layer.
     """
 
     name: str
@@ -134,8 +137,14 @@ def summarise(
 ) -> Summary:
     """The layers of a network and their costs, from its layout alone.
 
-    image_size: a side, or (height, width). aux_heads: False leaves a RepVGGplus's auxiliary heads out.
-    Raises UserError for a number that is not whole or below 1.
+    Args:
+        variant: the layout.
+        num_classes, in_channels, batch_size: whole numbers of at least 1.
+        image_size: a side in pixels, or (height, width).
+        aux_heads: False leaves a RepVGGplus's auxiliary heads out.
+
+    Raises:
+        UserError: a number is not whole or below 1.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     numbers = {"num_classes": num_classes, "in_channels": in_channels, "batch_size": batch_size}

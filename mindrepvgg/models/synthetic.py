@@ -11,18 +11,18 @@ import numpy as np
 def uniform(name: str, shape) -> np.ndarray:
     """Numbers in [-1, 1) as float64 that depend on the name alone, on every machine and in every version of NumPy.
 
-    Philox's raw stream is guaranteed to stay; the distributions NumPy draws from it are not.
+    Philox's raw stream is guaranteed to stay the same. The distributions that NumPy draws from it are not.
     """
     raw = np.random.Philox(key=zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
     return ((raw >> 11) * 2.0**-52 - 1).reshape(shape)
 
 
 def parameter_value(name: str, shape) -> np.ndarray:
-    """The rule: a float32 array for the parameter called `name`.
+    """A float32 array for the parameter called `name`.
 
-    Weights have He's variance; BN has a history. Rounding must not grow with depth, or a device could not be told from
-    a broken one: the identity weighs more than the other branches, BN keeps four in five of a ReLU's inputs positive
-    (one that changes sides switches its gradient on or off), and SE lets most of the map pass.
+    Weights have He's variance; BN has a history. Rounding must not grow with depth, or a sound device could not be told
+    from a broken one. So the identity weighs more than the other branches, and BN keeps four in five of a ReLU's inputs
+    positive, because an input that changes sides switches its gradient on or off. SE lets most of the map pass.
     """
     numbers = uniform(name, shape)
     leaf = name.rpartition(".")[2]

@@ -43,11 +43,16 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class Variant:
-    """A network of the family. `widths` are the five stages' output channels; `group_size` groups every even block.
+    """A network of the family.
 
-    num_blocks: blocks in stages 1 to 4 (stage 0 is always one block).
-    se: None, 'pre' (between the branch sum and the ReLU) or 'post' (after the ReLU); squeezed to channels // se_ratio.
-    aux_heads: stage 3 is split in two halves, and training adds heads after stages 1, 2 and 3's first half.
+    Attributes:
+        name: as `create_model` knows it.
+        num_blocks: blocks in stages 1 to 4; stage 0 is always one block.
+        widths: output channels of stages 0 to 4.
+        group_size: groups of every even block.
+        se: None, 'pre' (between the branch sum and the ReLU) or 'post' (after the ReLU).
+        se_ratio: SE squeezes to channels // se_ratio.
+        aux_heads: stage 3 is split in two halves, and training adds heads after stages 1, 2 and 3's first half.
     """
 
     name: str
@@ -79,7 +84,7 @@ class Variant:
     def block_specs(self, in_channels: int = 3) -> tuple[BlockSpec, ...]:
         """Every block from input to output, the stem (`stage0`) first.
 
-        Blocks are counted through from the stem, which is 0; those with an even index above 0 are grouped.
+        Blocks are counted through from the stem, which is number 0. Those with an even number above 0 are grouped.
         """
         specs = [BlockSpec("stage0", in_channels, self.widths[0], 2, 1)]
         for stage in self.stages:
@@ -177,8 +182,12 @@ def normalise_name(name: str) -> str:
 def find(name: str, **shape) -> Variant:
     """The variant called `name`, in either spelling.
 
-    shape: for the name `repvgg` only, the keyword arguments of `custom`.
-    Raises UserError with the nearest names when there is none, and when a shape is given to a fixed network.
+    Args:
+        name: 'repvgg_a0' or 'RepVGG-A0'.
+        **shape: for the name `repvgg` only, the keyword arguments of `custom`.
+
+    Raises:
+        UserError: there is none, and the message has the nearest names; or a shape is given to a fixed network.
     """
     key = normalise_name(name)
     if key == "repvgg":
@@ -195,8 +204,13 @@ def find(name: str, **shape) -> Variant:
 def custom(num_blocks=None, widths=None, **options) -> Variant:
     """A network `repvgg` of one's own size.
 
-    num_blocks: blocks in stages 1 to 4; widths: channels of stages 0 to 4; options: `group_size`, `se`, `se_ratio`,
-    `aux_heads`, as in `Variant`. Raises UserError when they are missing, unknown or do not fit each other.
+    Args:
+        num_blocks: blocks in stages 1 to 4.
+        widths: channels of stages 0 to 4.
+        **options: `group_size`, `se`, `se_ratio`, `aux_heads`, as in `Variant`.
+
+    Raises:
+        UserError: they are missing, unknown or do not fit each other.
     """
     known = ("group_size", "se", "se_ratio", "aux_heads")
     unknown = sorted(set(options) - set(known))

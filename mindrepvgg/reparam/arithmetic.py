@@ -1,7 +1,7 @@
 """Structural re-parameterisation as plain arithmetic: three branches with BN fold into one 3x3 convolution.
 
-The formulas are written once, with operators that NumPy arrays and MindSpore tensors share: `fuse_branches` runs on
-either, so the block's differentiable kernel and the exact float64 fusion of a finished network cannot drift apart.
+The formulas are written once, with operators that NumPy arrays and MindSpore tensors share. `fuse_branches` runs on
+either. So the block's differentiable kernel and the exact float64 fusion of a finished network are the same formulas.
 Source: RepVGG, section 3.3 and figure 4, arXiv:2101.03697.
 """
 
@@ -18,8 +18,15 @@ _CHANNELS_AT_ONCE = 64
 def identity_kernel(channels: int, groups: int = 1) -> np.ndarray:
     """The 1x1 convolution that returns its input: output i takes input i.
 
-    Returns (channels, channels // groups, 1, 1) float64; input i is number i % (channels // groups) of its group.
-    Raises ValueError when `groups` does not divide `channels`.
+    Args:
+        channels: inputs and outputs.
+        groups: the convolution's groups. Input i is number i % (channels // groups) of its group.
+
+    Returns:
+        (channels, channels // groups, 1, 1) float64.
+
+    Raises:
+        ValueError: `groups` does not divide `channels`.
     """
     if channels % groups:
         raise ValueError(f"channels (={channels}) must be divisible by groups (={groups})")
@@ -30,9 +37,15 @@ def identity_kernel(channels: int, groups: int = 1) -> np.ndarray:
 
 
 def fold(kernel, gamma, beta, mean, var, eps):
-    """K * gamma / sigma and beta - mean * gamma / sigma, with sigma = sqrt(var + eps), for any array type.
+    """Fold a BN into the convolution before it, for any array type: K * gamma / sigma, beta - mean * gamma / sigma.
 
-    kernel: (out, in // groups, kh, kw); the BN's vectors: (out,). Returns kernel and bias in the arguments' type.
+    Args:
+        kernel: (out, in // groups, kh, kw).
+        gamma, beta, mean, var: (out,); var is the moving variance, and sigma = sqrt(var + eps).
+        eps: the BN's epsilon.
+
+    Returns:
+        The kernel, of the same shape, and the bias (out,), both in the arguments' type.
     """
     scale = gamma / _root(var + eps)
     return kernel * scale.reshape((-1, 1, 1, 1)), beta - mean * scale
@@ -46,12 +59,16 @@ def _root(x):
 
 
 def fuse_branches(dense, pointwise, identity, add_to_centre):
-    """The one kernel and bias that equal the sum of the branches, for any array type.
+    """Fuse a block's branches into one kernel and one bias, for any array type.
 
-    dense, pointwise, identity: each branch's arguments of `fold` as a tuple, with kernels (out, in // groups, 3, 3),
-    (out, in // groups, 1, 1) and `identity_kernel`; identity is None where the block has no such branch.
-    add_to_centre: (3x3 kernel, 1x1 kernel) -> their sum, the smaller one padded with zeros to the larger one's size.
-    Returns kernel (out, in // groups, 3, 3) and bias (out,).
+    Args:
+        dense, pointwise: each branch's arguments of `fold` as a tuple, with kernels (out, in // groups, 3, 3) and (out,
+            in // groups, 1, 1).
+        identity: the same with `identity_kernel`; None where the block has no such branch.
+        add_to_centre: (3x3 kernel, 1x1 kernel) -> their sum, the small one added to the centre of the large one.
+
+    Returns:
+        Kernel (out, in // groups, 3, 3) and bias (out,).
     """
     kernel, bias = fold(*dense)
     for branch in (pointwise,) if identity is None else (pointwise, identity):
@@ -70,9 +87,18 @@ def add_1x1(kernel, kernel_1x1):
 def fold_bn(kernel, gamma, beta, mean, var, eps):
     """Fold a BN into the bias-free convolution before it: K * gamma / sigma, beta - mean * gamma / sigma.
 
-    kernel: (out, in // groups, kh, kw); gamma, beta, mean, var: (out,), var being the moving variance.
-    Returns the kernel, same shape, and the bias (out,), both float64.
-    Raises ValueError when a vector's length is not the kernel's `out`, or a variance is negative; it names both.
+    Args:
+        kernel: (out, in // groups, kh, kw).
+        gamma, beta, mean, var: (out,); var is the moving variance.
+        eps: the BN's epsilon.
+
+    Returns:
+        The kernel, of the same shape, and the bias (out,), both float64.
+
+    Raises:
+        ValueError: a vector's length is not the kernel's `out`, or a variance is negative; the message names both.
+
+    Source: RepVGG, section 3.3, arXiv:2101.03697.
     """
     return fold(*_checked_branch("convolution", kernel, (gamma, beta, mean, var), eps))
 
@@ -80,11 +106,18 @@ def fold_bn(kernel, gamma, beta, mean, var, eps):
 def fuse_block(params: dict, eps: float | dict[str, float], dtype=np.float64) -> tuple[np.ndarray, np.ndarray]:
     """Fuse one block, given its parameters by their names within the block; computed in float64.
 
-    params: `rbr_dense.conv.weight` (out, in // groups, 3, 3), `rbr_1x1.conv.weight` (out, in // groups, 1, 1), and
-    for both `.bn.{gamma,beta,moving_mean,moving_variance}` (out,); with an identity branch also
-    `rbr_identity.{gamma,...}`. eps: the BN's epsilon, or a dict of them by branch.
-    Returns kernel (out, in // groups, 3, 3) and bias (out,), rounded to `dtype` at the end.
-    Raises ValueError when a parameter is missing or of the wrong shape; KeyError never escapes.
+    Args:
+        params: `rbr_dense.conv.weight` (out, in // groups, 3, 3), `rbr_1x1.conv.weight` (out, in // groups, 1, 1), and
+            for both `.bn.{gamma,beta,moving_mean,moving_variance}` (out,); with an identity branch also
+            `rbr_identity.{gamma,...}`.
+        eps: the BN's epsilon, or a dict of them by branch.
+        dtype: what the results are rounded to at the end.
+
+    Returns:
+        Kernel (out, in // groups, 3, 3) and bias (out,).
+
+    Raises:
+        ValueError: a parameter is missing or of the wrong shape.
     """
     of = eps if isinstance(eps, dict) else dict.fromkeys(("rbr_dense", "rbr_1x1", "rbr_identity"), eps)
     dense = _branch(params, "rbr_dense", of["rbr_dense"], (3, 3))

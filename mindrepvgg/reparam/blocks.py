@@ -27,10 +27,10 @@ NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def kernel_init() -> HeUniform:
-    """U(-b, b) with b = 1 / sqrt(fan_in), for convolution and linear weights.
+    """The initialisation of convolution and linear weights: U(-b, b) with b = 1 / sqrt(fan_in).
 
-    The authors' code keeps PyTorch's default initialisation; MindSpore's own default changed over its versions, so
-    it is spelled out. Source: torch.nn.Conv2d, kaiming_uniform with a = sqrt(5).
+    The authors' code keeps PyTorch's default. MindSpore's own default changed over its versions, so it is spelled out.
+    Source: torch.nn.Conv2d, kaiming_uniform with a = sqrt(5).
     """
     return HeUniform(negative_slope=math.sqrt(5))
 
@@ -71,9 +71,9 @@ class ConvBN(nn.Cell):
 
 
 class SqueezeExcite(nn.Cell):
-    """Channel weights from the whole map's mean: x * sigmoid(up(relu(down(mean(x))))), (N, C, H, W) -> (N, C, H, W).
+    """Scale each channel by a weight computed from the map's mean: x * sigmoid(up(relu(down(mean(x))))).
 
-    The mean is taken over the map as it comes, of any size and shape. Source: arXiv:1709.01507.
+    (N, C, H, W) -> (N, C, H, W), for a map of any size and shape. Source: arXiv:1709.01507.
     """
 
     def __init__(self, channels, squeezed):
@@ -92,11 +92,18 @@ class SqueezeExcite(nn.Cell):
 class RepVGGBlock(nn.Cell):
     """One block: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
 
-    dilation: of the 3x3 convolution; the map keeps its size at stride 1.
-    se: None, 'pre' (before the ReLU) or 'post' (after it); squeezed to out_channels // se_ratio.
-    norm: the BN's class; any with BatchNorm2d's parameters, such as SyncBatchNorm.
-    deploy: build the single 3x3 convolution instead of the branches.
-    Raises ValueError when `groups` does not divide the channels, or `se` is unknown.
+    Args:
+        in_channels, out_channels: channels of the input and the output.
+        stride: of both convolutions.
+        groups: of both convolutions; it divides the channels.
+        dilation: of the 3x3 convolution; the map keeps its size at stride 1.
+        se: None, 'pre' (before the ReLU) or 'post' (after it).
+        se_ratio: SE squeezes to out_channels // se_ratio.
+        deploy: build the single 3x3 convolution instead of the branches.
+        norm: the BN's class; any with BatchNorm2d's parameters, such as SyncBatchNorm.
+
+    Raises:
+        ValueError: `groups` does not divide the channels, or `se` is unknown.
     """
 
     def __init__(
@@ -161,11 +168,14 @@ class RepVGGBlock(nn.Cell):
         return y
 
     def get_equivalent_kernel_bias(self):
-        """The kernel (out, in // groups, 3, 3) and bias (out,) of the one convolution this block equals in inference.
+        """The kernel and the bias of the one convolution this block equals in inference, as differentiable tensors.
 
-        Tensors, differentiable with respect to kernels, gamma and beta: usable inside a loss at any time of training,
-        in graph mode too. BN counts with its moving statistics. In deploy form these are the convolution's own.
-        For the exact fusion of a finished network, in float64, see `fused_kernel_bias`.
+        They can be used inside a loss at any time of training, in graph mode too; gradients reach kernels, gamma and
+        beta. BN counts with its moving statistics. In deploy form they are the convolution's own parameters. For the
+        exact fusion of a finished network, in float64, see `fused_kernel_bias`.
+
+        Returns:
+            Kernel (out, in // groups, 3, 3) and bias (out,).
         """
         if self.deploy:
             return self.rbr_reparam.weight, self.rbr_reparam.bias
@@ -182,9 +192,16 @@ class RepVGGBlock(nn.Cell):
         )
 
     def fused_kernel_bias(self, dtype=np.float64) -> tuple[np.ndarray, np.ndarray]:
-        """`get_equivalent_kernel_bias` of a train-form block as NumPy arrays, computed in float64 throughout.
+        """The kernel and the bias of the one convolution this train-form block equals, computed in float64 throughout.
 
-        dtype: what they are rounded to at the end. Raises ValueError when the block is in deploy form already.
+        Args:
+            dtype: what they are rounded to at the end.
+
+        Returns:
+            NumPy arrays (out, in // groups, 3, 3) and (out,).
+
+        Raises:
+            ValueError: the block is in deploy form already.
         """
         self._check_train_form()
         branches = {"rbr_dense": self.rbr_dense.bn, "rbr_1x1": self.rbr_1x1.bn}
@@ -203,8 +220,8 @@ class RepVGGBlock(nn.Cell):
         """Replace the branches, in place, by the one convolution they equal; does nothing in deploy form.
 
         Compiled graphs that contain this block are forgotten, so that the next call of any network around it runs the
-        new form. An optimizer made before still holds the branches' parameters: make a new one.
-        To keep the trained network, use `mindrepvgg.to_deploy`, which builds a new one.
+        new form. An optimizer made before still holds the branches' parameters: make a new one. To keep the trained
+        network, use `mindrepvgg.to_deploy`, which builds a new one.
         """
         if self.deploy:
             return
@@ -217,9 +234,10 @@ class RepVGGBlock(nn.Cell):
         _forget_graphs(self)
 
     def deployed(self):
-        """A new block in deploy form that computes the same, under the same parameter names; this one stays as it was.
+        """Make a new block in deploy form that computes the same, under the same names; this one stays as it was.
 
-        Raises ValueError when the block is in deploy form already.
+        Raises:
+            ValueError: the block is in deploy form already.
         """
         with no_init_parameters():
             block = RepVGGBlock(

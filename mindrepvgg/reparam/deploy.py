@@ -1,4 +1,4 @@
-"""From train form to deploy form, and the proof that both compute the same."""
+"""From train form to deploy form, at any depth of any cell."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ def rep_blocks(net) -> dict[str, RepVGGBlock]:
 
 
 def to_deploy(net):
-    """A new network in deploy form, computing what `net` computes in inference; `net` stays as it was.
+    """Make a new network in deploy form, which computes what `net` computes in inference; `net` stays as it was.
 
-    net: a RepVGG, a RepVGG block, or any Cell that contains RepVGG blocks at any depth; the rest of it is copied.
-    Each block's branches are fused in float64. A cell's auxiliary heads are dropped by its own
-    `drop_aux_heads`, where it has one. No parameter is shared
-    with `net`, and the new network has no compiled graph: its first call compiles the deploy form.
-    Raises ValueError when there is nothing to fuse.
+    Each block's branches are fused in float64. What only training knows, as auxiliary heads, a cell drops itself with
+    its method `drop_aux_heads`. No parameter is shared with `net`. The new network has no compiled graph: its first
+    call compiles the deploy form.
+
+    Args:
+        net: a RepVGG, a RepVGG block, or any Cell that contains RepVGG blocks at any depth; the rest of it is copied.
+
+    Raises:
+        ValueError: there is nothing to fuse.
     """
     blocks = rep_blocks(net)
     if not blocks:

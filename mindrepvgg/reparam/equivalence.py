@@ -18,9 +18,12 @@ from mindrepvgg.runtime.device import execution_mode, inference_mode
 class BlockDifference:
     """One block's two forms on the same input.
 
-    max_abs: largest difference of the outputs; max_rel: the same over the train form's largest output.
-    weight_rel: largest difference between the deploy convolution and the branches fused in float64, kernel or bias,
-    over the largest weight; rounding alone leaves about 1e-7 in float32.
+    Attributes:
+        name: the block's path in the network.
+        max_abs: largest difference of the outputs.
+        max_rel: the same over the train form's largest output.
+        weight_rel: largest difference between the deploy convolution and the branches fused in float64, kernel or bias,
+            over the largest weight; rounding alone leaves about 1e-7 in float32.
     """
 
     name: str
@@ -31,10 +34,16 @@ class BlockDifference:
 
 @dataclass(frozen=True)
 class EquivalenceReport:
-    """What `verify_equivalence` measured; `passed` is the verdict, `failures` the reasons.
+    """What `verify_equivalence` measured.
 
-    max_abs, max_rel: of the whole networks' outputs, max_rel over the train form's largest. class_agreement: the
-    share of inputs with the same predicted class, None where the output is not (N, classes).
+    Attributes:
+        blocks: in the network's order.
+        max_abs: largest difference of the whole networks' outputs.
+        max_rel: the same over the train form's largest output.
+        class_agreement: share of inputs with the same predicted class; None where the output is not (N, classes).
+        num_inputs: how many inputs were compared.
+        rtol: the tolerance.
+        failures: why the two are not equivalent; empty where they are.
     """
 
     blocks: tuple[BlockDifference, ...]
@@ -71,13 +80,20 @@ class EquivalenceReport:
 def verify_equivalence(train_net, deploy_net, inputs, rtol=1e-4, raise_on_failure=True) -> EquivalenceReport:
     """Compare a network with its deploy form, block by block and at the end.
 
-    inputs: what both networks are called with, a Tensor or array (N, C, H, W), or a tuple of arguments.
-    rtol: what a block's and the network's outputs may differ by, over the train form's largest output. The deploy
-    convolutions must also equal the branches fused in float64, to the rounding of their type.
     Blocks are compared in PyNative mode, each pair on the train network's own activations; the whole networks in the
-    current mode. Both are run in inference and left as they were.
-    Raises EquivalenceError, which carries the report, when they differ; with raise_on_failure=False the report alone
-    tells. ValueError when the two are not the two forms of one network.
+    current mode. Both are run in inference and left as they were. The deploy convolutions must also equal the branches
+    fused in float64, to the rounding of their type.
+
+    Args:
+        train_net: in train form.
+        deploy_net: in deploy form.
+        inputs: what both networks are called with: a Tensor or array (N, C, H, W), or a tuple of arguments.
+        rtol: what a block's and the network's outputs may differ by, over the train form's largest output.
+        raise_on_failure: False leaves the verdict to the report.
+
+    Raises:
+        EquivalenceError: the two differ; it carries the report.
+        ValueError: the two are not the two forms of one network.
     """
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     arguments = tuple(x if isinstance(x, Tensor) else Tensor(x) for x in arguments)

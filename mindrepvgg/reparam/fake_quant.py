@@ -3,8 +3,10 @@
     ConvBNBlock        x -- conv 3x3 -- BN -- [SE] -- ReLU -- y
     FakeQuantBlock     x -- Q -- conv 3x3 with Q(folded kernel) + Q(folded bias) -- [SE] -- ReLU -- y
 
-Q rounds to a grid of integers and returns to float32 at once, so that every number is one an int8 engine has. Only
-round, minimum, maximum and the like are used: MindSpore 2.10 documents no operator for fake quantisation.
+Q rounds to a grid of integers and returns to float32 at once, so that every number is one an int8 engine has.
+Why it is our own: MindSpore 2.10 documents no operator for fake quantisation. Its toolkit Golden Stick (mindspore-gs
+1.4.1) pins MindSpore 2.7.1, which is older than this package supports. Its post-training quantisation is for language
+models, and its fake-quantisation kernels run on GPUs only. So Q is built of round, minimum, maximum and the like.
 Sources: arXiv:1712.05877 (integer inference), arXiv:1806.08342 (which grids), arXiv:1308.3432 (straight through).
 """
 
@@ -27,10 +29,14 @@ _LEAST_RANGE = 1e-12
 
 
 class FakeQuantize(nn.Cell):
-    """(clip(round(x / scale) + zero_point, lowest, highest) - zero_point) * scale, half rounding to even.
+    """Round to a grid: (clip(round(x / scale) + zero_point, lowest, highest) - zero_point) * scale, half to even.
 
-    x of any shape, scale and zero_point float32 that broadcast to it -> x's shape. The gradient passes straight
-    through to x where nothing is clipped and is 0 elsewhere; none goes to scale and zero_point.
+    The input is x of any shape, and scale and zero_point, float32, which broadcast to it; the output has x's shape. The
+    gradient passes straight through to x where nothing is clipped and is 0 elsewhere; none goes to scale and
+    zero_point.
+
+    Args:
+        lowest, highest: the smallest and the largest integer of the grid.
     """
 
     def __init__(self, lowest, highest):
@@ -50,10 +56,10 @@ class FakeQuantize(nn.Cell):
 
 
 class ActivationQuantizer(nn.Cell):
-    """Activations on a uint8 grid, one for the whole tensor; any shape -> the same shape.
+    """Put activations on a uint8 grid, one for the whole tensor; any shape -> the same shape.
 
-    The grid spans a moving average of the batches' extremes, and zero, which every grid must hold exactly. Training
-    moves it, inference leaves it alone.
+    The grid spans a moving average of the batches' smallest and largest values, and zero, which every grid must hold
+    exactly. Training moves it; inference leaves it as it is.
     """
 
     def __init__(self):
@@ -97,10 +103,19 @@ def activation_grid(minimum, maximum):
 
 
 def weight_scale(kernel, bias, input_scale, per_channel=True):
-    """Max |w| / 127 of each output channel, or of all; kernel (out, ...) -> (out, 1, ...) or (1, 1, ...), no gradient.
+    """The scale of a kernel's grid: max |w| / 127, without gradient.
 
-    Raised where the bias (out,), which is int32 in units of input_scale * scale, would not fit its type otherwise: a
-    channel of next to no weights.
+    It is larger in a channel of next to no weights, where the bias, which is int32 in units of input_scale * scale,
+    would not fit its type otherwise.
+
+    Args:
+        kernel: (out, ...).
+        bias: (out,).
+        input_scale: (1,), of the activations.
+        per_channel: a scale for each output channel, or one for all.
+
+    Returns:
+        (out, 1, ...) or (1, 1, ...).
     """
     largest = ops.amax(ops.abs(kernel), tuple(range(1, kernel.ndim)), keepdims=True) / float(WEIGHTS[1])
     # A bit below 2 ** 31, as float32 rounds to that.
@@ -136,9 +151,12 @@ class _WeightQuantizer(nn.Cell):
 class ConvBNBlock(RepVGGBlock):
     """A deploy-form block with BN after its convolution, which computes the same in inference.
 
-    block: in deploy form; its weights are copied. mean, variance: (out,) of the convolution's output, bias included.
-    gamma = sqrt(variance + eps) and beta = mean undo the normalisation, whatever the two are; the moving mean is that
-    without the bias. Its parameters are called as a train-form block's 3x3 branch.
+    gamma = sqrt(variance + eps) and beta = mean undo the normalisation, whatever the two are; the moving mean is `mean`
+    without the bias. The parameters are called as those of a train-form block's 3x3 branch.
+
+    Args:
+        block: in deploy form; its weights are copied.
+        mean, variance: (out,) of the convolution's output, bias included.
     """
 
     def __init__(self, block, mean=0.0, variance=1.0):
@@ -182,7 +200,7 @@ class ConvBNBlock(RepVGGBlock):
         return kernel.astype(dtype), bias.astype(dtype)
 
     def switch_to_deploy(self):
-        """Refused: `quantization.fold_bn` makes the deploy form, as a new network."""
+        """Refused: `qat.fold_bn` makes the deploy form, as a new network."""
         raise ValueError("a block with inserted BN is folded by mindrepvgg.models.qat.fold_bn, not in place")
 
     def _bn_terms(self):
@@ -193,10 +211,14 @@ class ConvBNBlock(RepVGGBlock):
 class FakeQuantBlock(ConvBNBlock):
     """A block that computes with int8's numbers, for training: input uint8, folded kernel int8, bias int32.
 
-    block: a ConvBNBlock, whose weights are copied. BN's moving statistics are folded and stay as they are: what is
-    trained is what will be run, with one convolution, where folding a batch's would take a second one to find them.
-    gamma and beta are trained and take over what the statistics would have followed. per_channel: a kernel scale for
-    each output channel, or one for all. quantizes_output: the output too, for the last block, which no other follows.
+    BN's moving statistics are folded and stay as they are. So what is trained is what will be run, with one
+    convolution; to fold a batch's statistics would take a second convolution to find them. gamma and beta are trained
+    and take over what the statistics would have followed.
+
+    Args:
+        block: a ConvBNBlock, whose weights are copied.
+        per_channel: a kernel scale for each output channel, or one for all.
+        quantizes_output: put the output on a grid too; for the last block, which no other block follows.
     """
 
     def __init__(self, block, per_channel=True, quantizes_output=False):
@@ -233,7 +255,7 @@ class FakeQuantBlock(ConvBNBlock):
         return [self.input_quantizer, *([self.output_quantizer] if self.quantizes_output else [])]
 
     def grids(self) -> dict:
-        """Scales and zero points of input, folded kernel and, in the last block, output; see `quantization`."""
+        """Scales and zero points of input, folded kernel and, in the last block, output, in plain types."""
         grid = self.input_quantizer.grid()
         kernel, bias = self.fused_kernel_bias(np.float32)
         weight = self.weight_quantizer.grid(kernel, bias, grid["scale"])
@@ -244,7 +266,9 @@ class FakeQuantBlock(ConvBNBlock):
 class FakeQuantDense(nn.Dense):
     """A linear layer (N, features) -> (N, classes) that computes with int8's numbers; see `FakeQuantBlock`.
 
-    dense: the layer whose weights are copied.
+    Args:
+        dense: the layer whose weights are copied.
+        per_channel: a scale for each output's weights, or one for all.
     """
 
     def __init__(self, dense, per_channel=True):

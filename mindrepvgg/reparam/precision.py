@@ -21,13 +21,22 @@ _HALF_CELLS = (nn.Conv2d, nn.Dense, nn.ReLU, nn.Sigmoid)
 
 
 def set_precision(net, level="O0", dtype="float16"):
-    """Let a network compute in mixed precision from its next call on; 'O0' is float32 again. Returns `net`.
+    """Let a network compute in mixed precision from its next call on.
 
-    level: 'O2': convolutions, linear layers and activations in half precision, BN and the sum of the branches in
-    float32; 'O3': BN takes and gives half precision too, its weights and statistics staying float32.
-    dtype: 'float16' or 'bfloat16'. Logits come out in half precision: a loss casts them.
-    A graph that was compiled before keeps its precision, and BN that was in O2 keeps float32. Go back to 'O0' before
-    fusing: the proof needs float32. Raises UserError for what no device can compute.
+    A graph that was compiled before keeps its precision, and BN that was in O2 keeps float32. Logits come out in half
+    precision: a loss casts them. Go back to 'O0' before fusing, as the proof needs float32.
+
+    Args:
+        net: the network; its parameters stay float32.
+        level: 'O0': float32. 'O2': convolutions, linear layers and activations in half precision, BN and the sum of the
+            branches in float32. 'O3': BN takes and gives half precision too; its weights and statistics stay float32.
+        dtype: 'float16' or 'bfloat16'.
+
+    Returns:
+        `net`.
+
+    Raises:
+        UserError: no device can compute that.
     """
     if level not in ("O0", "O2", "O3"):
         raise UserError(f"amp_level (={level}) must be O0, O2 or O3")

@@ -8,7 +8,8 @@ STORED = np.dtype(np.uint16)  # its 16 bits in an array
 def to_float32(bits):
     """The numbers whose bits are given, as float32: exact, NaNs and denormals included.
 
-    bits: uint16, any shape.
+    Args:
+        bits: uint16, any shape.
     """
     values = np.empty(bits.shape, np.float32)
     np.left_shift(bits, np.uint32(16), out=values.view(np.uint32), dtype=np.uint32)

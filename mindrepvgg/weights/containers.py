@@ -1,8 +1,8 @@
 """Named arrays in files: MindSpore's `.ckpt` and `.safetensors`, read and written safely.
 
-MindSpore's own `.ckpt` reader trusts the sizes in the file, and a damaged one can take the process down; here every
-size is checked before an array is made. What this package writes also carries a SHA-256 of its content, so that a
-single altered bit is found, in both containers.
+Why the `.ckpt` reader is our own: MindSpore's trusts the sizes in the file, and a damaged file can take the process
+down. Here every size is checked before an array is made. What this package writes also carries a SHA-256 of its
+content, so that a single altered bit is found, in both containers.
 """
 
 from __future__ import annotations
@@ -48,9 +48,12 @@ _SAFETENSORS_TYPES = {
 
 @dataclass
 class WeightFile:
-    """A file's arrays by name, in the file's order, and what it says of itself (empty when it says nothing).
+    """What a file holds.
 
-    container: 'ckpt' or 'safetensors'. arrays: of the types in the file, but bfloat16 as float32, which is exact.
+    Attributes:
+        container: 'ckpt' or 'safetensors'.
+        arrays: by name, in the file's order and of the file's types, but bfloat16 as float32, which is exact.
+        description: what the file says of itself; empty when it says nothing.
     """
 
     container: str
@@ -59,9 +62,10 @@ class WeightFile:
 
 
 def read_weights(path) -> WeightFile:
-    """Read a `.ckpt` or `.safetensors` file; which of the two is told by its content.
+    """Read a `.ckpt` or `.safetensors` file; which of the two it is, is told by its content.
 
-    Raises CheckpointError when the file is missing, unreadable, damaged, altered, or of neither kind.
+    Raises:
+        CheckpointError: the file is missing, unreadable, damaged, altered, or of neither kind.
     """
     path = Path(path)
     content = _read_bytes(path)
@@ -77,10 +81,15 @@ def read_weights(path) -> WeightFile:
 
 
 def write_weights(path, arrays, description=None):
-    """Write named arrays and a JSON-able description, atomically, as the suffix says: `.ckpt` or `.safetensors`.
+    """Write named arrays and a description, atomically.
 
-    arrays: name -> NumPy array. description: None writes the arrays alone, as other projects' files have them.
-    Raises CheckpointError for another suffix.
+    Args:
+        path: `.ckpt` or `.safetensors`; the suffix says how it is written.
+        arrays: name -> NumPy array.
+        description: JSON-able; None writes the arrays alone, as other projects' files have them.
+
+    Raises:
+        CheckpointError: the suffix is another one.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:

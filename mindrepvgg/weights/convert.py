@@ -58,12 +58,21 @@ def convert_checkpoint(
 ) -> Conversion:
     """Convert a checkpoint of any project into another's names, form and container.
 
-    dialect: whose names `destination` gets, see `dialects.DIALECTS`. form: 'deploy' fuses the branches of a train-form
-    source, in float64, and compares both forms on seeded noise first; 'train' keeps them. weights: 'raw' or 'ema'.
-    num_classes: refuse a source of another class count. The suffix chooses the container: `.ckpt` and `.safetensors`,
-    and with PyTorch installed `.pth`.
-    Raises EquivalenceError, and writes nothing, when the forms differ by more than rounding; CheckpointError when the
-    source cannot be used, or the destination cannot hold it.
+    Args:
+        source: the file to read.
+        destination: the file to write. The suffix chooses the container: `.ckpt` and `.safetensors`, and with PyTorch
+            installed `.pth`.
+        dialect: whose names `destination` gets, see `dialects.DIALECTS`.
+        form: 'deploy' fuses the branches of a train-form source, in float64, and compares both forms on seeded noise
+            first; 'train' keeps the branches.
+        weights: 'raw' or 'ema'.
+        num_classes: refuse a source of another class count.
+        rtol: what the two forms' outputs may differ by, over the largest.
+        allow_nonfinite: take NaN and infinite values.
+
+    Raises:
+        EquivalenceError: the forms differ by more than rounding; nothing is written.
+        CheckpointError: the source cannot be used, or the destination cannot hold it.
     """
     source, destination = Path(source), Path(destination)
     _check_destination(source, destination, dialect)

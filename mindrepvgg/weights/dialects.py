@@ -45,12 +45,19 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Dialect:
-    """A project's names for our `places` (stages, heads), the `modules` in them, and the leaves of a `bn`.
+    """A project's names for the parts of our networks, and what its networks cannot be.
 
-    What its networks cannot be: `se_ratio`, `in_channels` and `stem` (the widest one) are fixed where they are not
-    None; `no_deploy` says why a deploy form is not written, `no_deploy_se` why not one with SE.
-    megengine_shapes: kernels of grouped convolutions are (groups, out / groups, in / groups, kh, kw), and biases of
-    convolutions and all of BN are (1, C, 1, 1).
+    Attributes:
+        name: as `--dialect` takes it.
+        project: for messages.
+        places: our name of a stage or head -> theirs.
+        modules: our name of a module in a place -> theirs.
+        bn: our name of a BN's leaf -> theirs.
+        se_ratio, in_channels, stem: fixed where they are not None; `stem` is the widest stem.
+        no_deploy: why a deploy form is not written; empty where it is.
+        no_deploy_se: the same of a deploy form with SE.
+        megengine_shapes: kernels of grouped convolutions are (groups, out / groups, in / groups, kh, kw), and biases of
+            convolutions and all of BN are (1, C, 1, 1).
     """
 
     name: str

@@ -1,9 +1,11 @@
 """Pickles, read without running anything they hold: plain containers, numbers, text, bytes and NumPy arrays.
 
-They are not given to `pickle`: the interpreter below walks their operations and knows how to build plain values, and
+Why it is our own: `pickle` imports and calls what a file names, and its hook `find_class` does not stop a hostile file
+from taking all memory. `torch.load(weights_only=True)` needs PyTorch, reads no MegEngine file and refuses training
+checkpoints with other classes in them. The interpreter below walks the pickle's operations and builds plain values, and
 nothing else. Whatever else a file names (`os.system`, an optimizer, a config class) is never imported, called or looked
-up; it becomes an inert `Opaque`. Every size a file declares is checked before memory is taken or read, so a damaged or
-hostile file ends in one `CheckpointError`.
+up; it becomes an inert `Opaque`. Every size that a file declares is checked before memory is taken or read, so a
+damaged or hostile file ends in one `CheckpointError`.
 """
 
 from __future__ import annotations
@@ -59,9 +61,12 @@ def damaged(what):
 class Opaque:
     """An object whose class is not built: inert, it only records what the file stores for it.
 
-    name: dotted, as in the file ('argparse.Namespace').
-    args: what the class or function was to be called with; None where the file holds the bare name (a class, a dtype).
-    state: the object's attributes as stored, usually a dict. items: list elements, or (key, value) pairs, added later.
+    Attributes:
+        name: dotted, as in the file ('argparse.Namespace').
+        args: what the class or function was to be called with; None where the file holds the bare name (a class, a
+            dtype).
+        state: the object's attributes as stored, usually a dict.
+        items: list elements, or (key, value) pairs, added later.
     """
 
     __slots__ = ("_memo_index", "args", "items", "name", "state")
@@ -74,15 +79,19 @@ class Opaque:
 
 
 def read_pickle_file(path):
-    """Return what one pickle holds: dicts, lists, tuples, sets, text, bytes, numbers, None, NumPy arrays.
+    """Read what one pickle holds, in the form of MegEngine's files (basecls).
 
-    The form of MegEngine's files (basecls). Numeric arrays, and MegEngine's tensors and parameters, become C-contiguous
-    arrays in native byte order. OrderedDict, defaultdict and Counter become dict, bytearray bytes, NumPy scalars Python
-    numbers; every other class becomes an `Opaque`, as do arrays of objects and text, and quantised tensors.
     Needs two to three times the file's size in memory. A pickle has no checksum: a flipped bit inside an array's data
     is not noticed.
-    Raises CheckpointError, in one line with the path, for a file that is missing, no pickle, truncated, damaged or
-    hostile.
+
+    Returns:
+        Dicts, lists, tuples, sets, text, bytes, numbers, None, NumPy arrays. Numeric arrays, and MegEngine's tensors
+        and parameters, become C-contiguous arrays in native byte order. OrderedDict, defaultdict and Counter become
+        dict, bytearray bytes, NumPy scalars Python numbers. Every other class becomes an `Opaque`, as do arrays of
+        objects and text, and quantised tensors.
+
+    Raises:
+        CheckpointError: in one line with the path; the file is missing, no pickle, truncated, damaged or hostile.
     """
     with opened(path) as (file, file_size):
         if not _opens_a_pickle(file.read(512)):

@@ -40,7 +40,10 @@ def translate(arrays: dict[str, np.ndarray], dialect: Dialect) -> Translation:
 def to_ours(arrays: dict[str, np.ndarray], dialect: str) -> dict[str, np.ndarray]:
     """Rename a dialect's arrays to our names, their values untouched; `num_batches_tracked` is dropped.
 
-    Whether they make a network is not asked here; `recognise` does. Raises CheckpointError for a foreign name.
+    Whether they make a network is not asked here; `recognise` does.
+
+    Raises:
+        CheckpointError: a name is not the dialect's.
     """
     translation = translate(arrays, find_dialect(dialect))
     if translation.unknown:
@@ -54,10 +57,15 @@ def from_ours(
 ) -> dict[str, np.ndarray]:
     """Rename a network's arrays from our names to a dialect's, their values untouched.
 
-    arrays: the whole network in either form; a train-form RepVGGplus may lack its auxiliary heads.
-    batches_tracked: the value of every `num_batches_tracked` (int64), where the dialect's BN has one.
-    Raises CheckpointError when the arrays are not the variant's, or the project has no such network; it names those
-    dialects that do.
+    Args:
+        arrays: the whole network in train or deploy form; a train-form RepVGGplus may lack its auxiliary heads.
+        dialect: one of `dialects.DIALECTS`.
+        variant: the network's layout.
+        batches_tracked: the value of every `num_batches_tracked` (int64), where the dialect's BN has one.
+
+    Raises:
+        CheckpointError: the arrays are not the variant's, or the project has no such network; the message names those
+            dialects that have it.
     """
     target = find_dialect(dialect)
     deploy = "stage0.rbr_reparam.weight" in arrays

@@ -61,17 +61,22 @@ _UNREAD = np.empty(0)  # stands for every storage and tensor in the first pass o
 
 
 def read_torch_file(path):
-    """Return what `torch.save` wrote at `path`: dicts, lists, tuples, sets, text, bytes, numbers, None, NumPy arrays.
+    """Read what `torch.save` wrote at `path`.
 
-    Tensors, parameters and bare storages become C-contiguous arrays of the shape and dtype they were saved with, on
-    whatever device they were; bfloat16 becomes float32, which is exact. Arrays whose tensors share a storage share
-    memory, as in PyTorch. OrderedDict, defaultdict and Counter become dict, torch.Size tuple, bytearray bytes, NumPy
-    scalars Python numbers; every other class becomes an `Opaque`.
     Needs about the file's size in memory; as much again for tensors saved non-contiguous (channels_last) or bfloat16.
-    A zip is verified by its CRC-32 checksums. The legacy form has none: a flipped bit inside its raw tensor data is
-    not noticed.
-    Raises CheckpointError, in one line with the path, for a file that is missing, empty, text, truncated, damaged or
-    hostile, for TorchScript, and for quantised, sparse, nested and float8 tensors.
+    A zip is verified by its CRC-32 checksums. The legacy form has none: a flipped bit inside its raw tensor data is not
+    noticed.
+
+    Returns:
+        Dicts, lists, tuples, sets, text, bytes, numbers, None, NumPy arrays. Tensors, parameters and bare storages
+        become C-contiguous arrays of the shape and dtype they were saved with, on whatever device they were; bfloat16
+        becomes float32, which is exact. Arrays whose tensors share a storage share memory, as in PyTorch. OrderedDict,
+        defaultdict and Counter become dict, torch.Size tuple, bytearray bytes, NumPy scalars Python numbers. Every
+        other class becomes an `Opaque`.
+
+    Raises:
+        CheckpointError: in one line with the path; the file is missing, empty, text, truncated, damaged or hostile, is
+            TorchScript, or holds quantised, sparse, nested or float8 tensors.
     """
     with opened(path) as (file, file_size):
         head = file.read(512)

@@ -24,9 +24,12 @@ _WRAPPING = {"module", "_orig_mod", "model", "network", "_backbone", "optimizer"
 class Unwrapped:
     """The weights found in a file's content, as flat name -> array without prefixes.
 
-    weights: as trained; averaged: their exponential moving average (EMA); either is None when the file has none.
-    wrapper: the keys they stood under ('state_dict, state_dict_ema'), '' for a bare state dict.
-    prefix: what was taken off the names ('module.'), '' for nothing. ignored: what else the file holds.
+    Attributes:
+        weights: as trained; None when the file has none.
+        averaged: their exponential moving average (EMA); None when the file has none.
+        wrapper: the keys they stood under ('state_dict, state_dict_ema'), '' for a bare state dict.
+        prefix: what was taken off the names ('module.'), '' for nothing.
+        ignored: what else the file holds.
     """
 
     weights: dict[str, np.ndarray] | None
@@ -39,8 +42,9 @@ class Unwrapped:
 def unwrap(content) -> Unwrapped:
     """Find the weights in a file's nested content, as `read_torch_file` or `read_weights` gives it.
 
-    Raises CheckpointError when there are none, two candidates, a pickled network in their place, or two names that
-    become one without their prefixes.
+    Raises:
+        CheckpointError: there are none, two candidates, a pickled network in their place, or two names that become one
+            without their prefixes.
     """
     if type(content) is Opaque:
         raise _pickled(content)
