@@ -23,6 +23,7 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, TRAIN, Variant
+from mindrepvgg.text import table
 
 NOTES = """\
 MACs: multiply-accumulates of convolutions and linear layers, one image; the rest counts nothing, as published.
@@ -32,7 +33,6 @@ weights: parameters and BN's moving statistics. Auxiliary heads count in train f
 
 _BYTES = {"float32": 4, "float16": 2}
 _HEADINGS = ("parameters", "MACs (M)", "Wino MULs (M)", "alive (M)")
-_GAP = "  "
 
 
 class Figures(NamedTuple):
@@ -109,27 +109,21 @@ class Summary:
             *((layer.name, _shape_text(layer), *_cells(layer.train, layer.deploy)) for layer in self.layers),
             ("total, peak", "", *_cells(*map(self.total, PLAIN_FORMS))),
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        over_two = [left + len(_GAP) + right for left, right in zip(widths[2::2], widths[3::2], strict=True)]
-        headings = _line(("", "", *_HEADINGS), (*widths[:2], *over_two))
-        names, *lines, total = (_line(row, widths) for row in rows)
-        rule = "-" * len(names)
+        figures = table(rows, rules=(1, -1), spans=(("", 1), ("", 1), *((heading, 2) for heading in _HEADINGS)))
         title = f"{self.variant.name}: {self.num_classes} classes, images of {self.in_channels} x {height} x {width}"
-        table = (title, "", headings, names, rule, *lines, rule, total)
-        return "\n".join((*table, "", *self._memory_lines(), "", NOTES))
+        return "\n".join((title, "", figures, "", self._memory_table(), "", NOTES))
 
-    def _memory_lines(self) -> Iterator[str]:
-        """The memory table."""
+    def _memory_table(self) -> str:
         labels = {"weights": "weights", "image_activations": "activations, 1 image"}
         if self.batch_size > 1:
             labels["batch_activations"] = f"activations, {self.batch_size} images"
         memory = {form: self.memory(form) for form in PLAIN_FORMS}
-        widths = (max(map(len, labels.values())) + len(", float32"), 12, 12)
-        yield _line(("memory (MiB)", *PLAIN_FORMS), widths)
+        rows = [("memory (MiB)", *PLAIN_FORMS)]
         for what, label in labels.items():
             for kind in _BYTES:
                 sizes = (f"{memory[form][what][kind] / 2**20:,.2f}" for form in PLAIN_FORMS)
-                yield _line((f"{label}, {kind}", *sizes), widths)
+                rows.append((f"{label}, {kind}", *sizes))
+        return table(rows)
 
 
 def summarise(
@@ -237,9 +231,3 @@ def _cells(*forms: Figures | None) -> list[str]:
         for i in range(len(Figures._fields))
         for figures in forms
     ]
-
-
-def _line(cells, widths) -> str:
-    """Cells in columns, the first one flush left."""
-    others = (f"{cell:>{width}}" for cell, width in zip(cells[1:], widths[1:], strict=True))
-    return _GAP.join((f"{cells[0]:<{widths[0]}}", *others))

@@ -12,6 +12,7 @@ from mindrepvgg.errors import EquivalenceError
 from mindrepvgg.reparam.compare import difference
 from mindrepvgg.reparam.deploy import rep_blocks
 from mindrepvgg.runtime.device import execution_mode, inference_mode
+from mindrepvgg.text import table
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,10 @@ class EquivalenceReport:
 
     def format(self) -> str:
         """A table for people: a line a block, then the whole network and the verdict."""
-        width = max(len(block.name) for block in self.blocks)
-        lines = [f"{'block':<{width}}  {'max abs':>9}  {'max rel':>9}  {'weights':>9}"]
+        rows = [("block", "max abs", "max rel", "weights")]
         for block in self.blocks:
-            lines.append(f"{block.name:<{width}}  {block.max_abs:9.2e}  {block.max_rel:9.2e}  {block.weight_rel:9.2e}")
-        lines.append(f"{'output':<{width}}  {self.max_abs:9.2e}  {self.max_rel:9.2e}")
+            rows.append((block.name, *(f"{value:.2e}" for value in (block.max_abs, block.max_rel, block.weight_rel))))
+        lines = [table([*rows, ("output", f"{self.max_abs:.2e}", f"{self.max_rel:.2e}")])]
         if self.class_agreement is not None:
             lines.append(f"same class on {self.class_agreement:.2%} of {self.num_inputs} inputs")
         verdict = f"equivalent (tolerance {self.rtol:g} of the largest output)"

@@ -161,8 +161,13 @@ class ConvBNBlock(RepVGGBlock):
 
     def __init__(self, block, mean=0.0, variance=1.0):
         super().__init__(
-            *(block.in_channels, block.out_channels, block.stride, block.groups, block.dilation),
-            *(block.se_place, block.se_ratio),
+            block.in_channels,
+            block.out_channels,
+            block.stride,
+            block.groups,
+            block.dilation,
+            block.se_place,
+            block.se_ratio,
         )
         del self.rbr_1x1
         if self.has_identity:

@@ -8,7 +8,6 @@ models/repvgg.py, layers/heads.py, layers/modules.py, and MegEngine's Conv2d, Co
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import NamedTuple
 from mindrepvgg.errors import UserError
 from mindrepvgg.models.variants import Variant
 from mindrepvgg.reparam.arithmetic import BN_LEAVES
+from mindrepvgg.text import nearest
 
 BATCHES = "num_batches_tracked"  # what PyTorch's BN counts beside its statistics; it plays no part in inference
 
@@ -272,7 +272,7 @@ DIALECTS = {
 def find_dialect(name: str) -> Dialect:
     """The dialect called `name`. Raises UserError, which lists them, when there is none."""
     if name not in DIALECTS:
-        near = difflib.get_close_matches(str(name), DIALECTS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
+        near = nearest(str(name), DIALECTS)
+        hint = f"did you mean {near}? " if near else ""
         raise UserError(f"dialect (={name!r}) is unknown; {hint}known: {', '.join(DIALECTS)}")
     return DIALECTS[name]

@@ -197,10 +197,8 @@ def create_model(
     net = repvgg.build(wanted, num_classes, in_channels, form, norm=norm)
     fresh = _fresh_heads(net, found)
     if fresh:
-        log.warning(
-            "%s is for %d classes, the network for %d: %s start fresh",
-            *(weights, found.num_classes, num_classes, ", ".join(fresh)),
-        )
+        text = "%s is for %d classes, the network for %d: %s start fresh"
+        log.warning(text, weights, found.num_classes, num_classes, ", ".join(fresh))
         arrays |= {name: array for name, array in network_arrays(net).items() if name.startswith(fresh)}
     load_arrays(net.get_parameters(), arrays, weights)
     return to_deploy(net) if deploy and form == TRAIN else net

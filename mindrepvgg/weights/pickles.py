@@ -2,10 +2,9 @@
 
 Why it is our own: `pickle` imports and calls what a file names, and its hook `find_class` does not stop a hostile file
 from taking all memory. `torch.load(weights_only=True)` needs PyTorch, reads no MegEngine file and refuses training
-checkpoints with other classes in them. The interpreter below walks the pickle's operations and builds plain values, and
-nothing else. Whatever else a file names (`os.system`, an optimizer, a config class) is never imported, called or looked
-up; it becomes an inert `Opaque`. Every size that a file declares is checked before memory is taken or read, so a
-damaged or hostile file ends in one `CheckpointError`.
+checkpoints with other classes in them. The interpreter below builds plain values and nothing else. Whatever else a file
+names (`os.system`, an optimizer, a config class) is never imported, called or looked up; it becomes an inert `Opaque`.
+Every size in a file is checked before memory is taken or read: a damaged file ends in one `CheckpointError`.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError
+from mindrepvgg.text import printable
 
 # Pickle operations that push their argument, those that push a fresh value, and how many values the others take off
 # the stack (None: all above the last mark).
@@ -75,7 +75,7 @@ class Opaque:
         self.name, self.args, self.state, self.items, self._memo_index = name, args, None, [], None
 
     def __repr__(self):
-        return f"Opaque({shown(self.name)})"
+        return f"Opaque({printable(self.name)})"
 
 
 def read_pickle_file(path):
@@ -145,11 +145,6 @@ def opened(path):
         detail = " ".join(ascii(str(error))[1:-1].split())[:120]
         reason, cause = f"is damaged ({type(error).__name__}: {detail}); {AGAIN}", error
     raise CheckpointError(f"{path}: {reason}") from cause
-
-
-def shown(name):
-    """A name that comes from the file, fit for a message: no control characters, and not a page of them."""
-    return ascii(name)[1:-1][:80]
 
 
 class Allowance:

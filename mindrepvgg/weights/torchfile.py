@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError
+from mindrepvgg.text import printable
 from mindrepvgg.weights import bfloat16
 from mindrepvgg.weights.pickles import (
     AGAIN,
@@ -27,7 +28,6 @@ from mindrepvgg.weights.pickles import (
     are_counts,
     damaged,
     opened,
-    shown,
 )
 
 # As stored; `_decode` widens bfloat16.
@@ -121,7 +121,7 @@ def _why_unknown(head, form):
     if not head:
         return f"is empty; {AGAIN}"
     if re.fullmatch(rb"[\t-\r\x1b -\xff]*", head):
-        first = shown(head.decode("utf-8", "replace").strip()[:40])
+        first = printable(head.decode("utf-8", "replace").strip()[:40])
         return (
             f"is text, not a PyTorch file (it begins with '{first}'), perhaps an error page or a Git LFS pointer; "
             "download the file itself"
@@ -148,9 +148,9 @@ def _read_zip(file, file_size):
         def read(name):
             info = members.get(name)
             if info is None:
-                raise damaged(f"it lacks the member {shown(name)}")
+                raise damaged(f"it lacks the member {printable(name)}")
             if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise Refused(f"holds {shown(name)} encrypted or in a rare compression; pack it again without")
+                raise Refused(f"holds {printable(name)} encrypted or in a rare compression; pack it again without")
             allowance.take(info.file_size)
             raw = np.empty(info.file_size, np.uint8)
             filled = 0
@@ -159,7 +159,7 @@ def _read_zip(file, file_size):
                     raw[filled : filled + len(chunk)] = np.frombuffer(chunk, np.uint8)
                     filled += len(chunk)
             if filled != raw.size:
-                raise damaged(f"it ends inside {shown(name)}")
+                raise damaged(f"it ends inside {printable(name)}")
             return raw
 
         byteorder = ">" if f"{root}byteorder" in members and read(f"{root}byteorder").tobytes() == b"big" else "<"
@@ -168,7 +168,7 @@ def _read_zip(file, file_size):
             if (key, dtype, numel) not in storages:
                 name, nbytes = f"{root}data/{key}", numel * np.dtype(_DTYPES[dtype]).itemsize
                 if nbytes and name in members and members[name].file_size != nbytes:
-                    raise damaged(f"{shown(name)} has {members[name].file_size} bytes, not {nbytes}")
+                    raise damaged(f"{printable(name)} has {members[name].file_size} bytes, not {nbytes}")
                 raw = read(name) if nbytes else np.empty(0, np.uint8)
                 storages[key, dtype, numel] = _decode(raw, dtype, byteorder, allowance)
             return storages[key, dtype, numel]
@@ -184,7 +184,7 @@ def _read_legacy(file, file_size):
 
     def declare(key, dtype, numel):
         if declared.setdefault(key, (dtype, numel)) != (dtype, numel):
-            raise damaged(f"it declares storage {shown(key)} in two ways")
+            raise damaged(f"it declares storage {printable(key)} in two ways")
         return _UNREAD
 
     def unpickle(load_storage):
@@ -202,10 +202,10 @@ def _read_legacy(file, file_size):
         dtype, numel = declared[key]
         nbytes = numel * np.dtype(_DTYPES[dtype]).itemsize
         if int.from_bytes(file.read(8), "little") != numel or nbytes > file_size - file.tell():
-            raise damaged(f"it ends, or is of another size, at storage {shown(key)}")
+            raise damaged(f"it ends, or is of another size, at storage {printable(key)}")
         raw = np.empty(nbytes, np.uint8)
         if file.readinto(memoryview(raw)) != nbytes:
-            raise damaged(f"it ends inside storage {shown(key)}")
+            raise damaged(f"it ends inside storage {printable(key)}")
         storages[key] = _decode(raw, dtype, "<", Allowance(file_size))
     file.seek(start)
     return unpickle(lambda key, dtype, numel: storages[key])
@@ -237,7 +237,8 @@ class _Unpickler(Unpickler):
             case ("storage", Opaque(args=None, name=name), str(key), _, int(numel), *_) if numel >= 0:
                 module, _, storage_type = name.rpartition(".")
                 if storage_type not in _STORAGES or module not in ("torch", "torch.cuda", "torch.storage"):
-                    raise Refused(f"holds a {shown(name)} (quantised, or unknown); save the tensors dense, as floats")
+                    kind = f"{printable(name)} (quantised, or unknown)"
+                    raise Refused(f"holds a {kind}; save the tensors dense, as floats")
                 storage = self.load_storage(key, _STORAGES[storage_type], numel)
                 match reference[5:6]:  # legacy: a storage may be a part of another
                     case () | (None,):
@@ -261,7 +262,7 @@ class _Unpickler(Unpickler):
             case _ if name in _TYPED and len(args) == 4:  # (rebuild function, class, its arguments, attributes)
                 return self.call(args[0], args[2])
             case _ if name.startswith("torch") and "._rebuild_" in name:
-                kind = f"quantised, sparse, nested or of an unknown kind ({shown(name)})"
+                kind = f"quantised, sparse, nested or of an unknown kind ({printable(name)})"
                 raise Refused(f"holds a tensor which is {kind}; save it dense, as floats")
             case "torch.Size", (list() | tuple() as items,):
                 self.allowance.take(100 * len(items))
@@ -271,7 +272,7 @@ class _Unpickler(Unpickler):
     def tensor(self, storage, offset, size, stride, metadata=(), dtype=None):
         """Return the view (offset, size, stride), in elements, of a 1-D storage; copied where it is not contiguous."""
         if dtype is not None and dtype not in _DTYPES:
-            raise Refused(f"holds a tensor of dtype {shown(dtype)}, which NumPy does not know; save it as float32")
+            raise Refused(f"holds a tensor of dtype {printable(dtype)}, which NumPy does not know; save it as float32")
         if storage is _UNREAD:
             return _UNREAD
         counts = are_counts((offset,)) and are_counts(size) and are_counts(stride) and len(size) == len(stride)

@@ -130,9 +130,9 @@ def test_frozen_bn_computes_in_half_too():
     ("kind", "level"),
     [
         ("d2se", "O2"),
-        ("plus", "O3"),
         pytest.param("d2se", "O3", marks=pytest.mark.slow),
         pytest.param("plus", "O2", marks=pytest.mark.slow),
+        pytest.param("plus", "O3", marks=pytest.mark.slow),
     ],
 )
 def test_what_was_trained_in_half_is_a_network_like_any_other(kind, level, tmp_path):
