@@ -118,7 +118,7 @@ class Summary:
         if self.batch_size > 1:
             labels["batch_activations"] = f"activations, {self.batch_size} images"
         memory = {form: self.memory(form) for form in PLAIN_FORMS}
-        rows = [("memory (MiB)", *PLAIN_FORMS)]
+        rows: list[tuple[str, ...]] = [("memory (MiB)", *PLAIN_FORMS)]
         for what, label in labels.items():
             for kind in _BYTES:
                 sizes = (f"{memory[form][what][kind] / 2**20:,.2f}" for form in PLAIN_FORMS)

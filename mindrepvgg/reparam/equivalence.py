@@ -66,7 +66,7 @@ class EquivalenceReport:
 
     def format(self) -> str:
         """A table for people: a line a block, then the whole network and the verdict."""
-        rows = [("block", "max abs", "max rel", "weights")]
+        rows: list[tuple[str, ...]] = [("block", "max abs", "max rel", "weights")]
         for block in self.blocks:
             rows.append((block.name, *(f"{value:.2e}" for value in (block.max_abs, block.max_rel, block.weight_rel))))
         lines = [table([*rows, ("output", f"{self.max_abs:.2e}", f"{self.max_rel:.2e}")])]
