@@ -8,7 +8,7 @@ import sys
 import pytest
 
 # MindSpore's threads hand every operator of PyNative mode from one to the next: small tests cost half as much when each
-# operator is done at once. test_train.py has a run without this.
+# operator is done at once. test_kill.py has a run without this.
 os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
 
 import mindrepvgg  # noqa: F401 - sets the environment MindSpore needs

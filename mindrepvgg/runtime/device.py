@@ -38,8 +38,10 @@ def _set_device(device_target):
     try:
         ms.set_device(device_target)
     except (RuntimeError, ValueError) as error:
-        if "initialized" in str(error) and ms.get_context("device_target") == device_target:
-            return device_target  # it has run something on this very device, and refuses every call from then on
+        # Once it has run something, or joined other processes, it refuses every call, even one for this very device.
+        refuses_all = any(words in str(error) for words in ("initialized", "can not be modified"))
+        if refuses_all and ms.get_context("device_target") == device_target:
+            return device_target
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"device_target (={device_target}) cannot be used on this machine: {reason}") from None
     return device_target

@@ -108,6 +108,18 @@ class TestStart:
             start(distribute)
         assert str(caught.value) == "the 8 processes of this run did not find each other: no way to the scheduler"
 
+    def test_a_scheduler_that_loses_a_worker(self, monkeypatch):
+        def init():
+            raise RuntimeError("The total number of timed out node is 1.\n\n----\nC++ call stack")
+
+        monkeypatch.setenv("MS_ROLE", "MS_SCHED")
+        monkeypatch.setenv("MS_WORKER_NUM", "2")
+        monkeypatch.setattr("mindrepvgg.runtime.ranks.init", init)
+        with pytest.raises(
+            UserError, match=r"^the scheduler of this run's 2 processes lost one of them: The total num"
+        ):
+            start("auto")
+
 
 @pytest.mark.parametrize(
     ("environment", "processes"),

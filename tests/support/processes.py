@@ -161,10 +161,17 @@ class Started(Printed):
 
     def workers(self) -> dict[int, int]:
         """Process ids by rank, of the workers that msrun has started."""
-        own = [process for process in self._own() if process.info["environ"].get("MS_ROLE") == "MS_WORKER"]
+        return {int(process.info["environ"]["RANK_ID"]): process.pid for process in self._programs("MS_WORKER")}
+
+    def kill_scheduler(self):
+        """SIGKILL to msrun's scheduler, which would wait half a minute for a worker that is dead."""
+        for process in self._programs("MS_SCHED"):
+            process.kill()
+
+    def _programs(self, role):
+        own = [process for process in self._own() if process.info["environ"].get("MS_ROLE") == role]
         # The `tail` that shows a worker's log carries its environment as well.
-        programs = [process for process in own if (process.info["cmdline"] or [""])[0].endswith("python")]
-        return {int(process.info["environ"]["RANK_ID"]): process.pid for process in programs}
+        return [process for process in own if (process.info["cmdline"] or [""])[0].endswith("python")]
 
     def _own(self) -> list[psutil.Process]:
         """All processes that carry this run's mark."""
@@ -200,7 +207,7 @@ def wait_until(condition, started, timeout=120):
             return True
         if not started.running:
             return False
-        time.sleep(0.002)
+        time.sleep(0.01)
     raise AssertionError(f"nothing happened in {timeout} s:\n{started.text()}")
 
 

@@ -1,10 +1,11 @@
-"""What every rank of an msrun finds out about working together; `python ranks_script.py FOLDER` writes it to files.
+"""What every rank of an msrun finds out about working together; `python ranks_script.py FOLDER ARGUMENT...`.
 
-Building a cluster takes long, so everything is done in one. test_distributed.py judges what is written: FOLDER/N.json
-and FOLDER/N.npz of rank N.
+Building a cluster takes long, so everything is done in one; at last train.py runs with the arguments.
+test_distributed.py judges what is written: FOLDER/N.json and FOLDER/N.npz of rank N, and the run.
 """
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from mindrepvgg.training.assemble import build_network, build_step
 from mindrepvgg.training.precise_bn import precise_bn
 from mindrepvgg.training.rank_statistics import RankStatistics
 from mindrepvgg.training.step import bn_statistics
-from support import SMALL, images, randomise_bn
+from support import ROOT, SMALL, images, randomise_bn
 
 CLASSES, BATCH, STEPS = 5, 8, 10
 SHAPE = {**SMALL["plain"], "num_blocks": (1, 1, 2, 1)}
@@ -175,3 +176,5 @@ def main(folder):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    sys.argv = ["train.py", *sys.argv[2:]]
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")

@@ -68,9 +68,26 @@ def differing(one, other):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    folder, _ = once(tmp_path_factory, "ranks", lambda place: run_two([SCRIPT, place], place))
-    return Found(folder)
+def cluster(tmp_path_factory):
+    """The folder of an msrun of ranks_script.py and then the command, to a good end; nothing may be changed there."""
+
+    def make(place):
+        # PyNative: the run would spend most of its time compiling, and the script has graphs.
+        yaml = write_recipe(place / "tiny.yaml", batch_size=200, epoch_size=EPOCHS, mode=1)
+        run_two([SCRIPT, place, *command(yaml, place / "run")[1:]], place)
+
+    return once(tmp_path_factory, "cluster", make)[0]
+
+
+@pytest.fixture(scope="module")
+def found(cluster):
+    return Found(cluster)
+
+
+@pytest.fixture(scope="module")
+def whole(cluster):
+    """The folder of the command's run."""
+    return cluster / "run"
 
 
 class TestCollectives:
@@ -202,21 +219,6 @@ def test_validation_is_that_of_one_process(found):
         assert facts["validation"] == {name: value for name, value in expected.items() if name != "loss"}
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of a run of the command on two ranks, from start to end; nothing may be changed there."""
-
-    def make(place):
-        # PyNative: these runs would spend most of their time compiling, and ranks_script.py has graphs.
-        yaml = write_recipe(place / "tiny.yaml", batch_size=200, epoch_size=EPOCHS, mode=1)
-        _, *arguments = command(yaml, place / "run")
-        # Not train.py, as elsewhere: `msrun ... python -m mindrepvgg train` is how an installed package is started.
-        run_two(["-m", "mindrepvgg", "train", *arguments], place)
-
-    place, _ = once(tmp_path_factory, "whole", make)
-    return place / "run"
-
-
 class TestTheCommand:
     def test_one_writes(self, whole):
         folder = whole
@@ -260,6 +262,7 @@ def bereft(whole, tmp_path_factory):
                 while 0 in started.workers() and time.monotonic() < killed + 60:
                     time.sleep(0.05)
                 survived = time.monotonic() - killed
+            started.kill_scheduler()
             return {"pid": workers[1], "survived": survived, "status": started.wait(120)}
 
     place, happened = once(tmp_path_factory, "bereft", make)

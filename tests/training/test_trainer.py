@@ -20,7 +20,7 @@ import yaml
 from mindspore import Tensor, nn
 from PIL import Image
 from support import TINY_DIGITS, context_mode
-from support.processes import Started, assert_same_run, command, records
+from support.processes import assert_same_run, records
 
 from mindrepvgg import load_checkpoint
 from mindrepvgg.data import datasets
@@ -118,16 +118,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pynative_run(tmp_path_factory):
-    """The folder of a run of train.py in PyNative mode, from start to end, with MindSpore's threads as users have them.
-
-    Nothing may be changed there.
-    """
-    place = tmp_path_factory.mktemp("pynative")
-    recipe = place / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump({**TINY, "mode": ms.PYNATIVE_MODE}))
-    with Started(command(recipe, place / "run"), place, MS_DEV_HOST_BLOCKING_RUN="0") as started:
-        assert started.wait() == 0, started.text()
-    return place / "run"
+    """The folder of a run in PyNative mode, from start to end; nothing may be changed there."""
+    return Trainer(tiny(tmp_path_factory.mktemp("pynative"), mode=ms.PYNATIVE_MODE)).run().last.parent
 
 
 @pytest.fixture(params=[pytest.param("graph", marks=pytest.mark.slow), "pynative"])
@@ -223,11 +215,6 @@ class TestAWholeRun:
         assert not [name for name in read_weights(run.best).arrays if name.startswith("training_state.")]
         assert set(read_weights(run.best).arrays) == {p.name for p in load_checkpoint(run.last).get_parameters()}
 
-    def test_the_same_seed_gives_the_same_bits(self, whole, tmp_path):
-        mode, expected = whole
-        Trainer(tiny(tmp_path, mode=mode, num_parallel_workers=1)).run()
-        assert_same_run(tmp_path, expected, changed=["num_parallel_workers"])
-
     def test_another_seed_starts_elsewhere(self, tmp_path):
         one, other = (Trainer(tiny(tmp_path, seed=seed)).net.linear.weight.asnumpy() for seed in (1, 2))
         assert (one != other).all()
@@ -242,20 +229,26 @@ class TestAWholeRun:
 
 class TestResuming:
     @pytest.mark.compat
-    def test_stopped_twice_it_is_the_run_that_was_not(self, whole, tmp_path):
-        """Once in the middle of a log interval, once in the last step of an epoch."""
+    def test_a_run_that_was_stopped_is_the_run_that_was_not(self, whole, tmp_path):
+        """Stopped in the middle of a log interval, in the last step of an epoch, and by a file; with fewer threads."""
         mode, expected = whole
-        recipe = tiny(tmp_path, mode=mode)
+        recipe = tiny(tmp_path, mode=mode, num_parallel_workers=1)
         stopped = run_until(Trainer(recipe), 6)
         assert read_weights(stopped.last).description["position"]["step_in_epoch"] == 6
         assert [record["step"] for record in records(tmp_path)] == [4]
         stopped = run_until(Trainer(recipe, resume=stopped.last), STEPS_PER_EPOCH)
         assert read_weights(stopped.last).description["position"]["step_in_epoch"] == 0
+        trainer = Trainer(recipe, resume=stopped.last)
+        stopped = each_step(trainer, lambda now, _: (tmp_path / "stop").touch() if now == 13 else None).run()
+        assert not stopped.finished
+        assert trainer.steps_done == 16, "the file is taken up where the log is written"
+        assert "stop" not in names(tmp_path)
+        (tmp_path / "stop").touch()  # too late for that session, and not meant for the next
         result = Trainer(recipe_of_run(stopped.last), resume=stopped.last).run()
         assert result.finished
         best = read_weights(expected / "repvgg_last.ckpt").description["position"]["best_top1"]
         assert result.best_top1 == best
-        assert_same_run(tmp_path, expected)
+        assert_same_run(tmp_path, expected, changed=["num_parallel_workers"])
 
     def test_ctrl_c_and_the_command_it_prints(self, run, tmp_path):
         """As a user does it; the folder's name needs quoting."""
@@ -292,18 +285,6 @@ class TestResuming:
         )
         assert resumed.returncode == 0, resumed.stderr
         assert_same_run(folder, run.last.parent)
-
-    def test_a_stop_file_is_a_signal(self, whole, tmp_path):
-        """It is taken up where the log is written, and gone afterwards."""
-        mode, expected = whole
-        trainer = Trainer(tiny(tmp_path, mode=mode))
-        result = each_step(trainer, lambda now, _: (tmp_path / "stop").touch() if now == 2 else None).run()
-        assert not result.finished
-        assert trainer.steps_done == TINY["log_interval"]
-        assert "stop" not in names(tmp_path)
-        (tmp_path / "stop").touch()  # too late for that session, and not meant for the next
-        assert Trainer(tiny(tmp_path, mode=mode), resume=result.last).run().finished
-        assert_same_run(tmp_path, expected)
 
     def test_a_finished_run_has_nothing_to_do(self, copied):
         recipe = dataclasses.replace(recipe_of_run(copied / "repvgg_last.ckpt"), ckpt_save_dir=str(copied))
