@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from mindrepvgg.measure.worker import Worker, host_memory
-from mindrepvgg.runtime.turns import take_turns, times_as_fast
+from mindrepvgg.runtime.timing import take_turns, times_as_fast
 from mindrepvgg.text import markdown_table
 
 CONTESTANTS = {"copy": "read and write", "convert": "convert.py: read, fuse, prove, write"}

@@ -60,7 +60,7 @@ def report() -> str:
     from mindrepvgg.evaluation.loop import evaluate
     from mindrepvgg.recipe.network import recipe_of
     from mindrepvgg.runtime import device
-    from mindrepvgg.runtime.turns import take_turns
+    from mindrepvgg.runtime.timing import take_turns
     from mindrepvgg.text import markdown_table
 
     device.setup("CPU")

@@ -22,7 +22,7 @@ from mindrepvgg.models.variants import TRAIN, find
 from mindrepvgg.reparam.compare import difference
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.runtime import device
-from mindrepvgg.runtime.turns import take_turns, timed, times_as_fast
+from mindrepvgg.runtime.timing import take_turns, timed, times_as_fast
 from mindrepvgg.text import markdown_table
 
 _AGREEMENT = 1e-4  # of the largest logit

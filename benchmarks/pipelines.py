@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.runtime.optional import import_optional
-from mindrepvgg.runtime.turns import take_turns, timed, times_as_fast
+from mindrepvgg.runtime.timing import take_turns, timed, times_as_fast
 from mindrepvgg.text import markdown_table
 
 _BATCH, _SIDE, _WORKERS = 32, 224, 2

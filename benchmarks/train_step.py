@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator
 
 from mindrepvgg.measure.worker import Worker, status_bytes
-from mindrepvgg.runtime.turns import quartiles, take_turns, times_as_fast
+from mindrepvgg.runtime.timing import quartiles, take_turns, times_as_fast
 from mindrepvgg.text import markdown_table
 
 OURS, MINDCV = "mindrepvgg", "MindCV"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mindrepvgg.deployment.export import Export
-    from mindrepvgg.deployment.int8.quantize import Quantization
+    from mindrepvgg.deployment.int8.report import Quantization
     from mindrepvgg.evaluation.predictions import Prediction
     from mindrepvgg.evaluation.validation_report import Validation
     from mindrepvgg.recipe.schema import Recipe
@@ -62,8 +62,8 @@ def train(
     from mindrepvgg.recipe.rules import check_data_dir
     from mindrepvgg.recipe.schema import Recipe
     from mindrepvgg.recipe.sources import load_recipe
-    from mindrepvgg.training.folder import find_last
     from mindrepvgg.training.resume import recipe_of_run
+    from mindrepvgg.training.run_folder import find_last
     from mindrepvgg.training.trainer import Trainer
 
     if not isinstance(recipe, Recipe):

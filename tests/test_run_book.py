@@ -8,7 +8,7 @@ import pytest
 from support import ROOT
 
 from mindrepvgg.cli import verbs
-from mindrepvgg.measure import selfcheck
+from mindrepvgg.measure import ascend_check
 from mindrepvgg.runtime.ranks import Ranks
 
 DOCUMENT = ROOT / "docs" / "ascend.md"
@@ -43,7 +43,7 @@ def test_the_run_book_gives_msrun_options_that_exist():
 
 def test_the_run_book_explains_the_lines_of_the_report():
     text = DOCUMENT.read_text("utf-8")
-    names = [name for name, _ in selfcheck.checks("CPU", Ranks(), ("NETWORK",), ("float32", "float16"), {})]
+    names = [name for name, _ in ascend_check.checks("CPU", Ranks(), ("NETWORK",), ("float32", "float16"), {})]
     for name in ("processes meet", *names):
         short = name.replace("NETWORK train", "NETWORK FORM").replace("NETWORK deploy", "NETWORK FORM")
         assert f"`{short}`" in text or f"`{short.removeprefix('convolution ')}`" in text, name

@@ -32,41 +32,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tqdm import tqdm
 
-    from mindrepvgg.measure import device_checks, selfcheck, selfcheck_report
+    from mindrepvgg.measure import ascend_check, ascend_check_report, device_checks
     from mindrepvgg.models import variants
     from mindrepvgg.runtime import device
 
     models = [variants.find(name).name for name in arguments.models or ()]
     if arguments.record:
         device.setup("CPU")
-        names = models or (*selfcheck.SMALLEST, *selfcheck.NETWORKS)
-        write_json(arguments.record, selfcheck.record(tqdm(names, disable=not sys.stderr.isatty())))
+        names = models or (*ascend_check.SMALLEST, *ascend_check.NETWORKS)
+        write_json(arguments.record, ascend_check.record(tqdm(names, disable=not sys.stderr.isatty())))
         return 0
-    reference = selfcheck.read_reference(arguments.reference or selfcheck.REFERENCE)
+    reference = ascend_check.read_reference(arguments.reference or ascend_check.REFERENCE)
     target = device.setup(arguments.device_target, jit_level=arguments.jit_level)
     meeting, group = device_checks.join(target)
     path = arguments.report if group.is_first else arguments.report.with_suffix(f".rank{group.rank}.md")
-    facts = selfcheck_report.environment(target, device.choose_jit_level(arguments.jit_level, target).reason)
-    smi, results = selfcheck_report.npu_smi(), [meeting]
+    facts = ascend_check_report.environment(target, device.choose_jit_level(arguments.jit_level, target).reason)
+    smi, results = ascend_check_report.npu_smi(), [meeting]
 
     def save(under_way=""):
         with atomic_write(path, "w") as stream:
-            stream.write(selfcheck_report.report(facts, results, smi, under_way))
+            stream.write(ascend_check_report.report(facts, results, smi, under_way))
         if arguments.json:
-            write_json(path.with_suffix(".json"), selfcheck_report.report_json(facts, results, smi, under_way))
+            write_json(path.with_suffix(".json"), ascend_check_report.report_json(facts, results, smi, under_way))
 
-    models = models or list(selfcheck.NETWORKS if target == "Ascend" else selfcheck.SMALLEST)
-    todo = list(selfcheck.checks(target, group, models, arguments.precision, reference, arguments.default_precision))
+    models = models or list(ascend_check.NETWORKS if target == "Ascend" else ascend_check.SMALLEST)
+    todo = list(ascend_check.checks(target, group, models, arguments.precision, reference, arguments.default_precision))
     print(meeting.format(), flush=True)
     for name, check in (bar := tqdm(todo, unit="check", disable=not sys.stderr.isatty())):
         bar.set_description(name)
         save(under_way=name)
-        results.append(selfcheck_report.run_check(name, check))
-        if group.is_first or results[-1].status == selfcheck_report.FAIL:  # once is enough of what all eight pass
+        results.append(ascend_check_report.run_check(name, check))
+        if group.is_first or results[-1].status == ascend_check_report.FAIL:  # once is enough of what all eight pass
             bar.write(results[-1].format())
             sys.stdout.flush()
     save()
     print(f"report: {path}")
-    failed = group.any(any(result.status == selfcheck_report.FAIL for result in results))
+    failed = group.any(any(result.status == ascend_check_report.FAIL for result in results))
     group.leave()
     return 1 if failed else 0

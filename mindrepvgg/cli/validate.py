@@ -61,7 +61,7 @@ def _check(arguments, parser):
     if arguments.engine == "onnxruntime" and (arguments.amp_level != "O0" or arguments.device_target == "Ascend"):
         raise UserError("--engine onnxruntime computes in float32 on the CPU; leave out --amp_level and Ascend with it")
     if arguments.per_class or arguments.confusion:
-        from mindrepvgg.evaluation.classes import TABLE, TABLE_OR_PICTURE, check_suffix
+        from mindrepvgg.evaluation.class_report import TABLE, TABLE_OR_PICTURE, check_suffix
 
         for path, suffixes in ((arguments.per_class, TABLE), (arguments.confusion, TABLE_OR_PICTURE)):
             if path:

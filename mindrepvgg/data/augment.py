@@ -11,7 +11,7 @@ class Augmentation:
         scale, ratio: see `crop.random_resized_crop`.
         hflip, vflip: probabilities of a flip.
         color_jitter: see `operations.color_jitter`; without effect beside auto_augment.
-        auto_augment: a policy, see `mindrepvgg.recipe.policies`.
+        auto_augment: a policy, see `mindrepvgg.recipe.auto_augment`.
         re_prob: probability of random erasing; re_scale, re_ratio, re_value: see `operations.random_erasing`.
         mixup, cutmix, cutmix_prob: see `mix.draw_mix`.
         aug_repeats: times a picture is used in a step, augmented anew each time; 0 and 1: once.

@@ -9,8 +9,8 @@ import math
 
 import numpy as np
 
-from mindrepvgg.data.operations import Canvas, operate
-from mindrepvgg.recipe.policies import MOST_MAGNITUDE, parse_policy
+from mindrepvgg.data.image_operations import Canvas, operate
+from mindrepvgg.recipe.auto_augment import MOST_MAGNITUDE, parse_policy
 
 # An operation's amount for a level, which is magnitude / 10, of which one is the usual most
 
@@ -205,7 +205,7 @@ _BUILDERS = {
 
 
 def build_policy(text, fill, kernel):
-    """Return the function of (picture, generator) that a policy's text describes; see `mindrepvgg.recipe.policies`.
+    """Return the function of (picture, generator) that a policy's text describes; see `mindrepvgg.recipe.auto_augment`.
 
     fill: a number per channel, the colour where a moved picture ends; kernel: OpenCV's number of the interpolation.
     """

@@ -9,9 +9,9 @@ import numpy as np
 
 from mindrepvgg.data.augment import Augmentation
 from mindrepvgg.data.crop import OPENCV_KERNELS, random_resized_crop, resize_fast
+from mindrepvgg.data.image_operations import color_jitter, random_erasing
 from mindrepvgg.data.loader import Loader
 from mindrepvgg.data.mix import draw_mix, mix_pair, soft_targets
-from mindrepvgg.data.operations import color_jitter, random_erasing
 from mindrepvgg.data.policies import build_policy
 from mindrepvgg.data.source import Source
 from mindrepvgg.errors import DataError, RecipeError, UnreadableImageError

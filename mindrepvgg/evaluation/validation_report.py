@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mindrepvgg.data.loaders import check_classes, loader_of, open_split
 from mindrepvgg.data.source import spread
-from mindrepvgg.evaluation.classes import ClassReport
+from mindrepvgg.evaluation.class_report import ClassReport
 from mindrepvgg.evaluation.inference import ArrayFunction
 from mindrepvgg.evaluation.loop import Evaluation, evaluate
 from mindrepvgg.evaluation.metrics import ConfusionSum

@@ -29,14 +29,7 @@ from mindrepvgg.deployment.graph import GraphOptions, build_onnx, require_onnx
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure.contestants import Network, compete, filled_network, read_arrays
 from mindrepvgg.measure.report import Report, Result
-from mindrepvgg.measure.settings import (
-    MINDSPORE,
-    ONNXRUNTIME,
-    REFERENCE,
-    TORCH,
-    Contestant,
-    Settings,
-)
+from mindrepvgg.measure.settings import MINDSPORE, ONNXRUNTIME, REFERENCE, TORCH, Contestant, Settings
 from mindrepvgg.measure.worker import BrokenDown, Worker
 from mindrepvgg.models import variants
 from mindrepvgg.models.shapes import parameter_shapes
@@ -44,7 +37,7 @@ from mindrepvgg.models.summary import summarise
 from mindrepvgg.models.variants import DEPLOY, TRAIN
 from mindrepvgg.reparam.compare import difference
 from mindrepvgg.runtime.optional import require_optional
-from mindrepvgg.runtime.turns import turns
+from mindrepvgg.runtime.timing import turns
 from mindrepvgg.text import nearest
 
 # What a network's logits may differ by between contestants, over the largest. Loose, because NPUs round float32

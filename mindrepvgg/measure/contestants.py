@@ -15,7 +15,7 @@ from mindrepvgg.measure.settings import MINDSPORE, ONNXRUNTIME, TORCH
 from mindrepvgg.measure.torch_network import torch_eager, torch_network
 from mindrepvgg.measure.worker import host_memory
 from mindrepvgg.models.variants import Variant
-from mindrepvgg.runtime.turns import timed
+from mindrepvgg.runtime.timing import timed
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, amp, nn, ops
 
-from mindrepvgg.measure.selfcheck_report import CheckFailed, CheckSkipped, Result, run_check
+from mindrepvgg.measure.ascend_check_report import CheckFailed, CheckSkipped, Result, run_check
 from mindrepvgg.models.synthetic import parameter_value, uniform
 from mindrepvgg.reparam.compare import difference
 from mindrepvgg.runtime.environment import launched_processes
 from mindrepvgg.runtime.ranks import Ranks, start
-from mindrepvgg.runtime.turns import take_turns, timed
+from mindrepvgg.runtime.timing import take_turns, timed
 
 _GROUPED_TOLERANCE = 1e-2  # loose, for HF32; groups that are mixed up are off by the largest output
 

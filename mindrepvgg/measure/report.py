@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.evaluation.classes import check_suffix
+from mindrepvgg.evaluation.class_report import check_suffix
 from mindrepvgg.files import atomic_write
 from mindrepvgg.measure.settings import MINDSPORE, PUBLISHED_TOP1, REFERENCE, Contestant, Settings
 from mindrepvgg.models.variants import TRAIN
 from mindrepvgg.runtime.environment import processor
-from mindrepvgg.runtime.turns import quartiles, times_as_fast
+from mindrepvgg.runtime.timing import quartiles, times_as_fast
 from mindrepvgg.text import markdown_table
 
 _DPI = 150

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from mindrepvgg.errors import RecipeError, UserError
 from mindrepvgg.models import variants
-from mindrepvgg.recipe.policies import parse_policy
+from mindrepvgg.recipe.auto_augment import parse_policy
 from mindrepvgg.recipe.provenance import describe, place
 from mindrepvgg.text import nearest
 

@@ -8,7 +8,7 @@ from mindrepvgg.data.loaders import CALIBRATION_IMAGES, CalibrationBatches, chec
 from mindrepvgg.data.normalize import Normalize
 from mindrepvgg.data.source import spread
 from mindrepvgg.errors import CheckpointError, DataError, RecipeError
-from mindrepvgg.models import qat
+from mindrepvgg.models import qat, variants
 from mindrepvgg.reparam.precision import set_precision
 from mindrepvgg.training import custom_l2
 from mindrepvgg.training.freeze import freeze
@@ -92,7 +92,7 @@ def _fused_network(recipe, weights):
         net.metadata = {}
         batches = CalibrationBatches(loader_of(recipe, spread(source, CALIBRATION_IMAGES)))
     net = qat.to_trainable_deploy(net, batches)
-    return qat.to_fake_quantized(net, batches) if recipe.quantization == qat.QAT else net
+    return qat.to_fake_quantized(net, batches) if recipe.quantization == variants.QAT else net
 
 
 def build_step(recipe, net, learning_rates, ranks) -> TrainStep:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
+from collections.abc import Iterator
 
 import numpy as np
 
 from mindrepvgg.errors import RecipeError
+from mindrepvgg.runtime.compile_cache import kept_graphs
 from mindrepvgg.training.batches import DeviceQueue, host_batches
 from mindrepvgg.training.checkpointer import Checkpointer
-from mindrepvgg.training.losses import Losses
-from mindrepvgg.training.monitor import Profile, Progress, RunLog, StopRequest, draw_curves
-from mindrepvgg.training.stepper import Stepper
+from mindrepvgg.training.loss_watch import Losses
+from mindrepvgg.training.monitor import Meter, Profile, Progress, RunLog, StopRequest, draw_curves
 
 # The share of the time spent waiting for data from which on it is said.
 _MUCH_WAITING = 0.25
@@ -155,3 +157,48 @@ class Loop:
         recipe = self._run.recipe
         if self._log.records and self._run.ranks.is_first:
             draw_curves(self._log.records, self._run.folder.curves, f"{recipe.model} on {recipe.dataset}")
+
+
+class Stepper:
+    """Takes the updates of a run, each from as many batches as are accumulated.
+
+    run: the `Trainer`. The first update compiles the graphs; how long that took is said. `meter` measures from the
+    second on, and the profiler records from there.
+    """
+
+    def __init__(self, run, progress: Progress, profile: Profile | None = None):
+        self.meter = Meter()
+        self._run = run
+        self._progress = progress
+        self._profile = profile
+        self._compiled = False
+
+    def take(self, batches: Iterator):
+        """Take one update; its (loss, whether it was made), both on the device."""
+        run = self._run
+        last = run.recipe.gradient_accumulation_steps - 1
+        start = time.perf_counter()
+        with self._kept_graphs():
+            for number in range(last + 1):
+                with self.meter.waiting():
+                    images, targets = next(batches)
+                outcome = run.step(images, targets) if number == last else run.step.accumulate(images, targets)
+                self.meter.count(len(targets) * run.ranks.size)
+        if not self._compiled:
+            outcome[0].asnumpy()
+            self._compiled = True
+            self._progress.say(f"first step, with graph compilation: {time.perf_counter() - start:.1f} s")
+            self.meter.restart()
+            if self._profile:
+                self._profile.start()
+        elif self._profile:
+            self._profile.step()
+        return outcome
+
+    def _kept_graphs(self):
+        """The compile cache, of the step's graphs alone: validation and the rest come in no fixed order."""
+        run = self._run
+        if self._compiled or not run.recipe.compile_cache:
+            return contextlib.nullcontext()
+        facts = [run.recipe.to_dict(), run.steps_per_epoch, run.ranks.size, run.device]
+        return kept_graphs(run.folder.compile_cache, facts)

@@ -16,14 +16,13 @@ from mindrepvgg.reparam.precision import check_precision, set_precision
 from mindrepvgg.runtime import device, ranks
 from mindrepvgg.training.assemble import build_learning_rates, build_network, build_step, count_steps
 from mindrepvgg.training.batches import host_batches
-from mindrepvgg.training.folder import RunFolder
-from mindrepvgg.training.loop import Loop
+from mindrepvgg.training.loop import Loop, Stepper
 from mindrepvgg.training.monitor import EventFiles, Profile, Progress, RunLog, StopRequest
 from mindrepvgg.training.rank_statistics import RankStatistics
 from mindrepvgg.training.result import RunResult
 from mindrepvgg.training.resume import Position, restore
+from mindrepvgg.training.run_folder import RunFolder
 from mindrepvgg.training.state import TrainingState
-from mindrepvgg.training.stepper import Stepper
 
 _DRY_STEPS = 5
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mindrepvgg.data import policies
-from mindrepvgg.data.operations import Canvas
+from mindrepvgg.data.image_operations import Canvas
 from mindrepvgg.data.policies import build_policy
 
 FILL = (124, 116, 104)

@@ -12,17 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import ROOT
-from support.loaders import (
-    GRAY,
-    RESUME,
-    RGB,
-    file_source,
-    flat,
-    memory_source,
-    normalised,
-    pixels,
-    train_loader,
-)
+from support.loaders import GRAY, RESUME, RGB, file_source, flat, memory_source, normalised, pixels, train_loader
 
 from mindrepvgg.data.source import Source
 from mindrepvgg.errors import DataError

@@ -10,16 +10,7 @@ import torch
 from mindspore import Tensor, nn
 from support import SMALL, images, noise
 from support.dialect_names import VARIANTS
-from support.foreign import (
-    logits_of,
-    official_state,
-    renamed,
-    theirs,
-    torch_network,
-    variant_of,
-    wrapped_file,
-    write,
-)
+from support.foreign import logits_of, official_state, renamed, theirs, torch_network, variant_of, wrapped_file, write
 
 from mindrepvgg import create_model, load_weights, save_checkpoint
 from mindrepvgg.data.samples import labelled_photos

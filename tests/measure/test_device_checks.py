@@ -10,7 +10,7 @@ import pytest
 from mindspore import Tensor
 from support import context_mode
 
-from mindrepvgg.measure import device_checks, selfcheck_report
+from mindrepvgg.measure import ascend_check_report, device_checks
 from mindrepvgg.models import synthetic
 from mindrepvgg.runtime.ranks import Ranks
 
@@ -34,7 +34,7 @@ def test_a_grouped_convolution_that_is_none_fails(monkeypatch):
 
     monkeypatch.setattr(device_checks, "_ConvGradients", Wrong)
     with pytest.raises(
-        selfcheck_report.CheckFailed, match=r"from 2 plain convolutions: .*gradient of the input 1\.0e-01"
+        ascend_check_report.CheckFailed, match=r"from 2 plain convolutions: .*gradient of the input 1\.0e-01"
     ):
         device_checks.check_grouped(2)
 
@@ -42,7 +42,7 @@ def test_a_grouped_convolution_that_is_none_fails(monkeypatch):
 def test_an_overflow_that_goes_unnoticed_fails(monkeypatch):
     saturated = Tensor(np.full(16, 65504, np.float16)), Tensor(True)
     monkeypatch.setattr(device_checks, "_Overflow", lambda: lambda _: saturated)
-    with pytest.raises(selfcheck_report.CheckFailed, match=r"is 65504 \(saturation\) and was taken for finite"):
+    with pytest.raises(ascend_check_report.CheckFailed, match=r"is 65504 \(saturation\) and was taken for finite"):
         device_checks.check_overflow()
 
 
@@ -71,7 +71,7 @@ class TwoRanks(Ranks):
 def test_collectives_name_who_is_wrong(monkeypatch, other, message):
     total = synthetic.uniform("rank 0", (4096,)).astype("f") + synthetic.uniform("rank 1", (4096,)).astype("f")
     monkeypatch.setattr(device_checks, "_Sum", lambda: lambda x: Tensor(total) if x.shape == (4096,) else x)
-    with pytest.raises(selfcheck_report.CheckFailed, match=f"^{message}$"):
+    with pytest.raises(ascend_check_report.CheckFailed, match=f"^{message}$"):
         device_checks.check_collectives(TwoRanks(other))
     line, figures = device_checks.check_collectives(TwoRanks([0, 0]), elements=1000, rounds=2)
     assert line.startswith("2 ranks agree; 0.0 MB all-reduced in ")

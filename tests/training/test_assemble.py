@@ -29,12 +29,12 @@ from mindrepvgg.runtime.compile_cache import kept_graphs
 from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.training import monitor
 from mindrepvgg.training.batches import DeviceQueue, host_batches
-from mindrepvgg.training.folder import RunFolder, find_last
 from mindrepvgg.training.freeze import freeze
 from mindrepvgg.training.loss import build_loss
 from mindrepvgg.training.monitor import EventFiles, Meter, Profile, RunLog
 from mindrepvgg.training.precise_bn import precise_bn
 from mindrepvgg.training.resume import Position
+from mindrepvgg.training.run_folder import RunFolder, find_last
 
 TINY = {"num_blocks": (1, 1, 2, 1), "widths": (4, 4, 8, 8, 8)}
 ROOT = Path(__file__).parents[2]

@@ -26,9 +26,9 @@ from mindrepvgg import load_checkpoint
 from mindrepvgg.data import datasets
 from mindrepvgg.errors import TrainingError
 from mindrepvgg.recipe.sources import load_recipe, recipe_from_dict
-from mindrepvgg.training.folder import find_last
 from mindrepvgg.training.loss import build_loss
 from mindrepvgg.training.resume import recipe_of_run
+from mindrepvgg.training.run_folder import find_last
 from mindrepvgg.training.step import NetworkWithLoss
 from mindrepvgg.training.trainer import Trainer
 from mindrepvgg.weights.containers import read_weights

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from mindrepvgg.deployment.int8.noise import KernelNoise
 from mindrepvgg.deployment.int8.search import Attempt
-from mindrepvgg.runtime.turns import take_turns, timed
+from mindrepvgg.runtime.timing import take_turns, timed
 from mindrepvgg.text import table
 
 _TURN_SECONDS, _MOST_CALLS = 0.05, 20

@@ -17,8 +17,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindrepvgg.errors import UserError
+from mindrepvgg.measure.ascend_check_report import CheckFailed, CheckSkipped, versions
 from mindrepvgg.measure.device_checks import check_collectives, check_grouped, check_overflow, request_float32
-from mindrepvgg.measure.selfcheck_report import CheckFailed, CheckSkipped, versions
 from mindrepvgg.models import variants
 from mindrepvgg.models.repvgg import build
 from mindrepvgg.models.shapes import parameter_shapes

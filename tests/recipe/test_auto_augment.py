@@ -3,7 +3,7 @@
 import pytest
 
 from mindrepvgg.errors import RecipeError
-from mindrepvgg.recipe.policies import parse_policy
+from mindrepvgg.recipe.auto_augment import parse_policy
 from mindrepvgg.recipe.sources import load_recipe
 
 

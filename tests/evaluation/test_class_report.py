@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.evaluation.classes import ClassReport, check_suffix
+from mindrepvgg.evaluation.class_report import ClassReport, check_suffix
 from mindrepvgg.evaluation.metrics import ConfusionSum
 
 NAMES = ("cat", "dog, big", 'a "cow"', "$eel$", "fox")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from mindrepvgg.data.operations import Canvas, color_jitter, operate, random_erasing
+from mindrepvgg.data.image_operations import Canvas, color_jitter, operate, random_erasing
 
 FILL = (124, 116, 104)
 CANVAS = Canvas(FILL, cv2.INTER_LINEAR)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from support import context_mode
 
-from mindrepvgg.cli import ascend_check, entry
+from mindrepvgg.cli import ascend_check as verb
+from mindrepvgg.cli import entry
 from mindrepvgg.errors import UserError
-from mindrepvgg.measure import selfcheck, selfcheck_report
+from mindrepvgg.measure import ascend_check, ascend_check_report
 from mindrepvgg.models import synthetic
 from mindrepvgg.models.variants import PLAIN_FORMS
 from mindrepvgg.runtime.ranks import Ranks
@@ -25,13 +26,13 @@ def _mode():
 @pytest.fixture(scope="module")
 def reference():
     """What the repository holds the devices against."""
-    return selfcheck.read_reference(selfcheck.REFERENCE)
+    return ascend_check.read_reference(ascend_check.REFERENCE)
 
 
 def test_the_reference_is_complete_and_small(reference):
-    assert selfcheck.REFERENCE.stat().st_size < 200_000
-    assert set(reference["networks"]) == {*selfcheck.NETWORKS, *selfcheck.SMALLEST}
-    assert len(selfcheck.NETWORKS) == 15
+    assert ascend_check.REFERENCE.stat().st_size < 200_000
+    assert set(reference["networks"]) == {*ascend_check.NETWORKS, *ascend_check.SMALLEST}
+    assert len(ascend_check.NETWORKS) == 15
     assert reference["made_by"]["device"] == "CPU"
     assert reference["made_by"]["mindspore"] == "2.10.0"
     for name, forms in reference["networks"].items():
@@ -46,7 +47,7 @@ def test_the_reference_is_complete_and_small(reference):
 def test_a_cpu_passes_and_its_report_says_so(tmp_path, capfd, reference, precision):
     report = tmp_path / "report.md"
     arguments = ["--device_target", "CPU", "--precision", precision, "--report", str(report), "--json"]
-    assert entry.run(ascend_check.main, arguments) == 0
+    assert entry.run(verb.main, arguments) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("SKIP  processes meet: one process; for the collectives: msrun --worker_num 8 ")
     text, figures = report.read_text("utf-8"), json.loads(report.with_suffix(".json").read_text("utf-8"))
@@ -63,7 +64,7 @@ def test_a_cpu_passes_and_its_report_says_so(tmp_path, capfd, reference, precisi
     assert f"| mindspore | {ms.__version__} |" in text
     assert f"report: {report}" in lines
     measured = results[f"repvgg_nano train {precision}"]["figures"]["measured"]
-    assert selfcheck.relative_differences(reference["networks"]["repvgg_nano"]["train"], measured)["loss"] < 1e-3
+    assert ascend_check.relative_differences(reference["networks"]["repvgg_nano"]["train"], measured)["loss"] < 1e-3
 
 
 def nano(reference):
@@ -86,23 +87,23 @@ def nano(reference):
 def test_a_device_that_computes_something_else_fails(monkeypatch, reference, label, change, message):
     actual = nano(reference)["train"]
     actual[label] = change(np.array(actual[label])).tolist()
-    monkeypatch.setattr(selfcheck, "network_figures", lambda *_: actual)
-    with pytest.raises(selfcheck_report.CheckFailed, match=message) as failed:
-        selfcheck.check_network("repvgg_nano", "train", "float32", reference)
+    monkeypatch.setattr(ascend_check, "network_figures", lambda *_: actual)
+    with pytest.raises(ascend_check_report.CheckFailed, match=message) as failed:
+        ascend_check.check_network("repvgg_nano", "train", "float32", reference)
     assert failed.value.figures["measured"] is actual
 
 
 def test_coarse_float32_passes_where_it_was_let(monkeypatch, reference):
     actual = nano(reference)["train"]
     actual["logits"] = [1.01 * value for value in actual["logits"]]
-    monkeypatch.setattr(selfcheck, "network_figures", lambda *_: actual)
+    monkeypatch.setattr(ascend_check, "network_figures", lambda *_: actual)
     options = ("repvgg_nano", "train", "float32", reference)
-    line, _ = selfcheck.check_network(*options, coarse_float32=True)
+    line, _ = ascend_check.check_network(*options, coarse_float32=True)
     assert line.endswith(", as float16 or HF32 would")
     actual["logits"] = [2 * value for value in actual["logits"]]
-    with pytest.raises(selfcheck_report.CheckFailed, match="too much"):
-        selfcheck.check_network(*options, coarse_float32=True)
-    names = [dict(selfcheck.checks("CPU", Ranks(), (), (), {}, coarse)) for coarse in (False, True)]
+    with pytest.raises(ascend_check_report.CheckFailed, match="too much"):
+        ascend_check.check_network(*options, coarse_float32=True)
+    names = [dict(ascend_check.checks("CPU", Ranks(), (), (), {}, coarse)) for coarse in (False, True)]
     assert set(names[0]) - set(names[1]) == {"float32 is asked for"}
 
 
@@ -112,26 +113,26 @@ def test_one_wrong_kernel_fails(monkeypatch, reference):
     def wrong(name, shape):
         return rule(name, shape) * (0.9 if name == "stage2.1.rbr_reparam.weight" else 1)
 
-    monkeypatch.setattr(selfcheck, "parameter_value", wrong)
-    for precision in selfcheck.PRECISIONS:
-        result = selfcheck_report.run_check(
-            "x", lambda p=precision: selfcheck.check_network("repvgg_nano", "deploy", p, reference)
+    monkeypatch.setattr(ascend_check, "parameter_value", wrong)
+    for precision in ascend_check.PRECISIONS:
+        result = ascend_check_report.run_check(
+            "x", lambda p=precision: ascend_check.check_network("repvgg_nano", "deploy", p, reference)
         )
         assert result.status == "FAIL", precision
 
 
 def test_what_is_missing_is_told_apart(monkeypatch, reference):
-    monkeypatch.setattr(selfcheck, "network_figures", lambda *_: {"logits": [1.0]})
-    with pytest.raises(selfcheck_report.CheckFailed, match="the quantities differ: all logits"):
-        selfcheck.check_network("repvgg_nano", "deploy", "float32", reference)
-    with pytest.raises(selfcheck_report.CheckSkipped, match="no numbers of repvgg_a9 in train form"):
-        selfcheck.check_network("repvgg_a9", "train", "float32", reference)
+    monkeypatch.setattr(ascend_check, "network_figures", lambda *_: {"logits": [1.0]})
+    with pytest.raises(ascend_check_report.CheckFailed, match="the quantities differ: all logits"):
+        ascend_check.check_network("repvgg_nano", "deploy", "float32", reference)
+    with pytest.raises(ascend_check_report.CheckSkipped, match="no numbers of repvgg_a9 in train form"):
+        ascend_check.check_network("repvgg_a9", "train", "float32", reference)
 
 
 @pytest.fixture
 def no_convolutions(monkeypatch):
     """Grouped convolutions, which are compiled and checked elsewhere, pass at once."""
-    monkeypatch.setattr(selfcheck, "check_grouped", lambda _: ("not looked at", None))
+    monkeypatch.setattr(ascend_check, "check_grouped", lambda _: ("not looked at", None))
 
 
 @pytest.mark.usefixtures("no_convolutions")
@@ -139,10 +140,10 @@ def test_a_failing_check_stops_no_other(tmp_path, monkeypatch, capfd):
     def breaks(*_):
         raise RuntimeError("\n----------\nThe device is in an error state.\n- C++ Call Stack: ...")
 
-    monkeypatch.setattr(selfcheck, "network_figures", breaks)
+    monkeypatch.setattr(ascend_check, "network_figures", breaks)
     report = tmp_path / "report.md"
     arguments = ["--device_target", "CPU", "--precision", "float32", "--report", str(report)]
-    assert entry.run(ascend_check.main, arguments) == 1
+    assert entry.run(verb.main, arguments) == 1
     message = "RuntimeError: The device is in an error state."
     assert f"FAIL  repvgg_nano train float32: {message}" in capfd.readouterr().out
     assert f"| FAIL | repvgg_nano deploy float32 | {message} |" in report.read_text("utf-8")
@@ -157,16 +158,16 @@ def test_what_ran_when_the_process_died_is_in_the_report(tmp_path, monkeypatch):
         assert "Unfinished: repvgg_nano train float32 was running when this was written." in report.read_text("utf-8")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(selfcheck, "network_figures", dies)
-    assert entry.run(ascend_check.main, ["--device_target", "CPU", "--report", str(report)]) == 130
+    monkeypatch.setattr(ascend_check, "network_figures", dies)
+    assert entry.run(verb.main, ["--device_target", "CPU", "--report", str(report)]) == 130
     assert "| PASS | convolution of 4 groups |" in report.read_text("utf-8")
 
 
 def test_a_reference_can_be_recorded_and_a_wrong_one_is_refused(tmp_path, monkeypatch, capsys):
     path = tmp_path / "new.json"
-    monkeypatch.setattr(selfcheck, "network_figures", lambda model, form: {"logits": [1.0]})
-    assert entry.run(ascend_check.main, ["--record", str(path), "--models", "RepVGG-A0"]) == 0
-    written = selfcheck.read_reference(path)
+    monkeypatch.setattr(ascend_check, "network_figures", lambda model, form: {"logits": [1.0]})
+    assert entry.run(verb.main, ["--record", str(path), "--models", "RepVGG-A0"]) == 0
+    written = ascend_check.read_reference(path)
     assert written["networks"] == {"repvgg_a0": {form: {"logits": [1.0]} for form in PLAIN_FORMS}}
     assert written["made_by"]["mindspore"] == ms.__version__
     for text, message in (
@@ -175,7 +176,7 @@ def test_a_reference_can_be_recorded_and_a_wrong_one_is_refused(tmp_path, monkey
         ('{"networks": {}}', "made by rule None"),
     ):
         path.write_text(text)
-        assert entry.run(ascend_check.main, ["--reference", str(path), "--device_target", "CPU"]) == 2
+        assert entry.run(verb.main, ["--reference", str(path), "--device_target", "CPU"]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(UserError, match="repvgg_a9"):
-        ascend_check.main(["--models", "repvgg_a9"])
+        verb.main(["--models", "repvgg_a9"])
