@@ -11,19 +11,8 @@ import pytest
 import torch
 from mindspore import Tensor
 from safetensors.torch import load_file
-from support import BOTH_FORMS, SMALL, contents, images, relative_difference, weights
+from support import BOTH_FORMS, SMALL, contents, foreign, images, relative_difference, weights
 from support.dialect_names import NAMES, VARIANTS, knows, shapes_in
-from support.foreign import (
-    official_state,
-    renamed,
-    same_logits,
-    theirs,
-    torch_network,
-    variant_of,
-    without_aux,
-    wrapped_file,
-    write,
-)
 from support.golden import FAMILY
 from support.torch_reference import Network
 
@@ -65,8 +54,9 @@ def source(tmp_path):
     """A function (dialect, kind): a file of a small network in a project's names."""
 
     def make(dialect="official", kind="plain", **options):
-        return write(
-            tmp_path / f"{dialect}_{kind}{SUFFIX.get(dialect, '.safetensors')}", theirs(dialect, kind, **options)
+        return foreign.write(
+            tmp_path / f"{dialect}_{kind}{SUFFIX.get(dialect, '.safetensors')}",
+            foreign.theirs(dialect, kind, **options),
         )
 
     return make
@@ -81,12 +71,12 @@ def source(tmp_path):
 def test_by_default_our_deploy_form_proven(source, call, tmp_path, dialect, kind, suffix):
     status, out, err = call("convert", source(dialect, kind), tmp_path / f"fused{suffix}")
     assert (status, err) == (0, "")
-    blocks = sum(variant_of(kind).num_blocks) + 1
+    blocks = sum(foreign.variant_of(kind).num_blocks) + 1
     assert [line.split()[0] for line in out.splitlines()][: blocks + 2][:: blocks + 1] == ["block", "output"]
     assert "equivalent (tolerance 0.0001 of the largest output)\n" in out
     assert out.endswith(f"written: {tmp_path / f'fused{suffix}'} (deploy form, mindrepvgg's names)\n")
     net = load_checkpoint(tmp_path / f"fused{suffix}", form="deploy")
-    assert same_logits(net, torch_network(kind))
+    assert foreign.same_logits(net, foreign.torch_network(kind))
     assert net.metadata["converted_from"] == source(dialect, kind).name
     assert 0 <= net.metadata["equivalence"]["max_rel"] <= 1e-4
 
@@ -98,17 +88,17 @@ KINDS = {**dict.fromkeys(OTHERS, "d2se"), "basecls": "g4", "repvggplus": "plus"}
 @pytest.mark.parametrize(("dialect", "kind"), KINDS.items())
 def test_out_and_back_is_bit_exact(source, call, tmp_path, dialect, kind):
     """Ours, the project's, and ours again: at every step the very bits that an independent renaming gives."""
-    expected = theirs(dialect, kind)
+    expected = foreign.theirs(dialect, kind)
     ours, out, back = (
         tmp_path / name for name in ("ours.ckpt", f"out{SUFFIX.get(dialect, '.safetensors')}", "back.ckpt")
     )
-    original = write(tmp_path / "original.ckpt", theirs("mindrepvgg", kind))
+    original = foreign.write(tmp_path / "original.ckpt", foreign.theirs("mindrepvgg", kind))
     for argv in ((original, ours), (ours, out, "--dialect", dialect), (out, back)):
         status, printed, err = call("convert", *argv, "--form", "train")
         assert (status, err) == (0, "")
         assert "equivalent" not in printed, "nothing is fused"
     assert_same(read(out), expected)
-    expected = {name: tensor.numpy() for name, tensor in theirs("mindrepvgg", kind).items()}
+    expected = {name: tensor.numpy() for name, tensor in foreign.theirs("mindrepvgg", kind).items()}
     for path in (ours, back):
         found = weights(load_checkpoint(path, form="train"))
         assert {name: array.tobytes() for name, array in found.items()} == {n: a.tobytes() for n, a in expected.items()}
@@ -129,7 +119,7 @@ def has_form(dialect, variant, deploy):
 @pytest.mark.parametrize("dialect", NAMES)
 def test_the_whole_family_out_and_back(dialect, deploy):
     """Each array of each network stands under its right name in every dialect, and under its own again afterwards."""
-    for variant in map(variant_of, FAMILY):
+    for variant in map(foreign.variant_of, FAMILY):
         if not has_form(dialect, variant, deploy):
             continue
         ours = numbered(shapes_in("mindrepvgg", variant, deploy))
@@ -143,16 +133,18 @@ def test_the_whole_family_out_and_back(dialect, deploy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "dialect"), [(n, d) for n in LARGE for d in OTHERS if knows(d, variant_of(n))])
+@pytest.mark.parametrize(
+    ("name", "dialect"), [(n, d) for n in LARGE for d in OTHERS if knows(d, foreign.variant_of(n))]
+)
 def test_real_sizes_out_and_back(call, tmp_path, name, dialect):
-    original = write(tmp_path / "original.ckpt", theirs("mindrepvgg", name))
+    original = foreign.write(tmp_path / "original.ckpt", foreign.theirs("mindrepvgg", name))
     # Not .ckpt, which MindSpore reads back only while that much memory is wholly unused.
     out = tmp_path / f"out{'.safetensors' if dialect in ('mindcv', 'modelzoo') else '.pth'}"
     for argv in ((original, out, "--dialect", dialect), (out, tmp_path / "back.ckpt")):
         assert call("convert", *argv, "--form", "train")[0] == 0
-    assert_same(read(out), theirs(dialect, name))
+    assert_same(read(out), foreign.theirs(dialect, name))
     back = weights(load_checkpoint(tmp_path / "back.ckpt"))
-    assert_same({n: torch.from_numpy(a) for n, a in back.items()}, theirs("mindrepvgg", name))
+    assert_same({n: torch.from_numpy(a) for n, a in back.items()}, foreign.theirs("mindrepvgg", name))
 
 
 @pytest.mark.parametrize("form", ["train", "deploy"])
@@ -163,26 +155,30 @@ def test_pytorch_files_load_strictly_into_the_authors_modules(source, call, tmp_
     assert call("convert", given, path, "--dialect", dialect, "--form", form)[0] == 0
     net = Network(VARIANTS[kind], 7, deploy=form == "deploy").eval()
     net.load_state_dict(torch.load(path, weights_only=True), strict=True)
-    assert same_logits(load_weights(given), net)
+    assert foreign.same_logits(load_weights(given), net)
     assert path.stat().st_mode & 0o444 == 0o444
 
 
 @pytest.mark.parametrize("dialect", ["mindcv", "official"])
 def test_mindcv_takes_its_checkpoint(call, tmp_path, dialect):
     """Everything is loaded and it answers alike; written in another project's names, MindCV's network stays empty."""
-    given = write(tmp_path / "a0.safetensors", theirs("timm", "repvgg_a0"))
+    given = foreign.write(tmp_path / "a0.safetensors", foreign.theirs("timm", "repvgg_a0"))
     assert call("convert", given, tmp_path / "a0.ckpt", "--dialect", dialect, "--form", "train")[0] == 0
     net = mindcv.create_model("repvgg_a0", num_classes=7).set_train(False)
     missing, unused = ms.load_param_into_net(net, ms.load_checkpoint(str(tmp_path / "a0.ckpt")), strict_load=True)
     net.in_channels = 3
-    assert (missing == unused == [] and same_logits(net, torch_network("repvgg_a0"))) is (dialect == "mindcv")
+    assert (missing == unused == [] and foreign.same_logits(net, foreign.torch_network("repvgg_a0"))) is (
+        dialect == "mindcv"
+    )
 
 
 def test_averaged_weights(tmp_path, call):
-    path = wrapped_file(tmp_path, "main.py")
+    path = foreign.wrapped_file(tmp_path, "main.py")
     for kind, seed in (("raw", 0), ("ema", 1)):
         assert call("convert", path, tmp_path / f"{kind}.ckpt", "--weights", kind)[0] == 0
-        assert same_logits(load_checkpoint(tmp_path / f"{kind}.ckpt"), torch_network("plain", seed=seed))
+        assert foreign.same_logits(
+            load_checkpoint(tmp_path / f"{kind}.ckpt"), foreign.torch_network("plain", seed=seed)
+        )
 
 
 def test_what_our_file_knows_stays_with_it(tmp_path, call, source):
@@ -201,7 +197,7 @@ def test_deploy_form_stays_as_it_is(source, call, tmp_path):
     """From deploy form to deploy form nothing is fused, so that the bits stay, and no proof is printed."""
     status, out, _ = call("convert", source("timm", "d2se", deploy=True), tmp_path / "out.pth", "--dialect", "official")
     assert (status, out) == (0, f"written: {tmp_path / 'out.pth'} (deploy form, official's names)\n")
-    assert_same(read(tmp_path / "out.pth"), theirs("official", "d2se", deploy=True))
+    assert_same(read(tmp_path / "out.pth"), foreign.theirs("official", "d2se", deploy=True))
 
 
 # --------------------------------------------------------------------------------------------- what is told of a file
@@ -225,7 +221,7 @@ def test_the_report(source, call, tmp_path):
         **{"num_classes": 7, "in_channels": 3},
     }
     assert found["model_args"] == VARIANTS["d2se"].to_dict()
-    assert found["parameters"] == sum(p.numel() for p in torch_network("d2se").parameters())
+    assert found["parameters"] == sum(p.numel() for p in foreign.torch_network("d2se").parameters())
     equivalence = report["equivalence"]
     assert equivalence["passed"] is True
     assert equivalence["failures"] == []
@@ -262,7 +258,10 @@ def test_inspect(source, call, dialect, kind, deploy, expected):
     assert (status, err) == (0, "")
     found = told(out)
     if "parameters" in expected:
-        expected = {**expected, "parameters": str(sum(p.numel() for p in torch_network(kind, deploy).parameters()))}
+        expected = {
+            **expected,
+            "parameters": str(sum(p.numel() for p in foreign.torch_network(kind, deploy).parameters())),
+        }
     assert found.items() >= expected.items()
     assert found["path"] == str(path)
     assert found["model_args"] == str(VARIANTS[kind].to_dict())
@@ -270,7 +269,9 @@ def test_inspect(source, call, dialect, kind, deploy, expected):
 
 
 def test_inspect_the_family(tmp_path, call):
-    status, out, _ = call("convert", write(tmp_path / "x", theirs("timm", "repvgg_a0"), "legacy"), "--inspect")
+    status, out, _ = call(
+        "convert", foreign.write(tmp_path / "x", foreign.theirs("timm", "repvgg_a0"), "legacy"), "--inspect"
+    )
     assert status == 0
     assert told(out).items() >= {"model": "repvgg_a0", "container": "torch", "tensors": "290"}.items()
     assert "model_args" not in told(out)
@@ -287,7 +288,7 @@ def test_inspect_the_family(tmp_path, call):
     ],
 )  # fmt: skip
 def test_inspect_training_files(tmp_path, call, project, expected):
-    status, out, _ = call("convert", wrapped_file(tmp_path, project), "--inspect")
+    status, out, _ = call("convert", foreign.wrapped_file(tmp_path, project), "--inspect")
     assert status == 0
     assert told(out).items() >= {"raw_weights": "True", **expected}.items()
     ignored = {"main.py": "config", "timm": "args", "mmpretrain": "optimizer", "MindCV": "moments.*", "pth.tar": "arch"}
@@ -305,7 +306,7 @@ def test_inspect_our_own(tmp_path, call, source):
 # ------------------------------------------------------------------------------------------------- what is refused
 
 
-# Source (dialect, kind, options of `theirs`), the rest of the command, and the error; {t} is the folder.
+# Source (dialect, kind, options of `foreign.theirs`), the rest of the command, and the error; {t} is the folder.
 PLAIN = ("timm", "plain", {})
 REFUSED = [
     (
@@ -359,19 +360,19 @@ def test_auxiliary_heads_are_left_out_of_the_deploy_form_only(source, call, tmp_
         assert call("convert", given, path, "--dialect", "repvggplus", "--form", form)[0] == 0
         assert any("_aux" in name for name in read(path)) is expected
     # Written into a deploy form by hand, they are refused.
-    mixed = {**theirs("repvggplus", "plus", deploy=True)}
-    mixed |= {name: tensor for name, tensor in theirs("repvggplus", "plus").items() if "_aux" in name}
-    status, _, err = call("convert", write(tmp_path / "mixed.pth", mixed), tmp_path / "out.ckpt")
+    mixed = {**foreign.theirs("repvggplus", "plus", deploy=True)}
+    mixed |= {name: tensor for name, tensor in foreign.theirs("repvggplus", "plus").items() if "_aux" in name}
+    status, _, err = call("convert", foreign.write(tmp_path / "mixed.pth", mixed), tmp_path / "out.ckpt")
     assert status == 2
     assert "not quite a RepVGG: the closest is repvgg of num_blocks" in err
     assert "unexpected: stage1_aux.0.conv.weight" in err
 
 
 def test_a_plus_without_heads_stays_without(call, tmp_path):
-    given = write(tmp_path / "bare.pth", without_aux(theirs("repvggplus", "plus")))
+    given = foreign.write(tmp_path / "bare.pth", foreign.without_aux(foreign.theirs("repvggplus", "plus")))
     path = tmp_path / "out.pth"
     assert call("convert", given, path, "--dialect", "repvggplus", "--form", "train")[0] == 0
-    assert_same(read(path), without_aux(theirs("repvggplus", "plus")))
+    assert_same(read(path), foreign.without_aux(foreign.theirs("repvggplus", "plus")))
 
 
 @pytest.mark.compat
@@ -406,8 +407,8 @@ def test_a_failed_equivalence_writes_nothing(source, call, tmp_path, monkeypatch
 
 def test_numbers_that_are_none(source, call, tmp_path):
     """Refused; where they are allowed they are kept, but never proven equivalent."""
-    tensors = {**theirs("timm", "plain"), "head.fc.bias": torch.full((7,), torch.inf)}
-    path, out = write(tmp_path / "inf.safetensors", tensors), tmp_path / "out.ckpt"
+    tensors = {**foreign.theirs("timm", "plain"), "head.fc.bias": torch.full((7,), torch.inf)}
+    path, out = foreign.write(tmp_path / "inf.safetensors", tensors), tmp_path / "out.ckpt"
     status, _, err = call("convert", path, out)
     assert (status, out.exists()) == (2, False)
     assert f"1 of {len(tensors)} tensors hold NaN or infinite values: head.fc.bias (7 of 7)" in err
@@ -421,7 +422,7 @@ def test_numbers_that_are_none(source, call, tmp_path):
 def test_without_pytorch(source, call, tmp_path, monkeypatch):
     """Everything but .pth goes without PyTorch; .pth is refused before anything is read."""
     given = source("official", "plain")
-    legacy = write(tmp_path / "legacy.pth", theirs("official", "plain"), "legacy")
+    legacy = foreign.write(tmp_path / "legacy.pth", foreign.theirs("official", "plain"), "legacy")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError):
         importlib.import_module("torch")
@@ -448,9 +449,11 @@ def test_from_the_official_file_to_our_checkpoint_and_on_to_timm(source, call, t
     x = images(2, 3, 64, 48)
     found = create_model("repvgg", 7, deploy=True, weights=tmp_path / "timm.safetensors", **SMALL["d2se"])
     with torch.no_grad():
-        expected = torch_network("d2se")(torch.from_numpy(x))
+        expected = foreign.torch_network("d2se")(torch.from_numpy(x))
     assert relative_difference(found.set_train(False)(Tensor(x)), expected) < 1e-4
     assert (
         read(tmp_path / "timm.safetensors").keys()
-        == renamed(official_state(torch_network("d2se", deploy=True)), "timm", VARIANTS["d2se"], deploy=True).keys()
+        == foreign.renamed(
+            foreign.official_state(foreign.torch_network("d2se", deploy=True)), "timm", VARIANTS["d2se"], deploy=True
+        ).keys()
     )

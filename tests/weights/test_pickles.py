@@ -11,7 +11,6 @@ import pathlib
 import pickle
 import random
 import struct
-import subprocess
 import sys
 import time
 import tracemalloc
@@ -21,6 +20,7 @@ import pytest
 from support import BOTH_FORMS, assert_same
 from support.dialect_names import VARIANTS, random_arrays, shapes_in
 from support.hostile_pickles import BOMBS, Call, Name, Persistent, Raw, attacks, dumps, ops
+from support.memory import peak_of_reading
 
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.weights import pickles
@@ -327,17 +327,6 @@ def test_the_number_of_operations_is_bounded(write, monkeypatch):
 
 # --------------------------------------------------------------------------------------------------------- memory
 
-PEAK = """
-import sys
-from mindrepvgg.weights.pickles import read_pickle_file
-def peak():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-before = peak()
-state = read_pickle_file(sys.argv[1])
-assert not {"torch", "mindspore"} & set(sys.modules)
-print(peak() - before, sum(array.nbytes for array in state.values()))
-"""
-
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc to see the peak of memory")
 @pytest.mark.parametrize(("protocol", "times"), [(2, 3.3), (4, 2.3), (5, 2.3)])
@@ -345,9 +334,6 @@ def test_reading_takes_little_more_than_the_file_and_its_arrays(write, protocol,
     rng = np.random.default_rng(0)
     arrays = {f"w{i}": rng.random((1 << 16, 20), dtype=np.float32) for i in range(12)}
     size = sum(array.nbytes for array in arrays.values())
-    root = pathlib.Path(pickles.__file__).parents[2]
-    command = [sys.executable, "-c", PEAK, write(arrays, protocol)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, check=True)
-    peak, total = map(int, done.stdout.split())
+    peak, total = peak_of_reading(pickles.read_pickle_file, write(arrays, protocol))
     assert total == size
     assert peak < times * size

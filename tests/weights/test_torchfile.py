@@ -15,7 +15,6 @@ import pathlib
 import pickle
 import random
 import struct
-import subprocess
 import sys
 import time
 import tracemalloc
@@ -38,9 +37,9 @@ from support.hostile_pickles import (
     storage,
     tensor,
 )
+from support.memory import peak_of_reading
 
 from mindrepvgg.errors import CheckpointError
-from mindrepvgg.weights import torchfile
 from mindrepvgg.weights.pickles import Opaque
 from mindrepvgg.weights.torchfile import is_torch_file, read_torch_file
 
@@ -617,17 +616,6 @@ def test_a_legacy_file_with_wrong_storage_list(tmp_path):
 
 # --------------------------------------------------------------------------------------------------------- memory
 
-PEAK = """
-import sys
-from mindrepvgg.weights.torchfile import read_torch_file
-def peak():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-before = peak()
-state = read_torch_file(sys.argv[1])
-assert not {"torch", "mindspore"} & set(sys.modules)
-print(peak() - before, sum(array.nbytes for array in state.values()))
-"""
-
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc to see the peak of memory")
 @pytest.mark.parametrize("form", FORMS)
@@ -638,9 +626,7 @@ def test_reading_takes_about_the_files_size_in_memory(tmp_path, form):
     path = WRITE[form](tmp_path / "a.pth", dumps(value), {str(i): raw for i in range(12)})
     size = path.stat().st_size
     assert size > 60e6
-    root = pathlib.Path(torchfile.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, cwd=root, check=True)
-    peak, total = map(int, done.stdout.split())
+    peak, total = peak_of_reading(read_torch_file, path)
     assert total == 12 * len(raw)
     assert peak < 1.3 * size
 
