@@ -1,11 +1,17 @@
 """The process around the network: device, compile level, and temporary changes that leave nothing behind."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import mindspore as ms
 import pytest
 from mindspore import nn
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.runtime import device
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -80,3 +86,28 @@ def test_execution_mode_returns_to_the_mode_of_before(mode):
     with device.execution_mode(mode):
         assert ms.get_context("mode") == mode
     assert ms.get_context("mode") == before
+
+
+SETUP_AFTER_WORK = """
+from mindrepvgg.runtime import device
+from mindrepvgg.errors import UserError
+import mindspore as ms
+assert float((ms.Tensor([1.0]) + 1).asnumpy()[0]) == 2
+print(device.setup("CPU", seed=1), device.setup("auto"))
+try:
+    device.setup("Ascend")
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("davinci[0-9]*")), reason="this machine has an Ascend device")
+def test_a_run_may_start_where_mindspore_has_worked_already():
+    """In a notebook, say: MindSpore then refuses to be told the device, even the one it runs on."""
+    result = subprocess.run(
+        [sys.executable, "-c", SETUP_AFTER_WORK], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "CPU CPU"
+    assert lines[1].startswith("device_target (=Ascend) cannot be used on this machine: ")

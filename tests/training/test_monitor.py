@@ -1,15 +1,21 @@
 """What watches a run: the log that programs read, the picture of the curves, the polite way to stop."""
 
+import contextlib
 import json
 import os
 import signal
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mindspore import Tensor
 from PIL import Image
+from support import context_mode
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.training.monitor import Progress, RunLog, StopRequest, draw_curves
+from mindrepvgg.training import monitor
+from mindrepvgg.training.monitor import EventFiles, Meter, Profile, Progress, RunLog, StopRequest, draw_curves
 
 pytestmark = pytest.mark.compat
 
@@ -160,3 +166,91 @@ class TestProgress:
         progress.say("epoch 1/2: loss 0.5000")
         progress.close()
         assert capsys.readouterr() == ("epoch 1/2: loss 0.5000\n", "")
+
+
+class TestMeter:
+    def test_speed_and_waiting(self, monkeypatch):
+        clock = SimpleNamespace(now=100.0)
+        clock.perf_counter = lambda: clock.now
+        monkeypatch.setattr(monitor, "time", clock)
+        meter = Meter()
+        clock.now += 5  # compilation, say
+        meter.restart()
+        for _ in range(4):
+            with meter.waiting():
+                clock.now += 0.5
+            clock.now += 1.5
+            meter.count(32)
+        assert meter.read() == (128 / 8, 2 / 8)
+        clock.now += 2
+        meter.count(10)
+        with contextlib.suppress(StopIteration), meter.waiting():
+            clock.now += 2
+            raise StopIteration
+        assert meter.read() == (10 / 4, 2 / 4)
+        assert meter.read() == (0, 0), "no time has passed"
+
+
+class TestEventFiles:
+    def test_the_package_may_be_missing(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tensorboardX", None)
+        with pytest.raises(UserError) as caught:
+            EventFiles(tmp_path)
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).endswith("which is not installed: pip install tensorboardX")
+
+    def test_what_is_written(self, tmp_path):
+        writer = pytest.importorskip("tensorboardX")
+        events = EventFiles(tmp_path)
+        log = RunLog(None, events=events)
+        log.write("train", 1, 4, loss=0.5, lr=0.25, note="text", missing=None)
+        log.write("train", 1, 8, loss=0.125, lr=0.25)
+        log.write("validate", 1, 8, top1=12.5, correct=125)
+        events.close()
+        (path,) = tmp_path.iterdir()
+        loader = writer.proto.event_pb2.Event
+        found = {}
+        for record in _records(path.read_bytes()):
+            event = loader.FromString(record)
+            for value in event.summary.value:
+                found[value.tag, event.step] = value.simple_value
+        assert found == {
+            ("train/loss", 4): 0.5,
+            ("train/lr", 4): 0.25,
+            ("train/loss", 8): 0.125,
+            ("train/lr", 8): 0.25,
+            ("validate/top1", 8): 12.5,
+            ("validate/correct", 8): 125,
+        }
+
+
+def _records(content):
+    """The records of a TFRecord file: length (8 bytes), its checksum (4), content, its checksum (4)."""
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        yield content[12 : 12 + length]
+        content = content[16 + length :]
+
+
+class TestProfile:
+    def test_closed_before_it_was_started(self, tmp_path):
+        profile = Profile(tmp_path / "profile", steps=2)
+        profile.step()
+        profile.step()
+        profile.step()
+        profile.close()
+        assert not (tmp_path / "profile").exists()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("taken", [3, 1, 0])
+    def test_something_is_written(self, tmp_path, taken):
+        """After its last step, and when the run ends before."""
+        with context_mode("pynative"):
+            profile = Profile(tmp_path / "profile", steps=3)
+            profile.start()
+            for _ in range(taken):
+                (Tensor(np.ones(8, np.float32)) + 1).asnumpy()
+                profile.step()
+            profile.close()
+            profile.close()
+        assert [path for path in (tmp_path / "profile").rglob("*") if path.is_file()]

@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 import torch
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 from support import SMALL, context_mode, images, randomise_bn, relative_difference
 from support.torch_reference import Network, copy_weights, torch_name
 
@@ -16,7 +16,11 @@ from mindrepvgg.training.optim import build_optimizer
 from mindrepvgg.training.step import LossScale, NetworkWithLoss, TrainStep, bn_statistics, is_bn_statistic
 
 CLASSES = 5
+
+
 TINY = {"num_blocks": (1, 1, 2, 1), "widths": (4, 4, 8, 8, 8)}
+
+
 LR, MOMENTUM = 0.05, 0.9
 
 
@@ -460,3 +464,35 @@ def test_recomputing_the_blocks_changes_nothing():
     np.testing.assert_allclose(*outcomes, rtol=1e-5)
     assert largest_difference(recomputing.weights, plain.weights) < 1e-5
     assert largest_difference(plain.weights, plain.start) > 1e-2, "negative control"
+
+
+class Fixed(nn.Cell):
+    """Gives back what it was made with, whatever the images."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def construct(self, images):
+        return self.outputs
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("heads", [0, 3])
+@pytest.mark.usefixtures("pynative_mode")
+def test_the_loss(label_smoothing, heads):
+    """Cross-entropy of the logits, plus the auxiliary heads' at their weight."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(1 + heads, 6, 5))
+    labels = rng.integers(0, 5, 6)
+    target = (1 - label_smoothing) * np.eye(5)[labels] + label_smoothing / 5
+    log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    losses = -(target * log_softmax).sum(-1).mean(-1)
+    expected = losses[0] + 0.25 * losses[1:].sum()
+
+    tensors = tuple(Tensor(x, ms.float32) for x in logits)
+    cell = NetworkWithLoss(Fixed(tensors if heads else tensors[0]), build_loss("CE", label_smoothing), aux_weight=0.25)
+    for scale in (1.0, 8.0):
+        found = cell(None, Tensor(labels, ms.int32), Tensor(scale, ms.float32))
+        assert float(found.asnumpy()) == pytest.approx(scale * expected, rel=1e-5)

@@ -1,7 +1,6 @@
 """The training loop: what it writes, that it repeats itself bit for bit, and every way in which it may end."""
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -17,39 +16,26 @@ import mindspore as ms
 import numpy as np
 import pytest
 import yaml
-from mindspore import Tensor, nn
 from PIL import Image
-from support import TINY_DIGITS, context_mode
 from support.processes import assert_same_run, records
+from support.runs import STEPS, STEPS_PER_EPOCH, TINY, each_step, names, run_until, tiny
 
 from mindrepvgg import load_checkpoint
-from mindrepvgg.data import datasets
 from mindrepvgg.errors import TrainingError
 from mindrepvgg.recipe.sources import load_recipe, recipe_from_dict
-from mindrepvgg.training.loss import build_loss
 from mindrepvgg.training.resume import recipe_of_run
 from mindrepvgg.training.run_folder import find_last
-from mindrepvgg.training.step import NetworkWithLoss
 from mindrepvgg.training.trainer import Trainer
 from mindrepvgg.weights.containers import read_weights
 
 ROOT = Path(__file__).parents[2]
 
-# 4000 real digits in 10 steps an epoch, on a network of a few thousand parameters.
-TINY = {
-    **TINY_DIGITS,
-    "scale": [0.7, 1.0],
-    "hflip": 0.0,
-    "batch_size": 400,
-    "epoch_size": 2,
-    "lr": 0.1,
-    "num_parallel_workers": 2,
-    "log_interval": 4,
-    "keep_checkpoint_max": 1,
-}
-STEPS_PER_EPOCH, STEPS = 10, 20
+
+pytestmark = pytest.mark.usefixtures("digits_read_once", "no_curves")
 
 TRAIN_KEYS = {"event", "epoch", "step", "progress", "loss", "lr", "images_per_second", "data_wait"}
+
+
 VALIDATE_KEYS = {
     "event",
     "epoch",
@@ -62,51 +48,6 @@ VALIDATE_KEYS = {
     "unreadable",
     "images_per_second",
 }
-
-
-def tiny(folder, **changes):
-    """The recipe TINY with changes, its run in `folder`."""
-    return load_recipe(None, {**TINY, "ckpt_save_dir": str(folder), **changes})
-
-
-def names(folder):
-    return sorted(path.name for path in Path(folder).iterdir())
-
-
-def each_step(trainer, action):
-    """Call action(step, images) before each of the trainer's steps, counted from 1; images can be changed in place."""
-    inner = trainer.step
-
-    def step(images, labels):
-        array = images.asnumpy().copy()
-        action(trainer.steps_done + 1, array)
-        return inner(Tensor(array), labels)
-
-    trainer.step = step
-    return trainer
-
-
-def run_until(trainer, step):
-    """Run until SIGINT arrives in this step."""
-
-    def interrupt(now, _):
-        if now == step:
-            signal.raise_signal(signal.SIGINT)
-
-    result = each_step(trainer, interrupt).run()
-    assert not result.finished
-    assert trainer.steps_done == step
-    return result
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _process():
-    """Read the digits once; give the mode back, which a run sets for the process."""
-    opened = datasets.DATASETS["mnist5k"]
-    datasets.DATASETS["mnist5k"] = functools.cache(opened)
-    with context_mode("graph"):
-        yield
-    datasets.DATASETS["mnist5k"] = opened
 
 
 @pytest.fixture(scope="module")
@@ -129,24 +70,6 @@ def whole(request, run, pynative_run):
     In graph mode the default suite stops and repeats a run in test_ctrl_c_and_the_command_it_prints.
     """
     return {"graph": (ms.GRAPH_MODE, run.last.parent), "pynative": (ms.PYNATIVE_MODE, pynative_run)}[request.param]
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """The curves take longer than the steps; `run` has drawn them, as fixtures of a module come first."""
-    monkeypatch.setattr("mindrepvgg.training.loop.draw_curves", lambda *_: None)
-
-
-@pytest.fixture
-def few_digits(monkeypatch):
-    """A tenth of the digits, for tests of what happens around the steps; an epoch of TINY is one step then."""
-
-    def open_few(data_dir, split):
-        source = opened(data_dir, split)
-        return dataclasses.replace(source, images=source.images[::10], labels=source.labels[::10])
-
-    opened = datasets.DATASETS["mnist5k"]
-    monkeypatch.setitem(datasets.DATASETS, "mnist5k", open_few)
 
 
 @pytest.fixture
@@ -406,117 +329,3 @@ class TestTheFolder:
         trained = [record for record in records(tmp_path) if record["event"] == "train"]
         assert [record["step"] for record in trained] == [1, 2, 3]
         assert all(math.isfinite(record["loss"]) for record in trained)
-
-
-def spoil_at(trainer, step, leaf="linear.bias"):
-    """An action for `each_step`: one parameter becomes NaN before this step."""
-    (parameter,) = (p for p in trainer.net.get_parameters() if p.name == leaf)
-
-    def spoil(now, _):
-        if now == step:
-            parameter.set_data(Tensor(np.full(parameter.shape, np.nan), parameter.dtype))
-
-    return spoil
-
-
-@pytest.mark.usefixtures("few_digits")
-class TestDivergence:
-    def test_a_rate_beyond_all_measure(self, tmp_path):
-        with pytest.raises(TrainingError) as caught:
-            Trainer(tiny(tmp_path, mode=1, lr=1e30, batch_size=100)).run()
-        assert re.fullmatch(
-            r"(the loss became (nan|inf) at step [1-4] \(epoch 1, learning rate \d.*\)|[\w.]+ is no longer finite at "
-            r"step 4); the last good state is none yet\. Lower lr.*",
-            str(caught.value),
-        )
-        assert not list(tmp_path.glob("*.ckpt"))
-
-    def test_the_step_is_named_and_the_last_good_state_kept(self, tmp_path):
-        """Step 14 is spoilt; the log comes to it at step 16, the checkpoint is of step 10."""
-        trainer = Trainer(tiny(tmp_path, mode=1, batch_size=40))
-        with pytest.raises(TrainingError) as caught:
-            each_step(trainer, spoil_at(trainer, 14)).run()
-        rate = 0.05 * (1 + math.cos(math.pi * 13 / (STEPS - 1)))
-        assert str(caught.value) == (
-            f"the loss became nan at step 14 (epoch 2, learning rate {rate:.3g}); the last good state is "
-            f"{tmp_path / 'repvgg_last.ckpt'}. Lower lr, lengthen warmup_epochs, or check the data"
-        )
-        for name in ("repvgg_last.ckpt", "repvgg_best.ckpt", "repvgg-1.ckpt"):
-            found = read_weights(tmp_path / name)
-            assert found.description["step"] == STEPS_PER_EPOCH
-            assert all(np.isfinite(array).all() for array in found.arrays.values())
-        assert records(tmp_path)[-1]["step"] == 12, "no record of the spoilt interval"
-
-    def test_what_the_loss_does_not_show(self, tmp_path):
-        """A ReLU makes a zero of NaN."""
-        trainer = Trainer(tiny(tmp_path, mode=1, epoch_size=1, batch_size=200))
-        each_step(trainer, spoil_at(trainer, 2, "stage0.rbr_dense.conv.weight"))
-        with pytest.raises(TrainingError, match=r"^stage0\.rbr_dense\.conv\.weight is no longer finite at step 2; the"):
-            trainer.run()
-        assert not list(tmp_path.glob("*.ckpt"))
-
-    @pytest.mark.parametrize("leaf", ["linear.bias", "stage0.rbr_dense.conv.weight"])
-    def test_stopping_does_not_save_a_spoilt_network(self, tmp_path, leaf):
-        """Neither where the loss shows it nor where it does not."""
-        trainer = Trainer(tiny(tmp_path, mode=1, batch_size=40))
-        each_step(trainer, spoil_at(trainer, 2, leaf))
-        with pytest.raises(TrainingError, match=r"(the loss became nan|weight is no longer finite) at step 2"):
-            run_until(trainer, 2)
-        assert not list(tmp_path.glob("*.ckpt"))
-
-
-class Fixed(nn.Cell):
-    """Gives back what it was made with, whatever the images."""
-
-    def __init__(self, outputs):
-        super().__init__()
-        self.outputs = outputs
-
-    def construct(self, images):
-        return self.outputs
-
-
-@pytest.mark.compat
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("heads", [0, 3])
-@pytest.mark.usefixtures("pynative_mode")
-def test_the_loss(label_smoothing, heads):
-    """Cross-entropy of the logits, plus the auxiliary heads' at their weight."""
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(1 + heads, 6, 5))
-    labels = rng.integers(0, 5, 6)
-    target = (1 - label_smoothing) * np.eye(5)[labels] + label_smoothing / 5
-    log_softmax = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    losses = -(target * log_softmax).sum(-1).mean(-1)
-    expected = losses[0] + 0.25 * losses[1:].sum()
-
-    tensors = tuple(Tensor(x, ms.float32) for x in logits)
-    cell = NetworkWithLoss(Fixed(tensors if heads else tensors[0]), build_loss("CE", label_smoothing), aux_weight=0.25)
-    for scale in (1.0, 8.0):
-        found = cell(None, Tensor(labels, ms.int32), Tensor(scale, ms.float32))
-        assert float(found.asnumpy()) == pytest.approx(scale * expected, rel=1e-5)
-
-
-SETUP_AFTER_WORK = """
-from mindrepvgg.runtime import device
-from mindrepvgg.errors import UserError
-import mindspore as ms
-assert float((ms.Tensor([1.0]) + 1).asnumpy()[0]) == 2
-print(device.setup("CPU", seed=1), device.setup("auto"))
-try:
-    device.setup("Ascend")
-except UserError as error:
-    print(error)
-"""
-
-
-@pytest.mark.skipif(any(Path("/dev").glob("davinci[0-9]*")), reason="this machine has an Ascend device")
-def test_a_run_may_start_where_mindspore_has_worked_already():
-    """In a notebook, say: MindSpore then refuses to be told the device, even the one it runs on."""
-    result = subprocess.run(
-        [sys.executable, "-c", SETUP_AFTER_WORK], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert lines[0] == "CPU CPU"
-    assert lines[1].startswith("device_target (=Ascend) cannot be used on this machine: ")
