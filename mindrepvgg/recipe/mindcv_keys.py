@@ -36,8 +36,8 @@ DEFAULTS = {
 # Epoch checkpoints to keep when all are: more than any run has epochs.
 _EVERY = 1_000_000
 
-# What MindCV's optimizers have as epsilon, whatever its key `eps` says: that goes to rmsprop alone.
-_EPS = {"adamw": 1e-8}
+# What MindCV's adamw has as epsilon, whatever its key `eps` says: that goes to rmsprop alone.
+_ADAMW_EPS = 1e-8
 
 # The schedulers that read these keys; the others take all epochs after the warm-up, and know no lower bound.
 _COSINE = ("cosine_decay", "warmup_cosine_decay")
@@ -118,12 +118,11 @@ def _filter_bias_and_bn(value, _file):
 
 
 def _opt(value, _file):
-    name = str(value).lower()
-    return {"opt": value, "eps": _EPS[name]} if name in _EPS else {"opt": value}
+    return {"opt": value, "eps": _ADAMW_EPS} if str(value).lower() == "adamw" else {"opt": value}
 
 
 def _eps(value, file):
-    return {"eps": _EPS.get(str(file.get("opt")).lower(), value)}
+    return {"eps": _ADAMW_EPS if str(file.get("opt")).lower() == "adamw" else value}
 
 
 def _decay_epochs(value, file):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write
+from mindrepvgg.runtime.optional import import_optional
 
 
 class RunLog:
@@ -48,14 +49,9 @@ class EventFiles:
     """TensorBoard's event files in a folder: a curve for each number of each event."""
 
     def __init__(self, folder, first_step=0):
-        try:
-            from tensorboardX import SummaryWriter
-        except ModuleNotFoundError:
-            raise UserError(
-                "tensorboard (=True) needs the package tensorboardX, which is not installed: pip install tensorboardX"
-            ) from None
+        tensorboard = import_optional("tensorboardX", extra="tensorboard", purpose="tensorboard (=True)")
         # What an interrupted session wrote beyond `first_step` is hidden: those steps are run again.
-        self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+        self._writer = tensorboard.SummaryWriter(str(folder), purge_step=first_step or None)
 
     def write(self, event, step, values):
         """Add the numbers of one record."""
@@ -117,7 +113,7 @@ class Meter:
     """Where the time of the steps goes, without graph compilation, validation and saving."""
 
     def __init__(self):
-        self.restart()
+        self._images, self._waited, self._since = 0, 0.0, time.perf_counter()
 
     def restart(self):
         """Leave out what happened since the last reading."""
