@@ -160,9 +160,16 @@ def check_data_dir(recipe):
 
 # Other programs' names for a key, as hints: by spelling alone, `epochs` is nearest to `decay_epochs`.
 ELSEWHERE = {
-    **{"epochs": "epoch_size", "num_epochs": "epoch_size", "learning_rate": "lr", "optimizer": "opt"},
-    **{"image_size": "image_resize", "workers": "num_parallel_workers", "num_workers": "num_parallel_workers"},
-    **{"nesterov": "use_nesterov", "output_dir": "ckpt_save_dir", "data_path": "data_dir"},
+    "epochs": "epoch_size",
+    "num_epochs": "epoch_size",
+    "learning_rate": "lr",
+    "optimizer": "opt",
+    "image_size": "image_resize",
+    "workers": "num_parallel_workers",
+    "num_workers": "num_parallel_workers",
+    "nesterov": "use_nesterov",
+    "output_dir": "ckpt_save_dir",
+    "data_path": "data_dir",
 }
 
 

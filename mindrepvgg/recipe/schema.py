@@ -15,12 +15,6 @@ from mindrepvgg.recipe import choices, rules
 from mindrepvgg.recipe.kinds import Kind, kind_of
 from mindrepvgg.recipe.provenance import CODE, DEFAULT, describe, plain
 
-# The sections of --help, each with its first key.
-_SECTIONS = {
-    **{"model": "model", "dataset": "data", "scale": "augmentation"},
-    **{"epoch_size": "optimisation", "amp_level": "precision", "distribute": "run"},
-}
-
 
 class Key(NamedTuple):
     """One entry of the schema."""
@@ -31,11 +25,11 @@ class Key(NamedTuple):
     comment: str
 
 
-def key(default, comment: str, choices=(), **bounds: float) -> Any:
-    """A field of `Recipe`: its value where none is given, what it is for, and what it may be; see `kinds.kind_of`."""
+def key(default, comment: str, choices=(), section: str = "", **bounds: float) -> Any:
+    """A field of `Recipe` with the values that `kinds.kind_of` describes; `section` begins a section of --help."""
     if isinstance(choices, Mapping):
         comment = f"{comment}. " + "; ".join(f"{word}: {meaning}" for word, meaning in choices.items() if meaning)
-    entry = {"comment": comment, "choices": choices, "bounds": bounds}
+    entry = {"comment": comment, "choices": choices, "section": section, "bounds": bounds}
     return dataclasses.field(default_factory=lambda: default, metadata=entry)
 
 
@@ -47,7 +41,7 @@ class Recipe:
     'default', the yaml file's path, 'command line', or what else set it; it takes no part in comparisons.
     """
 
-    model: str = key("repvgg_a0", "network: repvgg_a0 ... repvggplus_l2pse, or repvgg (own sizes)")
+    model: str = key("repvgg_a0", "network: repvgg_a0 ... repvggplus_l2pse, or repvgg (own sizes)", section="model")
     model_args: Mapping[str, Any] = key({}, "sizes of the network 'repvgg': num_blocks, widths, group_size, se...")
     num_classes: int = key(1000, "classes the network tells apart", least=1)
     in_channels: int = key(3, "channels of an image", least=1)
@@ -58,7 +52,7 @@ class Recipe:
     recompute: bool = key(False, "recompute each block's activations in the backward pass: less memory, more time")
     quantization: str = key("none", "fine-tune pretrained, in deploy form, for INT8", choices.QUANTIZATIONS)
 
-    dataset: str = key("imagenet", "what data_dir holds", choices.DATASETS)
+    dataset: str = key("imagenet", "what data_dir holds", choices.DATASETS, section="data")
     data_dir: str = key("", "folder of the data set; not needed for mnist5k, nor for fashion_mnist as Debian's package")
     val_share: float = key(0.0, "share of each class to validate on, without train/ and val/", least=0, below=1)
     batch_size: int = key(128, "images a step, per device", least=1)
@@ -74,7 +68,9 @@ class Recipe:
     mean: tuple[float, ...] = key((0.485, 0.456, 0.406), "mean of each channel, white being 1", least=0, most=1)
     std: tuple[float, ...] = key((0.229, 0.224, 0.225), "deviation of each channel, white being 1", above=0, most=1)
 
-    scale: tuple[float, float] = key((0.08, 1.0), "share of the image's area a random crop covers", above=0, most=1)
+    scale: tuple[float, float] = key(
+        (0.08, 1.0), "a random crop's share of area", section="augmentation", above=0, most=1
+    )
     ratio: tuple[float, float] = key((0.75, 1.333), "width / height of a random crop before it is resized", above=0)
     hflip: float = key(0.5, "probability of a horizontal flip", least=0, most=1)
     vflip: float = key(0.0, "probability of a vertical flip", least=0, most=1)
@@ -89,7 +85,7 @@ class Recipe:
     cutmix_prob: float = key(1.0, "share of the batches that are mixed; both given: half each", least=0, most=1)
     aug_repeats: int = key(0, "times an image is used in a step, augmented anew; 0 or 1: once", least=0)
 
-    epoch_size: int = key(120, "epochs of the run", least=1)
+    epoch_size: int = key(120, "epochs of the run", section="optimisation", least=1)
     opt: str = key("momentum", "optimizer", choices.OPTIMIZERS)
     lr: float = key(0.1, "highest learning rate", above=0)
     lr_per_batch: int | None = key(None, "global batch lr is for: lr, min_lr are scaled to the run's own", least=1)
@@ -120,14 +116,14 @@ class Recipe:
     ema_decay: float = key(0.9999, "its decay, approached as decay * (1 - exp(-updates / 2000))", least=0, below=1)
     precise_bn_steps: int = key(0, "training batches to take BN's statistics over anew at the end; 0: none", least=0)
 
-    amp_level: str = key("O0", "precision", choices.AMP_LEVELS)
+    amp_level: str = key("O0", "precision", choices.AMP_LEVELS, section="precision")
     amp_dtype: str = key("float16", "half precision's type (bfloat16: not on 910A)", choices.AMP_DTYPES)
     loss_scale_type: str = key("fixed", "loss scale", choices.LOSS_SCALES)
     loss_scale: float = key(1.0, "factor of the loss in the backward pass; a dynamic one begins with it", least=1)
     loss_scale_window: int = key(2000, "steps after which a dynamic scale is doubled", least=1)
     drop_overflow_update: bool = key(True, "skip, on all devices, an update whose gradients are not finite on one")
 
-    distribute: str | bool = key("auto", "data-parallel training; auto: under msrun or mpirun", ("auto", True, False))
+    distribute: str | bool = key("auto", "data-parallel; auto: under a launcher", ("auto", True, False), section="run")
     seed: int = key(42, "seed of weights, shuffling and augmentation", least=0, most=2**32 - 1)
     mode: int = key(0, "0: graph mode; 1: PyNative mode", (0, 1))
     device_target: str = key("auto", "device; auto: Ascend if there is one", ("auto", "CPU", "Ascend"))
@@ -200,7 +196,7 @@ def _read_keys() -> dict[str, Key]:
     field: Any  # its type and its default are of many kinds
     for field in dataclasses.fields(Recipe):
         if entry := field.metadata:
-            section, default = _SECTIONS.get(field.name, section), field.default_factory()
+            section, default = entry["section"] or section, field.default_factory()
             kind = kind_of(field.type, *entry["choices"], allow_empty=default == "", **entry["bounds"])
             keys[field.name] = Key(section, default, kind, entry["comment"])
     return keys

@@ -21,9 +21,20 @@ log = logging.getLogger(__name__)
 
 # What may differ between the sessions of one run: where things lie and how they are shown, not what is computed.
 _FREE_KEYS = {
-    *("data_dir", "ckpt_save_dir", "keep_checkpoint_max", "ckpt_save_policy", "ckpt_save_interval", "tensorboard"),
-    *("on_bad_image", "bad_image_limit"),  # or a run that ends at a damaged file could not go on
-    *("num_parallel_workers", "device_target", "jit_level", "dataset_sink_mode", "compile_cache", "distribute"),
+    "data_dir",
+    "ckpt_save_dir",
+    "keep_checkpoint_max",
+    "ckpt_save_policy",
+    "ckpt_save_interval",
+    "tensorboard",
+    "on_bad_image",  # or a run that ends at a damaged file could not go on
+    "bad_image_limit",
+    "num_parallel_workers",
+    "device_target",
+    "jit_level",
+    "dataset_sink_mode",
+    "compile_cache",
+    "distribute",
 }
 # ... and, on another number of devices, what makes up the global batch.
 _FREE_KEYS_ELSEWHERE = {*_FREE_KEYS, "batch_size", "gradient_accumulation_steps"}
