@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from mindrepvgg.errors import RecipeError
+from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.reparam.blocks import NORMS
 
 
-def freeze(net, stages=0, bn=False):
-    """Exclude parts of a RepVGG from training, before its optimizer is made. Returns `net`.
+def freeze(net: RepVGG, stages: int = 0, bn: bool = False) -> RepVGG:
+    """Exclude parts of a network from training; call it before the optimizer is made.
 
-    stages: how many from the input on: 1 is stage0 alone, 5 all but the head; their BN normalises with its moving
-    statistics, as in inference, and these stay. RepVGGplus's auxiliary heads go with the stage they hang on.
-    bn: every BN of the network, weights and statistics.
-    Raises RecipeError when nothing is left to train.
+    Args:
+        net: the network.
+        stages: how many stages to freeze, from the input on: 1 is stage0 alone, 5 all but the head. Their BN normalises
+            with its moving statistics, as in inference, and these stay. An auxiliary head of RepVGGplus goes with the
+            stage it hangs on.
+        bn: freeze every BN of the network, its weights and its statistics.
+
+    Returns:
+        `net`.
+
+    Raises:
+        RecipeError: nothing is left to train.
     """
     frozen = tuple(f"stage{number}" for number in range(stages))
     for name, cell in net.cells_and_names():

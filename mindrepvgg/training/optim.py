@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindrepvgg.text import table
@@ -85,25 +86,35 @@ def _decay_in_words(weight_decay):
 
 
 def build_optimizer(
-    net,
-    learning_rates,
+    net: nn.Cell,
+    learning_rates: np.ndarray,
     *,
-    opt="momentum",
-    momentum=0.9,
-    use_nesterov=False,
-    betas=(0.9, 0.999),
-    eps=1e-8,
-    weight_decay=0.0,
-    weight_decay_filter="all",
-):
+    opt: str = "momentum",
+    momentum: float = 0.9,
+    use_nesterov: bool = False,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    weight_decay_filter: str = "all",
+) -> nn.Optimizer:
     """The optimizer over the network's trainable parameters, in their order.
 
     With g the gradient, lr the step's learning rate, and decay being weight_decay or 0:
         momentum, sgd: v = momentum * v + (g + decay * w); w = w - lr * v. Nesterov's form with g' = g + decay * w:
             w = w - lr * (g' + momentum * v)
         adamw: see `AdamW`
-    learning_rates: (steps,) float, the rate of every step of the run. weight_decay_filter: see `decay_groups`.
-    The optimizer's own parameters, moments and counts, have names of their own and hold all of its state.
+
+    Args:
+        net: the network.
+        learning_rates: (steps,) float, the rate of every step of the run.
+        opt: momentum, sgd or adamw.
+        momentum, use_nesterov: of momentum and sgd.
+        betas, eps: of adamw.
+        weight_decay: of the parameters that decay.
+        weight_decay_filter: which these are, see `decay_groups`.
+
+    Returns:
+        The optimizer. Its own parameters, moments and counts, have names of their own and hold all of its state.
     """
     decayed, free = decay_groups(net, weight_decay_filter)
     # Always in explicit groups: without them MindSpore leaves out every gamma and beta on its own account.

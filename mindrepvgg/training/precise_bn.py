@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from mindrepvgg.reparam.blocks import NORMS
+from mindrepvgg.runtime.ranks import Ranks
 
 
-def precise_bn(net, batches, ranks):
-    """Replace every BN's moving statistics by the mean and variance over all given training batches.
+def precise_bn(net: nn.Cell, batches: Iterable, ranks: Ranks):
+    """Replace every BN's moving statistics by the mean and the variance over all given training batches.
 
-    Moving statistics lag behind: they mix the last hundred batches, normalised by ever changing weights. Here each
-    layer's mean is the mean over the batches, its variance the mean within the batches plus that between them; layers
-    below normalise by the batch, as in training. batches: an iterable of images (N, C, H, W), one share for each of
-    the `ranks`. Frozen BN stays as it is. Source: arXiv:2105.07576, section 3.
+    Moving statistics lag behind: they mix the last hundred batches, and the weights changed from one to the next. Here
+    a layer's mean is the mean over the batches. Its variance is the mean of the variances within the batches plus the
+    variance between them. The layers below normalise by the batch, as in training. Frozen BN stays as it is.
+
+    Args:
+        net: the network.
+        batches: images (N, C, H, W), this rank's share of them.
+        ranks: the processes that have the other shares.
+
+    Source: arXiv:2105.07576, section 3.
     """
     norms = [cell for _, cell in net.cells_and_names() if isinstance(cell, NORMS) and cell.use_batch_statistics is None]
     sums = [np.zeros((2, cell.moving_mean.size)) for cell in norms]

@@ -128,8 +128,10 @@ def learning_rates(
     last step of a cosine's cycle, of the polynomial (W + D - 1) and of one_cycle has exactly min_lr. A cosine or
     polynomial of a single step has lr.
 
-    Returns (epoch_size * steps_per_epoch,) float32, computed in float64. The values are not checked here: `Recipe` has
-    checked them.
+    Args: the recipe's keys of the same names, which `Recipe` has checked, and steps_per_epoch.
+
+    Returns:
+        (epoch_size * steps_per_epoch,) float32, computed in float64.
     """
     total = epoch_size * steps_per_epoch
     warmup = warmup_epochs * steps_per_epoch

@@ -52,10 +52,14 @@ def _multiply_one(factor, value):
 class NetworkWithLoss(nn.Cell):
     """Loss of a batch, times `scale`: the network's, plus `aux_weight` times that of every auxiliary head.
 
-    loss_fn(logits, targets) -> scalar; the logits are cast to float32 before. prepare: a cell the images go through
-    before the network, such as `Normalize`. penalty: a cell without arguments whose scalar is added, such as
-    `CustomL2`.
     images (N, C, H, W), or what `prepare` takes, targets (N,) int32 or (N, classes) float32, scale float32 -> scalar.
+
+    Args:
+        net: the network.
+        loss_fn: (logits, targets) -> scalar; it gets logits in float32.
+        aux_weight: weight of each auxiliary head.
+        prepare: a cell that the images go through before the network, such as `Normalize`.
+        penalty: a cell without inputs whose scalar is added, such as `CustomL2`.
     """
 
     def __init__(self, net, loss_fn, aux_weight=0.1, prepare=None, penalty=None):
@@ -87,9 +91,12 @@ class NetworkWithLoss(nn.Cell):
 class LossScale:
     """How the loss is scaled in the backward pass, and whether an update that overflows is skipped.
 
-    dynamic: halve the scale after an overflow, double it after `window` updates without one; 1 is the least.
-    skip: leave out an update, on all ranks, whose gradients or BN statistics are not finite on one of them; the
-    statistics then return to those of the last good update.
+    Args:
+        value: the scale; a dynamic one begins with it.
+        dynamic: halve the scale after an overflow, double it after `window` updates without one; 1 is the least.
+        window: see `dynamic`.
+        skip: leave out an update, on all ranks, if its gradients or BN statistics are not finite on one of them. The
+            statistics then return to those of the last good update. A dynamic scale always skips.
     """
 
     def __init__(self, value=1.0, dynamic=False, window=2000, skip=True):
@@ -117,10 +124,14 @@ class TrainStep(nn.Cell):
     images (N, C, H, W), targets (N,) int32 or (N, classes) float32 -> (the step's loss before the update, averaged
     over the ranks; whether the update was made).
 
-    ranks: a number of processes above 1 averages gradients and loss over them. clip_norm: largest global norm of the
-    gradients, None for no clipping. loss_scale: None for none. ema_decay: keep a moving average of the network's
-    parameters, BN statistics included, in `ema`; None for none.
-    accumulation: with k above 1, `accumulate` takes the first k - 1 batches of a step and this cell the last.
+    Args:
+        net_with_loss: a `NetworkWithLoss`.
+        optimizer: of the network's trainable parameters.
+        ranks: the number of processes; above 1, gradients and loss are averaged over them.
+        clip_norm: the largest global norm of the gradients; None: they are not clipped.
+        loss_scale: a `LossScale`; None: the loss is not scaled.
+        ema_decay: keep a moving average of the network's parameters, BN statistics included, in `ema`; None: do not.
+        accumulation: with k above 1, `accumulate` takes the first k - 1 batches of a step and this cell the last.
     """
 
     def __init__(
