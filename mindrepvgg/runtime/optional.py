@@ -24,7 +24,7 @@ def require_optional(package: str, extra: str, purpose: str, hint: str = "") -> 
     """
     if importlib.util.find_spec(package) is None:
         end = f"; {hint}" if hint else ""
-        raise UserError(f'{purpose} needs the package {package}: pip install "mindrepvgg[{extra}]"{end}')
+        raise UserError(f"{purpose} needs the package {package}: pip install {package} (extra: {extra}){end}")
 
 
 def import_optional(module: str, extra: str, purpose: str, hint: str = "") -> ModuleType:

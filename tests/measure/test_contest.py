@@ -273,9 +273,21 @@ def test_wrong_use_is_refused_in_one_line(capsys, arguments, text):
 @pytest.mark.parametrize(
     ("package", "engine", "text"),
     [
-        ("torch", "torch", 'the engine torch needs the package torch: pip install "mindrepvgg[torch]"'),
-        ("onnxruntime", "onnxruntime", 'an ONNX file needs the package onnxruntime: pip install "mindrepvgg[onnx]"'),
-        ("onnx", "onnxruntime", 'an ONNX file needs the package onnx: pip install "mindrepvgg[onnx]"'),
+        (
+            "torch",
+            "torch",
+            "the engine torch needs the package torch: pip install torch (extra: torch)",
+        ),
+        (
+            "onnxruntime",
+            "onnxruntime",
+            "an ONNX file needs the package onnxruntime: pip install onnxruntime (extra: onnx)",
+        ),
+        (
+            "onnx",
+            "onnxruntime",
+            "an ONNX file needs the package onnx: pip install onnx (extra: onnx)",
+        ),
     ],
 )
 def test_a_missing_package_is_named_before_anything_starts(monkeypatch, capsys, package, engine, text):
