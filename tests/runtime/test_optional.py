@@ -22,7 +22,7 @@ def test_a_missing_package_gives_the_pip_command(monkeypatch, name, look):
     with pytest.raises(UserError) as caught:
         look(name, "onnx", "writing ONNX")
     assert str(caught.value) == f"writing ONNX needs the package {name}: pip install {name} (extra: onnx)"
-    with pytest.raises(UserError, match=r'\[torch\]"; \.npz does not$'):
+    with pytest.raises(UserError, match=r"\(extra: torch\); \.npz does not$"):
         look(name, "torch", "writing .pth", ".npz does not")
 
 

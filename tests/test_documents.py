@@ -1,0 +1,113 @@
+"""The documents name files, links, modules, verbs and options that exist."""
+
+import contextlib
+import functools
+import io
+import re
+
+import pytest
+from support import ROOT
+
+from mindrepvgg.cli import verbs
+
+pytestmark = pytest.mark.compat
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+# The changelog also names what was there before.
+OF_TODAY = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
+PROGRAM = re.compile(r"\bmindrepvgg ([a-z][a-z-]*)\b(?!/)(.*)|\b(train|validate|convert)\.py\b(.*)")
+FOREIGN = {
+    *("model", "framework", "output", "soc_version", "input_format", "input_shape", "precision_mode_v2"),  # atc
+    *("dynamic_batch_size", "dynamic_image_size", "dynamic_dims"),
+    *("fmk", "modelFile", "outputFile", "saveType", "optimize", "configFile"),  # converter_lite
+    *("worker_num", "local_worker_num", "master_addr", "master_port", "node_rank", "join", "log_dir"),  # msrun
+    *("bind_core", "bind_numa", "cluster_time_out"),
+    *("upgrade", "upgrade-strategy", "force-reinstall", "dry-run", "no-deps", "platform", "only-binary"),  # pip
+    *("find-links", "no-index", "system-site-packages"),
+    *("only", "update_readme", "help", "version"),  # benchmarks/report.py, benchmarks/demo.py, every program
+}
+
+
+@functools.cache
+def options(verb):
+    """The options that a verb's --help names."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        assert verbs.main([verb, "--help"]) == 0
+    return set(re.findall(r"--([\w-]+)", text.getvalue()))
+
+
+def code(text):
+    """The lines of a document's blocks, continued lines joined, and its code in running text."""
+    blocks = re.findall(r"(?s)```\w*\n(.*?)```", text.replace("\\\n", " "))
+    spans = re.findall(r"`([^`]+)`", re.sub(r"(?s)```.*?```", "", text))
+    return [*"\n".join(blocks).splitlines(), *(" ".join(span.split()) for span in spans)]
+
+
+def unknown(text):
+    """What a document's code names and no program has: verbs, options of verbs, options of no verb at all."""
+    found = []
+    for line in code(text):
+        line = line.partition(" #")[0]
+        for match in PROGRAM.finditer(line):
+            verb, rest = match[1] or match[3], match[2] or match[4] or ""
+            if verb not in verbs.VERBS:
+                found.append(f"mindrepvgg {verb}")
+            else:
+                given = re.findall(r"(?<!\S)--(\w[\w-]*)", rest.partition(" | ")[0])
+                found += [f"{verb} --{name}" for name in given if name not in options(verb)]
+        if not PROGRAM.search(line):
+            known = FOREIGN.union(*(options(verb) for verb in verbs.VERBS))
+            found += [f"--{name}" for name in re.findall(r"(?<!\S)--(\w[\w-]*)", line) if name not in known]
+    return found
+
+
+def missing(path, text):
+    """The relative links, the files in code and the dotted names of a document that lead nowhere."""
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    found = [link for link in links if not (path.parent / link).exists()]
+    for span in code(text):
+        files = re.findall(
+            r"(?:^|\s|\()((?:docs|tests|mindrepvgg|benchmarks|constraints|tools)/[\w./]*\w)(?![\w.]*\*)", span
+        )
+        found += [name for name in files if not (ROOT / name).exists()]
+        found += [name for name in re.findall(r"(?<![\w.])mindrepvgg(?:\.\w+)+", span) if not defined(name)]
+    return found
+
+
+def defined(name):
+    """Whether mindrepvgg.a.b.c is a package, a module, or named in the module that the first parts of the name give."""
+    place, parts = ROOT / "mindrepvgg", name.split(".")[1:]
+    while parts and (place / parts[0]).is_dir():
+        place /= parts.pop(0)
+    module = place / f"{parts[0]}.py" if parts and (place / f"{parts[0]}.py").exists() else place / "__init__.py"
+    rest = parts[1:] if module.name != "__init__.py" else parts
+    return all(re.search(rf"\b{part}\b", module.read_text(encoding="utf-8")) for part in rest[:1])
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_document_names_verbs_and_options_that_exist(path):
+    assert unknown(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("path", OF_TODAY, ids=lambda path: path.name)
+def test_a_document_names_files_and_modules_that_exist(path):
+    assert missing(path, path.read_text(encoding="utf-8")) == []
+
+
+def test_the_tree_names_modules_that_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    packages = {path.parent.name for path in (ROOT / "mindrepvgg").glob("*/__init__.py")}
+    named = [span.split(".")[0] for span in code(text) if span.split("/")[0] in packages and "/" in span.rstrip("/")]
+    assert len(named) > 20
+    assert [name for name in named if not list((ROOT / "mindrepvgg").glob(f"{name}*"))] == []
+
+
+def test_what_does_not_exist_would_be_noticed(tmp_path):
+    text = "```bash\nmindrepvgg trane\npython train.py --lr 1 \\\n    --lrr 2\n```\n"
+    text += "`mindrepvgg export --flip`, `--nonsense`"
+    assert unknown(text) == ["mindrepvgg trane", "train --lrr", "export --flip", "--nonsense"]
+    text = "[a](docs/none.md) [b](https://a.org/b) `python tools/x.py` `mindrepvgg.none` `mindrepvgg.data.crop.none`"
+    wrong = ["docs/none.md", "tools/x.py", "mindrepvgg.none", "mindrepvgg.data.crop.none"]
+    assert missing(tmp_path / "a.md", text) == wrong
+    assert defined("mindrepvgg.create_model")
