@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mindrepvgg.errors import CheckpointError, UserError
+from mindrepvgg.errors import CheckpointError
 from mindrepvgg.files import atomic_write, write_json
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.models.variants import DEPLOY, TRAIN
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.equivalence import EquivalenceReport, verify_equivalence
+from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.weights.checkpoint import save_checkpoint
 from mindrepvgg.weights.containers import SUFFIXES, write_weights
 from mindrepvgg.weights.dialects import OURS, find_dialect
@@ -166,13 +167,9 @@ def _write(net, destination, dialect, source, report):
 
 
 def _import_torch(destination):
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            f"{destination}: writing {destination.suffix} needs PyTorch (pip install torch); .safetensors does not"
-        ) from None
-    return torch
+    return import_optional(
+        "torch", "torch", f"{destination}: writing {destination.suffix}", "writing .safetensors does not"
+    )
 
 
 def _noise(net):

@@ -429,7 +429,8 @@ def test_without_pytorch(source, call, tmp_path, monkeypatch):
     status, _, err = call("convert", tmp_path / "missing.pth", tmp_path / "out.pth", "--dialect", "official")
     assert status == 2
     assert err == (
-        f"error: {tmp_path / 'out.pth'}: writing .pth needs PyTorch (pip install torch); .safetensors does not\n"
+        f"error: {tmp_path / 'out.pth'}: writing .pth needs the package torch: "
+        "pip install torch (extra: torch); writing .safetensors does not\n"
     )
     for path in (given, legacy):
         assert call("convert", path, tmp_path / "out.safetensors", "--dialect", "official")[0] == 0

@@ -7,6 +7,7 @@ files that no PyTorch would write.
 import argparse
 import collections
 import copy
+import functools
 import importlib.util
 import io
 import math
@@ -16,13 +17,11 @@ import pickle
 import random
 import struct
 import sys
-import time
-import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
-from support import assert_same
+from support import assert_same, readers
 from support.hostile_pickles import (
     BOMBS,
     FLOAT32,
@@ -38,6 +37,7 @@ from support.hostile_pickles import (
     tensor,
 )
 from support.memory import peak_of_reading
+from support.readers import cheap_outcome, outcome
 
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.weights.pickles import Opaque
@@ -71,24 +71,7 @@ def write_legacy(path, pickled, storages=(), itemsize=4, sys_info=SYS_INFO, keys
 WRITE = {"zip": write_zip, "legacy": write_legacy}
 
 
-def outcome(path):
-    """Return what is read, or the CheckpointError; any other exception is the test's failure."""
-    try:
-        return read_torch_file(path)
-    except CheckpointError as error:
-        return error
-
-
-def refusal(path):
-    """Read a file that must be refused; return the error's text after checking that it is one line with the path."""
-    with pytest.raises(CheckpointError) as caught:
-        read_torch_file(path)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert text.isprintable()
-    assert text.startswith(f"{path}: ")
-    assert len(text) < len(str(path)) + 300
-    return text.removeprefix(f"{path}: ")
+refusal = functools.partial(readers.refusal, read_torch_file)
 
 
 # ------------------------------------------------------------------------------------------- against PyTorch itself
@@ -532,7 +515,7 @@ def test_flipped_bytes_are_refused_or_harmless(small_file, tmp_path, form):
         data = bytearray(content)
         data[generator.randrange(len(data))] ^= generator.randrange(1, 256)
         flipped.write_bytes(data)
-        got = outcome(flipped)
+        got = outcome(read_torch_file, flipped)
         if isinstance(got, CheckpointError):
             refused += 1
             assert "\n" not in str(got)
@@ -561,7 +544,7 @@ def test_an_attack_in_a_pickle_has_no_effect(tmp_path, name):
     write_legacy(paths[3], dumps(SOUND), raw, keys=dumps(value))
     before = set(sys.modules)
     for path in paths:
-        assert "\n" not in str(outcome(path))
+        assert "\n" not in str(outcome(read_torch_file, path))
     assert not marker.exists()
     assert all(module.startswith("encodings.") for module in set(sys.modules) - before)
     assert is_torch_file.__defaults__ is None
@@ -593,14 +576,8 @@ INERT = {"LONG_BINPUT", "zeros by numpy"}  # read, no refusal
 @pytest.mark.parametrize("name", TRIED)
 def test_a_bomb_costs_neither_memory_nor_time(tmp_path, form, name):
     path = WRITE[form](tmp_path / "a.pth", dumps([SOUND, BOMBS[name]]), {"0": bytes(24)})
-    start = time.process_time()
-    tracemalloc.start()
-    got = outcome(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    got = cheap_outcome(read_torch_file, path)
     assert isinstance(got, CheckpointError) == (name not in INERT)
-    assert peak < 150 << 20
-    assert time.process_time() - start < 10
 
 
 def test_a_legacy_file_with_wrong_storage_list(tmp_path):
