@@ -31,10 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     watch = partial(tqdm, unit="", disable=not sys.stderr.isatty())
     for split, index in pack_folder(**vars(arguments), watch=watch).items():
+        shards = len(index["shards"])
         size = sum(shard["bytes"] for shard in index["shards"]) / 2**20
         print(
             f"{Path(arguments.dst, split)}: {index['num_images']} pictures of {len(index['class_names'])} classes in "
-            f"{len(index['shards'])} files, {size:.1f} MB, read back and compared"
+            f"{shards} file{'s' * (shards != 1)}, {size:.1f} MB, read back and compared"
         )
         for _, reason in index["left_out"]:
             print(f"left out: {reason}")

@@ -49,6 +49,10 @@ def load(verb: str) -> ModuleType:
     Raises:
         UserError: there is no such verb.
     """
+    if verb.startswith("-"):
+        raise UserError(
+            f"the verb comes before its options, and {verb!r} is an option; mindrepvgg --help lists the verbs"
+        )
     name = verb.replace("_", "-")
     if name not in VERBS:
         near = nearest(name, VERBS)

@@ -156,8 +156,9 @@ class Trainer:
                 progress.step(1, 1)
             _, waiting = stepper.meter.read()
             seconds = float(np.median(times[1:] or times))
+            source = f"median of {len(times) - 1}" if times[1:] else "the epoch's only step, with its compilation"
             progress.say(
-                f"{1000 * seconds:.1f} ms a step (median of {len(times[1:])}), {self.images_per_step / seconds:.0f} "
+                f"{1000 * seconds:.1f} ms a step ({source}), {self.images_per_step / seconds:.0f} "
                 f"images/s, {waiting:.0%} of it waiting for data; peak memory {device.peak_memory()}"
             )
             progress.say("dry run: nothing was written")

@@ -25,6 +25,7 @@ from mindrepvgg.files import atomic_path, atomic_write
 from mindrepvgg.weights import bfloat16
 
 SUFFIXES = (".ckpt", ".safetensors")
+_INFERENCE_SUFFIXES = (".onnx", ".mindir", ".air", ".om")
 
 # The entry of a .ckpt that holds the description, as JSON in a uint8 tensor: other tools list it as one more
 # parameter that they do not know. A .safetensors file has a place of its own for it.
@@ -71,7 +72,7 @@ def read_weights(path) -> WeightFile:
     content = _read_bytes(path)
     found = _read_safetensors(path, content) if _looks_like_safetensors(content) else _read_ckpt(path, content)
     if not found.arrays:
-        raise CheckpointError(f"{path} holds no weights")
+        raise _no_checkpoint(path, f"{path} holds no weights")
     # What this package describes it has sealed as well, so a description without a digest was altered too.
     if found.description and found.description.pop("sha256", None) != _digest(found):
         raise CheckpointError(
@@ -144,7 +145,16 @@ def _digest(found: WeightFile) -> str:
 
 
 def _damaged(path, reason):
-    return CheckpointError(f"{path} is damaged or no checkpoint: {reason}; get a fresh copy")
+    return _no_checkpoint(path, f"{path} is damaged or no checkpoint: {reason}; get a fresh copy")
+
+
+def _no_checkpoint(path, message):
+    """The error with this message, or of a file for inference that it is one: it may well be whole."""
+    if path.suffix in _INFERENCE_SUFFIXES:
+        message = (
+            f"{path} is no checkpoint: {path.suffix} files are for inference; give the checkpoint it was made from"
+        )
+    return CheckpointError(message)
 
 
 def _parse_description(path, text) -> dict:

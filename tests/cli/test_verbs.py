@@ -35,7 +35,10 @@ def test_help_groups_the_verbs_and_shows_the_life_cycle(capsys):
         ("trian", "error: unknown verb 'trian'; did you mean train?\n"),
         ("check_dat", "error: unknown verb 'check_dat'; did you mean check-data?\n"),
         ("xyz", "error: unknown verb 'xyz'; mindrepvgg --help lists the verbs\n"),
-        ("--lr", "error: unknown verb '--lr'; mindrepvgg --help lists the verbs\n"),
+        (
+            "--lr",
+            "error: the verb comes before its options, and '--lr' is an option; mindrepvgg --help lists the verbs\n",
+        ),
     ],
 )
 def test_an_unknown_verb_is_one_line_and_status_2(capsys, argument, line):

@@ -249,6 +249,16 @@ class TestNoCheckpoint:
         assert refusal(tmp_path / f"x{suffix}").endswith("holds no weights")
 
 
+@pytest.mark.parametrize("content", [b"", b"\x08\x08\x12\x07pytorch", b"not a message"], ids=["empty", "onnx", "other"])
+def test_a_file_for_inference_is_called_one(tmp_path, content):
+    path = tmp_path / "x.onnx"
+    path.write_bytes(content)
+    if content:
+        assert "x.onnx is no checkpoint: .onnx files are for inference" in refusal(path)
+    else:
+        assert "is empty" in refusal(path)
+
+
 class TestDamage:
     """Whatever happens to a file this package wrote, reading says so, or the numbers are the ones written."""
 
