@@ -1,12 +1,86 @@
-"""Files that are either whole or not there."""
+"""Files: read only where they are regular files of a possible size, and written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
+
+from mindrepvgg.errors import UserError
+from mindrepvgg.text import printable
+
+MEGABYTE = 1 << 20
+
+
+def open_regular(path, what: str, error: type[UserError] = UserError, most: int | None = None) -> BinaryIO:
+    """Open a file that a user named, to read its bytes.
+
+    It must be a regular file: a pipe would be waited for, and a device such as /dev/zero has no end.
+
+    Args:
+        path: the file.
+        what: what is expected there, for the message: "a recipe".
+        error: the kind of error that is raised.
+        most: bytes it may have; None: any number.
+
+    Returns:
+        The file, opened; `os.fstat` of it gives its size. Reading may still raise OSError.
+
+    Raises:
+        error: in one line with the path: it is missing, no regular file, too large, or the system refuses.
+    """
+    descriptor = None
+    try:
+        # The opening must not wait either, as that of a pipe does until somebody writes.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode) and (most is None or status.st_size <= most):
+            os.set_blocking(descriptor, True)
+            return open(descriptor, "rb")
+    except (OSError, ValueError) as cause:  # ValueError: a character that no file name can have
+        raise error(f"{printable(path, 200)} {_refusal(path, what, cause)}") from cause
+    os.close(descriptor)
+    if stat.S_ISREG(status.st_mode):
+        reason = f"has {_size(status.st_size)}, more than the {_size(most)} that {what} may have; check what it is"
+    else:
+        reason = f"is a {_kind(status.st_mode)}, expected {what}"
+    raise error(f"{printable(path, 200)} {reason}")
+
+
+def read_regular(path, what: str, error: type[UserError] = UserError, most: int | None = None) -> bytes:
+    """Read a whole file that a user named; see `open_regular`."""
+    with open_regular(path, what, error, most) as file:
+        try:
+            # No more than its size: files of /proc may grow for ever, or wait for what comes.
+            return file.read(os.fstat(file.fileno()).st_size)
+        except OSError as cause:
+            raise error(f"{printable(path, 200)} cannot be read: {cause.strerror}") from cause
+
+
+def _refusal(path, what, cause):
+    """Why a file could not be opened, in words that follow its path."""
+    if isinstance(cause, FileNotFoundError):
+        return f"does not exist, expected {what}; check the path"
+    if isinstance(cause, OSError):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.stat(path).st_mode):  # the one kind that cannot be opened at all
+                return f"is a socket, expected {what}"
+        return f"cannot be read: {cause.strerror}"
+    return "is no possible file name"
+
+
+def _kind(mode):
+    """What something is that is no regular file."""
+    return "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device"
+
+
+def _size(count):
+    """Bytes in words."""
+    return f"{count} bytes" if count < MEGABYTE else f"{count / MEGABYTE:.0f} MiB"
 
 
 @contextlib.contextmanager

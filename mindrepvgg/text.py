@@ -1,4 +1,4 @@
-"""Words for people: tables, lists that end in "and N more", names on one line, and the name that was meant."""
+"""Words for people: tables, lists that end in "and N more", names and values in short, and the name that was meant."""
 
 from __future__ import annotations
 
@@ -14,9 +14,30 @@ def listed(items: Sequence[str], most: int | None = 3, separator=", ") -> str:
     return separator.join(items[:most]) + more
 
 
-def printable(name) -> str:
-    """A name from a file for a message: on one line, without control characters, at most 80 characters."""
-    return ascii(str(name)[:200])[1:-1][:80]
+def printable(name, most: int = 80) -> str:
+    """A name or text from a user or a file, for a message: on one line and without control characters.
+
+    Args:
+        name: what is shown, as `str` gives it.
+        most: characters to show; of a longer text the middle is left out.
+    """
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _cut(str(name), most))
+    return _cut(line, most)
+
+
+def quoted(value, most: int = 200) -> str:
+    """A value from a user or a file, for a message: as Python writes it, see `printable`."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of more than 4,300 digits; lists within lists within lists
+        text = f"a {type(value).__name__} too long to be shown"
+    return printable(text, most)
+
+
+def _cut(text: str, most: int) -> str:
+    """The text without its middle where it has more than `most` characters."""
+    end = most // 3
+    return text if len(text) <= most else f"{text[: most - end - 3]}...{text[-end:]}"
 
 
 def nearest(name: str, known: Iterable[str], synonyms: Mapping[str, str] | None = None) -> str | None:

@@ -1,15 +1,19 @@
-"""Atomic files: whole, or as they were before, whatever happens while they are written."""
+"""Files: regular ones alone are read, and a written one is whole, or as it was before, whatever happens meanwhile."""
 
+import errno
+import io
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
 
 import pytest
 
-from mindrepvgg.files import atomic_write, write_json
+from mindrepvgg.errors import DataError
+from mindrepvgg.files import atomic_write, open_regular, read_regular, write_json
 
 pytestmark = pytest.mark.compat
 
@@ -187,3 +191,72 @@ def test_a_folder_that_cannot_be_made_is_refused(path):
     with pytest.raises(NotADirectoryError), atomic_write(path / "below" / "result.bin") as stream:
         stream.write(NEW)
     assert path.read_bytes() == OLD
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def refusal(path, most=None):
+    """The message with which a file is refused."""
+    with pytest.raises(DataError) as caught:
+        read_regular(path, "a picture", DataError, most)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    return str(caught.value)
+
+
+def test_a_regular_file_is_read_through_links_too(path):
+    link = path.with_name("link")
+    link.symlink_to(path)
+    assert read_regular(link, "a picture", DataError, most=len(OLD)) == OLD
+    with open_regular(str(path), "a picture") as file:
+        assert os.get_blocking(file.fileno())
+        assert file.read() == OLD
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert refusal(tmp_path / "pipe") == f"{tmp_path}/pipe is a pipe, expected a picture"
+    descriptor, _ = pair = os.pipe()
+    assert "is a pipe" in refusal(f"/dev/fd/{descriptor}")  # as the shell's <(...) gives it
+    for end in pair:
+        os.close(end)
+
+
+def test_devices_sockets_and_folders_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket")
+        assert refusal("socket") == "socket is a socket, expected a picture"
+    assert refusal("/dev/zero") == "/dev/zero is a device, expected a picture"
+    assert refusal(".") == ". is a folder, expected a picture"
+
+
+def test_what_cannot_be_opened_is_named(tmp_path):
+    assert "does not exist, expected a picture" in refusal(tmp_path / "none")
+    (tmp_path / "loop").symlink_to("loop")
+    assert "symbolic links" in refusal(tmp_path / "loop")
+    for name in ("a\0b", "\ud800", "x" * 10**6, "é" * 3000):
+        assert "expected a picture" in refusal(name) or "file name" in refusal(name).lower()
+
+
+def test_a_size_that_no_such_file_has_is_refused_before_reading(tmp_path):
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "has 1048576 MiB, more than the 3 bytes that a picture may have" in refusal(tmp_path / "sparse", most=3)
+
+
+def test_no_more_is_read_than_a_file_has(tmp_path):
+    assert read_regular("/proc/self/status", "a picture") == b""  # whose size is given as 0
+
+
+def test_a_failing_disk_is_named(path, monkeypatch):
+    monkeypatch.setattr("mindrepvgg.files.open_regular", lambda *_: FailingDisk(path))
+    assert refusal(path) == f"{path} cannot be read: Input/output error"
+
+
+class FailingDisk(io.FileIO):
+    """A file on a disk that fails."""
+
+    def read(self, *_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))

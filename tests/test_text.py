@@ -1,6 +1,6 @@
-"""Text tables."""
+"""Text tables, and names and values in messages."""
 
-from mindrepvgg.text import markdown_table, table
+from mindrepvgg.text import markdown_table, printable, quoted, table
 
 
 def test_a_table_aligns_each_column_on_its_widest_cell():
@@ -28,3 +28,31 @@ def test_short_rows_rules_and_headings_over_columns():
 
 def test_markdown_escapes_bars():
     assert markdown_table(("a", "b"), [("x|y", 1)]) == "| a | b |\n|---|---|\n| x\\|y | 1 |"
+
+
+def test_names_keep_their_letters_and_lose_what_would_move_the_cursor():
+    assert printable("Fotos/Größe 猫.jpg") == "Fotos/Größe 猫.jpg"
+    assert printable("a\nb\x1b[2J\0\udc80\u202e") == r"a\nb\x1b[2J\x00\udc80\u202e"
+
+
+def test_a_message_never_quotes_more_than_was_asked_for():
+    for value in ["x" * 10**7, "\x1b" * 10**7, list(range(10**5)), 10**5000, {"a": [10**5000]}]:
+        assert len(quoted(value)) <= 200
+        assert "\x1b" not in quoted(value)
+
+
+def test_a_long_text_loses_its_middle():
+    shown = printable("begin" + "x" * 10**6 + "end")
+    assert len(shown) == 80
+    assert shown.startswith("beginx")
+    assert shown.endswith("xend")
+    assert "x...x" in shown
+
+
+def test_values_are_quoted_as_python_writes_them():
+    assert quoted("it") == "'it'"
+    assert quoted(["a", 1, None]) == "['a', 1, None]"
+    loop = []
+    for _ in range(10**5):
+        loop = [loop]
+    assert quoted(loop) == "a list too long to be shown"
