@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 import zlib
 from dataclasses import dataclass, field
@@ -21,15 +22,36 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
 from mindrepvgg.errors import CheckpointError
-from mindrepvgg.files import atomic_path, atomic_write
+from mindrepvgg.files import MEGABYTE, atomic_path, atomic_write, read_regular
+from mindrepvgg.text import printable, quoted
 from mindrepvgg.weights import bfloat16
 
 SUFFIXES = (".ckpt", ".safetensors")
-_INFERENCE_SUFFIXES = (".onnx", ".mindir", ".air", ".om")
+
+# Protobuf and the largest network of the family stay far below.
+_MOST_BYTES = 8 << 30
+
+# Files for inference, by how they begin or by their suffix: what they are, and what runs them.
+_INFERENCE = (
+    (rb"\x08[\x01-\x20][\x12\x1a\x3a\x42]", ".onnx", "an ONNX file", "onnxruntime and our OnnxEngine run it"),
+    (rb"\x0a.[\d.]+\x12\x09MindSpore", ".mindir", "a MindIR file", "mindspore.load and MindSpore Lite read it"),
+    (rb"IMOD", ".om", "a model for Ascend (OM)", "Ascend's runtime runs it"),
+    (None, ".air", "a model for Ascend (AIR)", "Ascend's ATC reads it"),
+)
+# In the ONNX files of `mindrepvgg export`, the entry that names the checkpoint.
+_EXPORTED_FROM = re.compile(rb'\x0a\x0acheckpoint\x12.{1,2}?"([\x20-\x7e]{1,200}?)"')
 
 # The entry of a .ckpt that holds the description, as JSON in a uint8 tensor: other tools list it as one more
 # parameter that they do not know. A .safetensors file has a place of its own for it.
 _DESCRIPTION = "mindrepvgg.description"
+
+# What is left of a description that is not found in its place: its name, or the end of its JSON. One altered bit takes
+# one of them at most. Where the search looks, they begin: at the head of the file, or in an array of bytes.
+_TRACE = re.compile(rb'mindrepvgg\.description|\\?"sha256\\?": \\?"[0-9a-f]{64}\\?"\}')
+_HEAD = MEGABYTE
+
+# NumPy's arrays have 32 axes at most, later ones 64. More are not multiplied.
+_MOST_AXES = 64
 
 # MindSpore splits a larger tensor over several entries of one name: a protobuf message must stay below 2 GiB.
 _SLICE_BYTES = 512 * 1024 * 1024
@@ -68,16 +90,21 @@ def read_weights(path) -> WeightFile:
     Raises:
         CheckpointError: the file is missing, unreadable, damaged, altered, or of neither kind.
     """
-    path = Path(path)
-    content = _read_bytes(path)
-    found = _read_safetensors(path, content) if _looks_like_safetensors(content) else _read_ckpt(path, content)
-    if not found.arrays:
-        raise _no_checkpoint(path, f"{path} holds no weights")
+    content = read_regular(path, "a checkpoint", CheckpointError, _MOST_BYTES)
+    shown = printable(path, 200)
+    if not content:
+        raise CheckpointError(f"{shown} is empty: it was never written to the end; get a fresh copy")
+    try:
+        found = _read_safetensors(shown, content) if _looks_like_safetensors(content) else _read_ckpt(shown, content)
+        if not found.arrays:
+            raise CheckpointError(f"{shown} holds no weights")
+    except CheckpointError as error:
+        raise _inference_file(shown, Path(path).suffix, content) or error from None
     # What this package describes it has sealed as well, so a description without a digest was altered too.
     if found.description and found.description.pop("sha256", None) != _digest(found):
-        raise CheckpointError(
-            f"{path} was altered after it was written: its content does not match its SHA-256; get a fresh copy"
-        )
+        raise _altered(shown, "its content does not match its SHA-256")
+    if not found.description and _has_trace(content, found.arrays):
+        raise _altered(shown, "its description or the name of it is damaged")
     return found
 
 
@@ -120,20 +147,6 @@ def _sealed(container, arrays, description) -> str:
     return json.dumps({**found.description, "sha256": _digest(found)})
 
 
-def _read_bytes(path):
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise CheckpointError(f"{path} is a folder, expected a checkpoint file") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    if not content:
-        raise CheckpointError(f"{path} is empty: it was never written to the end; get a fresh copy")
-    return content
-
-
 def _digest(found: WeightFile) -> str:
     """SHA-256 of everything a file says: the description, and each array's name, type, shape and bytes."""
     digest = hashlib.sha256(json.dumps(found.description, sort_keys=True).encode())
@@ -144,17 +157,31 @@ def _digest(found: WeightFile) -> str:
     return digest.hexdigest()
 
 
+def _has_trace(content, arrays) -> bool:
+    """Whether a file without a description holds what is left of one; honest files of other programs hold nothing."""
+    texts = [content[:_HEAD], *(array.tobytes() for array in arrays.values() if array.dtype == np.uint8)]
+    return any(map(_TRACE.search, texts))
+
+
+def _altered(path, reason):
+    return CheckpointError(f"{path} was altered after it was written: {reason}; get a fresh copy")
+
+
 def _damaged(path, reason):
-    return _no_checkpoint(path, f"{path} is damaged or no checkpoint: {reason}; get a fresh copy")
+    return CheckpointError(f"{path} is damaged or no checkpoint: {reason}; get a fresh copy")
 
 
-def _no_checkpoint(path, message):
-    """The error with this message, or of a file for inference that it is one: it may well be whole."""
-    if path.suffix in _INFERENCE_SUFFIXES:
-        message = (
-            f"{path} is no checkpoint: {path.suffix} files are for inference; give the checkpoint it was made from"
-        )
-    return CheckpointError(message)
+def _inference_file(path, suffix, content) -> CheckpointError | None:
+    """The error that says what a file for inference is, which may well be whole; None for another file."""
+    for opening, usual, what, use in _INFERENCE:
+        if suffix == usual or (opening and re.match(opening, content, re.DOTALL)):
+            told = _EXPORTED_FROM.search(content)
+            origin = f", {printable(told[1].decode())}" if told else ""
+            return CheckpointError(
+                f"{path} is {what}, for inference, and no checkpoint: {use}; give the checkpoint that it was exported "
+                f"from{origin}"
+            )
+    return None
 
 
 def _parse_description(path, text) -> dict:
@@ -177,14 +204,16 @@ def _read_safetensors(path, content) -> WeightFile:
         tensors = dict(deserialize(content))  # which checks every size, and gives each tensor bytes of its own
         header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
     except (SafetensorError, ValueError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from None
+        raise _damaged(path, printable(error, 120)) from None
     text = (header.pop("__metadata__", None) or {}).get(_DESCRIPTION)
     arrays = {}
     for name in header:  # `tensors` has no order
         tensor = tensors.pop(name)
         kind = tensor["dtype"]
         if kind not in _SAFETENSORS_TYPES:
-            raise CheckpointError(f"{path} holds {name} as {kind}, which is not read; save it as F32, F16 or BF16")
+            raise CheckpointError(
+                f"{path} holds {printable(name)} as {printable(kind)}, which is not read; save it as F32, F16 or BF16"
+            )
         array = _as_array(path, name, tensor["data"], _SAFETENSORS_TYPES[kind], tuple(tensor["shape"]))
         arrays[name] = bfloat16.to_float32(array) if kind == "BF16" else array
     return WeightFile("safetensors", arrays, {} if text is None else _parse_description(path, text))
@@ -195,7 +224,7 @@ def _as_array(path, name, content, dtype, shape):
     try:
         return np.frombuffer(content, dtype).reshape(shape)
     except ValueError:  # too many dimensions, or an empty array with sizes beyond any memory
-        raise _damaged(path, f"{name} has the impossible shape {shape}") from None
+        raise _damaged(path, f"{printable(name)} has the impossible shape {quoted(shape, 80)}") from None
 
 
 def _write_ckpt_entry(stream, name, array):
@@ -221,7 +250,7 @@ def _read_ckpt(path, content) -> WeightFile:
     parts: dict[str, list] = {}
     for value in message.value:
         if value.WhichOneof("value") == "maptensor":
-            raise CheckpointError(f"{path} holds the hash table {value.tag}, which no RepVGG has")
+            raise CheckpointError(f"{path} holds the hash table {printable(value.tag)}, which no RepVGG has")
         parts.setdefault(value.tag, []).append(value.tensor)
     arrays, description = {}, {}
     for name, tensors in parts.items():
@@ -249,15 +278,16 @@ def _ckpt_array(path, name, tensors):
     first = tensors[0]
     dtype = _CKPT_TYPES.get(first.tensor_type)
     if dtype is None:
-        raise _damaged(path, f"{name} has the unknown type {first.tensor_type!r}")
+        raise _damaged(path, f"{printable(name)} has the unknown type {quoted(first.tensor_type, 80)}")
     content = first.tensor_content if len(tensors) == 1 else b"".join(t.tensor_content for t in tensors)
     shape = tuple(first.dims)
     if shape == (0,) and len(content) == dtype.itemsize:
         shape = ()
     expected = dtype.itemsize
-    for size in shape:
+    for size in shape[:_MOST_AXES]:
         expected *= size
-    if min(shape, default=0) < 0 or expected != len(content):
-        raise _damaged(path, f"{name} of shape {shape} should have {expected} bytes and has {len(content)}")
+    if len(shape) <= _MOST_AXES and (min(shape, default=0) < 0 or expected != len(content)):
+        fault = f"of shape {quoted(shape, 80)} should have {quoted(expected, 80)} bytes and has {len(content)}"
+        raise _damaged(path, f"{printable(name)} {fault}")
     array = _as_array(path, name, content, dtype, shape)
     return bfloat16.to_float32(array) if first.tensor_type == "BFloat16" else array

@@ -13,7 +13,6 @@ import math
 import os
 import pickletools
 import re
-import stat
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError
+from mindrepvgg.files import open_regular
 from mindrepvgg.text import printable
 
 # Pickle operations that push their argument, those that push a fresh value, and how many values the others take off
@@ -123,20 +123,15 @@ def _opens_a_pickle(head):
 @contextmanager
 def opened(path):
     """Open a regular file, as (file, size); whatever then goes wrong becomes one CheckpointError with the path."""
-    path = os.fspath(path)
+    stream = open_regular(path, "a checkpoint", CheckpointError)
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise Refused("is not a regular file; give the path of a checkpoint")
-        with open(path, "rb") as file:
-            yield file, status.st_size
+        with stream:
+            yield stream, os.fstat(stream.fileno()).st_size
         return
     except Refused as refusal:
         reason, cause = str(refusal), None  # type: tuple[str, Exception | None]
-    except FileNotFoundError:
-        reason, cause = "does not exist; check the path", None
     except OSError as error:
-        reason, cause = f"cannot be read ({error.strerror or error}); check its permissions and the disk", error
+        reason, cause = f"cannot be read ({error.strerror or error}); check the disk", error
     except MemoryError as error:
         reason, cause = f"needs more memory than is free, or is damaged; free memory, or {AGAIN}", error
     except Exception as error:
@@ -144,7 +139,7 @@ def opened(path):
         # of error. All mean the same to the user; the cause is chained.
         detail = " ".join(ascii(str(error))[1:-1].split())[:120]
         reason, cause = f"is damaged ({type(error).__name__}: {detail}); {AGAIN}", error
-    raise CheckpointError(f"{path}: {reason}") from cause
+    raise CheckpointError(f"{printable(path, 200)}: {reason}") from cause
 
 
 class Allowance:

@@ -223,7 +223,7 @@ def test_an_engine_that_is_too_old_for_the_opset(call, checkpoints, tmp_path, mo
 def test_a_checkpoint_that_cannot_be_read(call, tmp_path):
     status, _, err = call(tmp_path / "none.ckpt", tmp_path / "out.onnx")
     assert status == 2
-    assert err == f"error: {tmp_path}/none.ckpt does not exist\n"
+    assert err == f"error: {tmp_path}/none.ckpt does not exist, expected a checkpoint; check the path\n"
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])

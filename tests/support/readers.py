@@ -22,9 +22,9 @@ def refusal(read, path):
         read(path)
     text = str(caught.value)
     assert text.isprintable()
-    assert text.startswith(f"{path}: ")
+    assert text.startswith(str(path))
     assert len(text) < len(str(path)) + 300
-    return text.removeprefix(f"{path}: ")
+    return text.removeprefix(str(path)).lstrip(": ")
 
 
 def cheap_outcome(read, path):

@@ -202,7 +202,7 @@ def test_numbers_that_are_none_count_only_in_the_weights_that_are_used(tmp_path)
     ("make", "text"),
     [
         (lambda path: None, "does not exist"),
-        (lambda path: path.mkdir(), "is a folder, expected a checkpoint file"),
+        (lambda path: path.mkdir(), "is a folder, expected a checkpoint"),
         (lambda path: write(path, {"conv1.weight": torch.ones(3, 3), "fc.weight": torch.ones(2, 3)}), "not a RepVGG: "),
         (lambda path: write(path, {"fc.weight": torch.ones(2, 3)}, "ckpt"), "not a RepVGG: of 1 tensors, 1 have no"),
         (lambda path: write(path, nn.Linear(2, 2)), "holds a pickled network (torch.nn.modules.linear.Linear), which "),

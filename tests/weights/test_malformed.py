@@ -117,8 +117,10 @@ def test_sixty_flipped_bits(files, convert, call, tmp_path, kind):
             assert convert(bytes(flipped), "--allow_nonfinite") is None
             refused += 1
             continue
-        found = import_weights(path, allow_nonfinite=True).recognised.arrays
+        imported = import_weights(path, allow_nonfinite=True)
+        found = imported.recognised.arrays
         assert found.keys() == expected.keys()
+        assert (imported.description and imported.description.epoch) == (3 if kind.startswith("ours") else None)
         changed = sum(np.count_nonzero(found[name].view(np.int32) != a.view(np.int32)) for name, a in expected.items())
         assert changed <= (0 if GUARDED[kind] else 1), f"bit {bit} of byte {place}: {changed} numbers differ"
     assert refused > (50 if kind.startswith("ours") else 15), refused

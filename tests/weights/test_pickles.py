@@ -172,11 +172,11 @@ def test_a_pickled_network_is_refused_by_name(write):
 
 
 def test_missing_empty_folder_and_pipe(tmp_path, write):
-    assert refusal(tmp_path / "none.pkl") == "does not exist; check the path"
+    assert refusal(tmp_path / "none.pkl") == "does not exist, expected a checkpoint; check the path"
     assert "is not a pickle" in refusal(write(b""))
-    assert "regular file" in refusal(tmp_path)
+    assert refusal(tmp_path) == "is a folder, expected a checkpoint"
     os.mkfifo(tmp_path / "pipe.pkl")
-    assert "regular file" in refusal(tmp_path / "pipe.pkl")
+    assert refusal(tmp_path / "pipe.pkl") == "is a pipe, expected a checkpoint"
     assert not any(is_pickle_file(tmp_path / name) for name in ("none.pkl", "weights.pkl", "pipe.pkl", "."))
 
 

@@ -408,12 +408,12 @@ def test_a_malformed_storage_reference_is_refused(tmp_path, reference):
 
 
 def test_missing_empty_folder_and_pipe(tmp_path):
-    assert refusal(tmp_path / "none.pth") == "does not exist; check the path"
+    assert refusal(tmp_path / "none.pth") == "does not exist, expected a checkpoint; check the path"
     (tmp_path / "empty.pth").touch()
     assert "empty" in refusal(tmp_path / "empty.pth")
-    assert "regular file" in refusal(tmp_path)
+    assert refusal(tmp_path) == "is a folder, expected a checkpoint"
     os.mkfifo(tmp_path / "pipe.pth")
-    assert "regular file" in refusal(tmp_path / "pipe.pth")
+    assert refusal(tmp_path / "pipe.pth") == "is a pipe, expected a checkpoint"
     assert not any(is_torch_file(tmp_path / name) for name in ("none.pth", "empty.pth", "pipe.pth", "."))
 
 
