@@ -21,8 +21,9 @@ from mindspore import Tensor
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.models.variants import BN, DEPLOY, QAT, TRAIN
-from mindrepvgg.reparam.deploy import rep_blocks, to_deploy
+from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.fake_quant import ConvBNBlock, FakeQuantBlock, FakeQuantDense
+from mindrepvgg.reparam.foldable import rep_blocks
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 
 

@@ -15,6 +15,7 @@ from mindrepvgg.models.qat import to_fake_quantized, to_trainable_deploy
 from mindrepvgg.models.shapes import check_fit, parameter_shapes
 from mindrepvgg.models.variants import BN, QAT, TRAIN, Variant
 from mindrepvgg.reparam.blocks import ConvBN, RepVGGBlock, bias_init, kernel_init
+from mindrepvgg.reparam.foldable import rep_blocks
 
 
 def _linear(features, num_classes):
@@ -87,19 +88,17 @@ class RepVGG(nn.Cell):
         For graph mode. PyNative mode can leave out no part of a block: BN's moving statistics would take in every batch
         twice.
         """
-        for _, block in self.cells_and_names():
-            if isinstance(block, RepVGGBlock):
-                block.recompute()
-                for _, cell in block.cells_and_names():
-                    if hasattr(cell, "bn_train"):
-                        # A BN that ran twice a step would move its statistics twice.
-                        cell.bn_train.recompute(False)
+        for block in rep_blocks(self).values():
+            block.recompute()
+            for _, cell in block.cells_and_names():
+                if hasattr(cell, "bn_train"):
+                    # A BN that ran twice a step would move its statistics twice.
+                    cell.bn_train.recompute(False)
 
     def switch_to_deploy(self):
         """Switch every block to its deploy form, in place; see `RepVGGBlock.switch_to_deploy`."""
-        for _, cell in self.cells_and_names():
-            if isinstance(cell, RepVGGBlock):
-                cell.switch_to_deploy()
+        for block in rep_blocks(self).values():
+            block.switch_to_deploy()
 
 
 class AuxHead(nn.Cell):

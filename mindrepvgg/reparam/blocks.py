@@ -11,8 +11,6 @@ Source: RepVGG, figure 4, arXiv:2101.03697; SE after the ReLU ('post') is RepVGG
 
 from __future__ import annotations
 
-import copy
-import gc
 import math
 
 import numpy as np
@@ -21,6 +19,7 @@ from mindspore.common.initializer import HeUniform, Uniform
 from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.reparam import arithmetic
+from mindrepvgg.reparam.foldable import FoldableBlock, bn_terms, norm_of
 
 # The classes a network may have BN of; all of them have BatchNorm2d's parameters.
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -89,7 +88,7 @@ class SqueezeExcite(nn.Cell):
         return x * self.sigmoid(self.up(weights))
 
 
-class RepVGGBlock(nn.Cell):
+class RepVGGBlock(FoldableBlock):
     """One block: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
 
     Args:
@@ -183,10 +182,10 @@ class RepVGGBlock(nn.Cell):
         identity = None
         if self.has_identity:
             kernel = Tensor(arithmetic.identity_kernel(self.out_channels, self.groups), dtype)
-            identity = (kernel, *_bn_terms(self.rbr_identity))
+            identity = (kernel, *bn_terms(self.rbr_identity))
         return arithmetic.fuse_branches(
-            (self.rbr_dense.conv.weight, *_bn_terms(self.rbr_dense.bn)),
-            (self.rbr_1x1.conv.weight, *_bn_terms(self.rbr_1x1.bn)),
+            (self.rbr_dense.conv.weight, *bn_terms(self.rbr_dense.bn)),
+            (self.rbr_1x1.conv.weight, *bn_terms(self.rbr_1x1.bn)),
             identity,
             _add_padded,
         )
@@ -203,12 +202,12 @@ class RepVGGBlock(nn.Cell):
         Raises:
             ValueError: the block is in deploy form already.
         """
-        self._check_train_form()
-        branches = {"rbr_dense": self.rbr_dense.bn, "rbr_1x1": self.rbr_1x1.bn}
+        self.check_train_form()
+        branches = {"rbr_dense": norm_of(self.rbr_dense.bn), "rbr_1x1": norm_of(self.rbr_1x1.bn)}
         params = {f"{name}.conv.weight": getattr(self, name).conv.weight for name in branches}
         prefixes = {name: f"{name}.bn" for name in branches}
         if self.has_identity:
-            branches["rbr_identity"] = self.rbr_identity
+            branches["rbr_identity"] = norm_of(self.rbr_identity)
             prefixes["rbr_identity"] = "rbr_identity"
         for name, bn in branches.items():
             for leaf in arithmetic.BN_LEAVES:
@@ -216,93 +215,40 @@ class RepVGGBlock(nn.Cell):
         arrays = {name: parameter.asnumpy() for name, parameter in params.items()}
         return arithmetic.fuse_block(arrays, {name: bn.eps for name, bn in branches.items()}, dtype)
 
-    def switch_to_deploy(self):
-        """Replace the branches, in place, by the one convolution they equal; does nothing in deploy form.
-
-        Compiled graphs that contain this block are forgotten, so that the next call of any network around it runs the
-        new form. An optimizer made before still holds the branches' parameters: make a new one. To keep the trained
-        network, use `mindrepvgg.to_deploy`, which builds a new one.
-        """
-        if self.deploy:
-            return
-        conv = self.fused_conv()
-        del self.rbr_dense, self.rbr_1x1
-        if self.has_identity:
-            del self.rbr_identity
-        _attach(self, "rbr_reparam", conv)
-        self.deploy = True
-        _forget_graphs(self)
-
-    def deployed(self):
-        """Make a new block in deploy form that computes the same, under the same names; this one stays as it was.
-
-        Raises:
-            ValueError: the block is in deploy form already.
-        """
-        with no_init_parameters():
-            block = RepVGGBlock(
-                self.in_channels,
-                self.out_channels,
-                self.stride,
-                self.groups,
-                self.dilation,
-                self.se_place,
-                self.se_ratio,
-                deploy=True,
-            )
-        _attach(block, "rbr_reparam", self.fused_conv())
-        if self.se_place is not None:
-            attribute = "se" if self.se_place == "pre" else "post_se"
-            _attach(block, attribute, copy.deepcopy(getattr(self, attribute)))
-        return block.set_train(self.training)
+    def branches(self) -> dict[str, nn.Cell]:
+        """The 3x3 and the 1x1 convolution with their BN, and the identity's BN where there is one."""
+        names = ("rbr_dense", "rbr_1x1", "rbr_identity") if self.has_identity else ("rbr_dense", "rbr_1x1")
+        return {name: getattr(self, name) for name in names}
 
     def fused_conv(self) -> nn.Conv2d:
-        """The one convolution this train-form block equals, as a new cell; its parameters carry their final names."""
-        self._check_train_form()
-        trained = self.rbr_dense.conv.weight
-        kernel, bias = self.fused_kernel_bias(trained.asnumpy().dtype)
+        """The one convolution this train-form block equals, as a new cell; its parameters carry their final names.
+
+        It computes in the 3x3 convolution's precision. The weight is trainable where a kernel or a gamma is, and the
+        bias where a beta is.
+
+        Raises:
+            ValueError: the block is in deploy form already, or its 3x3 convolution is another than it was built with.
+        """
+        self.check_train_form()
+        trained = self.rbr_dense.conv
+        kernel, bias = self.fused_kernel_bias(trained.weight.asnumpy().dtype)
         with no_init_parameters():
             conv = _conv(self.in_channels, self.out_channels, 3, self.stride, self.groups, self.dilation, bias=True)
-        prefix = trained.name.removesuffix("rbr_dense.conv.weight")
-        for leaf, value in (("weight", kernel), ("bias", bias)):
-            parameter = Parameter(Tensor.from_numpy(value), name=f"{prefix}rbr_reparam.{leaf}")
-            setattr(conv, leaf, parameter)
+        for key in ("stride", "pad_mode", "padding", "dilation"):
+            if getattr(trained, key) != getattr(conv, key):
+                raise ValueError(f"rbr_dense.conv has {key} {getattr(trained, key)}, the block {getattr(conv, key)}")
+        # Half precision is a flag of a cell, and under automatic mixed precision O1 its class.
+        conv.__class__ = type(trained)
+        conv.add_flags(**trained.get_flags())
+        parameters = [p for branch in self.branches().values() for p in branch.get_parameters()]
+        leaves = {parameter.name.rpartition(".")[2] for parameter in parameters if parameter.requires_grad}
+        prefix = trained.weight.name.removesuffix("rbr_dense.conv.weight")
+        for leaf, value, trainable in (("weight", kernel, leaves - {"beta"}), ("bias", bias, leaves & {"beta"})):
+            name = f"{prefix}{self.FUSED}.{leaf}"
+            setattr(conv, leaf, Parameter(Tensor.from_numpy(value), name=name, requires_grad=bool(trainable)))
         return conv
-
-    def _check_train_form(self):
-        if self.deploy:
-            raise ValueError("the block is in deploy form: its branches are fused already")
 
 
 def _add_padded(kernel, kernel_1x1):
     """A 3x3 and a 1x1 kernel's sum, as `arithmetic.add_1x1`, in differentiable operators."""
     return kernel + ops.pad(kernel_1x1, (1, 1, 1, 1))
-
-
-def _bn_terms(bn):
-    """What `arithmetic.fold` needs of a BN cell."""
-    return bn.gamma, bn.beta, bn.moving_mean, bn.moving_variance, bn.eps
-
-
-def _attach(block, attribute, cell):
-    """Set `block.attribute` to `cell`, whose parameters keep their names.
-
-    A cell put into another after construction would have the attribute's name put in front of its parameters' names,
-    and none of what is around the block: the same few names in every block, of which a checkpoint keeps one.
-    """
-    names = [parameter.name for parameter in cell.get_parameters()]
-    setattr(block, attribute, cell)
-    for parameter, name in zip(cell.get_parameters(), names, strict=True):
-        parameter.name = name
-
-
-def _forget_graphs(changed):
-    """Make every live cell that contains `changed` compile anew at its next call.
-
-    In graph mode a cell keeps its compiled graph and does not notice that a cell inside it became another: it would
-    go on running the old one. The cells around a block are not known to it, so they are looked for.
-    """
-    # By type(): isinstance() would ask a dead weak proxy for its class, which raises.
-    for cell in [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Cell)]:
-        if cell.compile_cache and any(inner is changed for _, inner in cell.cells_and_names()):
-            cell.compile_cache.clear()

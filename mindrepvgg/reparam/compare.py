@@ -1,8 +1,12 @@
-"""How far two arrays lie apart: the largest difference, and the same over the largest magnitude."""
+"""How far two arrays, or two outputs, lie apart: the largest difference, and the same over the largest magnitude."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+
+from mindrepvgg.errors import UserError
 
 
 def difference(expected: np.ndarray, actual: np.ndarray, out: np.ndarray | None = None) -> tuple[float, float]:
@@ -30,3 +34,17 @@ def relative(max_abs: float, scale: float) -> float:
 def largest(array: np.ndarray) -> float:
     """The largest magnitude, without a copy; NaN when there is one."""
     return float(np.maximum(array.max(), -array.min())) + 0.0  # of zeros, 0.0 and not -0.0
+
+
+def leaves(output) -> list[np.ndarray]:
+    """The arrays in a network's output, whatever it is nested in."""
+    if hasattr(output, "asnumpy"):
+        return [output.asnumpy()]
+    values = output.values() if isinstance(output, dict) else output
+    return [leaf for value in values for leaf in leaves(value)]
+
+
+def check_tolerance(rtol: float):
+    """Raise UserError for a tolerance that nothing, or everything, would pass."""
+    if not 0 <= rtol < math.inf:
+        raise UserError(f"rtol (={rtol}) must be a number of at least 0")

@@ -9,8 +9,8 @@ import numpy as np
 from mindspore import Tensor
 
 from mindrepvgg.errors import EquivalenceError
-from mindrepvgg.reparam.compare import difference
-from mindrepvgg.reparam.deploy import rep_blocks
+from mindrepvgg.reparam.compare import check_tolerance, difference, leaves
+from mindrepvgg.reparam.foldable import rep_blocks
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 from mindrepvgg.text import table
 
@@ -93,15 +93,17 @@ def verify_equivalence(train_net, deploy_net, inputs, rtol=1e-4, raise_on_failur
 
     Raises:
         EquivalenceError: the two differ; it carries the report.
+        UserError: `rtol` is negative, infinite or NaN.
         ValueError: the two are not the two forms of one network.
     """
+    check_tolerance(rtol)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     arguments = tuple(x if isinstance(x, Tensor) else Tensor(x) for x in arguments)
     pairs = _pair_blocks(train_net, deploy_net)
     with inference_mode(train_net, deploy_net):
         blocks = _compare_blocks(train_net, pairs, arguments)
-        expected = _leaves(train_net(*arguments))
-        actual = _leaves(deploy_net(*arguments))
+        expected = leaves(train_net(*arguments))
+        actual = leaves(deploy_net(*arguments))
     shapes = [[x.shape for x in output] for output in (expected, actual)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"the networks' outputs have shapes {shapes[0]} and {shapes[1]}: they do not compare")
@@ -184,21 +186,20 @@ def _failures(blocks, pairs, max_rel, rtol):
         if not block.max_rel <= rtol:
             failures.append(f"{block.name}: the outputs differ by {block.max_rel:.1e} of the largest")
     if not max_rel <= rtol:
-        failures.append(f"the networks' outputs differ by {max_rel:.1e} of the largest")
+        text = f"the networks' outputs differ by {max_rel:.1e} of the largest"
+        if not failures and np.isfinite(max_rel):
+            worst = max((block.max_rel for block in blocks), default=0.0)
+            text += (
+                f", and every block agrees to {worst:.1e}: either cells outside the blocks differ, or this network "
+                "multiplies rounding, and a larger rtol accepts it (convert: --rtol)"
+            )
+        failures.append(text)
     return tuple(failures)
 
 
 def _epsilon(parameter):
     """The rounding unit of a parameter's type."""
     return float(np.finfo(parameter.asnumpy().dtype).eps)
-
-
-def _leaves(output):
-    """The arrays in a network's output, whatever it is nested in."""
-    if isinstance(output, Tensor):
-        return [output.asnumpy()]
-    values = output.values() if isinstance(output, dict) else output
-    return [leaf for value in values for leaf in _leaves(value)]
 
 
 def _class_agreement(expected, actual):

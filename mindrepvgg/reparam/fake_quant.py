@@ -17,6 +17,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from mindrepvgg.reparam import arithmetic
 from mindrepvgg.reparam.blocks import RepVGGBlock
+from mindrepvgg.reparam.foldable import bn_terms
 
 # Activations are uint8 and weights int8 without -128, so that a weight's negative is a weight too.
 ACTIVATIONS, WEIGHTS, BIASES = (0, 255), (-127, 127), (-(2**31), 2**31 - 1)
@@ -193,24 +194,29 @@ class ConvBNBlock(RepVGGBlock):
         """The convolution and its BN."""
         return self.rbr_dense(x)
 
+    def branches(self):
+        """See `FoldableBlock.branches`."""
+        return {"rbr_dense": self.rbr_dense}
+
     def get_equivalent_kernel_bias(self):
         """See `RepVGGBlock.get_equivalent_kernel_bias`."""
-        return arithmetic.fold(self.rbr_dense.conv.weight, *self._bn_terms())
+        return arithmetic.fold(self.rbr_dense.conv.weight, *bn_terms(self.rbr_dense.bn))
 
     def fused_kernel_bias(self, dtype=np.float64):
         """See `RepVGGBlock.fused_kernel_bias`."""
-        gamma, beta, mean, var, eps = self._bn_terms()
-        weight, gamma, beta, mean, var = (p.asnumpy() for p in (self.rbr_dense.conv.weight, gamma, beta, mean, var))
-        kernel, bias = arithmetic.fold_bn(weight, gamma, beta, mean, var, eps)
+        *vectors, eps = bn_terms(self.rbr_dense.bn)
+        arrays = (parameter.asnumpy() for parameter in (self.rbr_dense.conv.weight, *vectors))
+        kernel, bias = arithmetic.fold_bn(*arrays, eps)
         return kernel.astype(dtype), bias.astype(dtype)
+
+    def take(self, conv):
+        """See `FoldableBlock.take`; without its BN the block is a plain one."""
+        super().take(conv)
+        self.__class__ = RepVGGBlock
 
     def switch_to_deploy(self):
         """Refused: `qat.fold_bn` makes the deploy form, as a new network."""
         raise ValueError("a block with inserted BN is folded by mindrepvgg.models.qat.fold_bn, not in place")
-
-    def _bn_terms(self):
-        bn = self.rbr_dense.bn
-        return bn.gamma, bn.beta, bn.moving_mean, bn.moving_variance, bn.eps
 
 
 class FakeQuantBlock(ConvBNBlock):
@@ -254,6 +260,11 @@ class FakeQuantBlock(ConvBNBlock):
         x = self.input_quantizer.quantize(x, scale, zero_point)
         kernel, bias = self.weight_quantizer(*self.get_equivalent_kernel_bias(), scale)
         return self.rbr_dense.conv.conv2d(x, kernel) + bias.reshape((1, -1, 1, 1))
+
+    def branches(self):
+        """See `FoldableBlock.branches`."""
+        quantizers = ("input_quantizer", "weight_quantizer", *(["output_quantizer"] if self.quantizes_output else []))
+        return {**super().branches(), **{name: getattr(self, name) for name in quantizers}}
 
     def activation_quantizers(self) -> list[ActivationQuantizer]:
         """That of the input, and that of the output where there is one."""

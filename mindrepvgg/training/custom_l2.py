@@ -6,7 +6,7 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from mindrepvgg.errors import RecipeError
-from mindrepvgg.reparam.deploy import rep_blocks
+from mindrepvgg.reparam.foldable import norm_of, rep_blocks
 
 # t3 ** 2 + t1 ** 2 of a channel whose gammas are both zero, which no device should divide by.
 _LEAST_NORM = 1e-12
@@ -34,11 +34,12 @@ class CustomL2(nn.Cell):
         self.half = weight_decay / 2
         self.kernels = ParameterTuple(cell.conv.weight for cell in dense)
         self.kernels_1x1 = ParameterTuple(cell.conv.weight for cell in pointwise)
-        self.gammas, self.gammas_1x1 = (ParameterTuple(c.bn.gamma for c in cells) for cells in (dense, pointwise))
+        norms, norms_1x1 = ([norm_of(cell.bn) for cell in cells] for cells in (dense, pointwise))
+        self.gammas, self.gammas_1x1 = (ParameterTuple(bn.gamma for bn in bns) for bns in (norms, norms_1x1))
         self.variances, self.variances_1x1 = (
-            ParameterTuple(c.bn.moving_variance for c in cells) for cells in (dense, pointwise)
+            ParameterTuple(bn.moving_variance for bn in bns) for bns in (norms, norms_1x1)
         )
-        self.eps = dense[0].bn.eps
+        self.eps = norms[0].eps
         # A mask, as cutting the centre out takes operators of its own in both directions.
         self.centre = Tensor(np.pad(np.ones((1, 1, 1, 1), np.float32), ((0, 0), (0, 0), (1, 1), (1, 1))))
 

@@ -24,8 +24,8 @@ from mindrepvgg.models.qat import (
     to_trainable_deploy,
 )
 from mindrepvgg.recipe.schema import Recipe
-from mindrepvgg.reparam.deploy import rep_blocks
 from mindrepvgg.reparam.fake_quant import ActivationQuantizer, FakeQuantBlock, FakeQuantize, weight_scale
+from mindrepvgg.reparam.foldable import rep_blocks
 from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.training import loop
 from mindrepvgg.training.assemble import build_network

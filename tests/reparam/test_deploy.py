@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import sys
 
 import mindspore as ms
 import numpy as np
@@ -14,7 +15,7 @@ from support.golden import FAMILY, GOLDEN
 from mindrepvgg import create_model, to_deploy, verify_equivalence
 from mindrepvgg.errors import EquivalenceError
 from mindrepvgg.reparam.blocks import RepVGGBlock
-from mindrepvgg.reparam.deploy import rep_blocks
+from mindrepvgg.reparam.foldable import rep_blocks
 
 compat = pytest.mark.compat
 
@@ -232,6 +233,102 @@ def test_a_bare_block_is_deployed(mode):
     block = randomise_bn(RepVGGBlock(8, 8)).set_train(False)
     report = verify_equivalence(block, to_deploy(block), images(2, 8, 9, 7))
     assert [found.name for found in report.blocks] == [""]
+
+
+# -------------------------------------------------------------------------------------- the user's own mixed precision
+
+
+@pytest.fixture
+def rewriting(tmp_path, monkeypatch):
+    """O1 writes a folder of code, and imports our modules and MindSpore's again under other names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    known = set(sys.modules)
+    yield
+    for name in set(sys.modules) - known:
+        if "." not in name:
+            del sys.modules[name]
+
+
+def in_half(net, way):
+    if way == "to_float":
+        return net.to_float(ms.float16)
+    if way == "one block":
+        net[1].to_float(ms.float16)
+        return net
+    return ms.amp.auto_mixed_precision(net, way, ms.float16)
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("way", "mode"),
+    [
+        ("to_float", "pynative"),
+        ("one block", "pynative"),
+        ("O2", "pynative"),
+        ("O3", "pynative"),
+        ("O2", "graph"),
+        *(pytest.param(way, "graph", marks=SLOW) for way in ("to_float", "one block", "O3")),
+    ],
+)
+def test_a_network_in_the_users_mixed_precision_is_fused(way, mode, rewriting):
+    with context_mode(mode):
+        check_mixed_precision(way)
+
+
+def check_mixed_precision(way):
+    def blocks():
+        ms.set_seed(0)
+        first, second = RepVGGBlock(3, 8, 2), RepVGGBlock(8, 8, se="pre", se_ratio=4)
+        return randomise_bn(nn.SequentialCell(first, second)).set_train(False)
+
+    x = Tensor(images())
+    single = array(blocks()(x))
+    net = in_half(blocks(), way)
+    half = net(x)
+    deployed = to_deploy(net)
+    fused = deployed(x)
+    assert fused.dtype == half.dtype
+    assert relative_difference(fused, half) < 5e-3
+    # Both are float16's error away from float32: the fused network computes in half precision as well.
+    assert 1e-5 < relative_difference(half, single) < 5e-3
+    assert 1e-5 < relative_difference(fused, single) < 5e-3
+    assert list(weights(deployed)) == list(weights(to_deploy(blocks())))
+    assert all(parameter.dtype == ms.float32 for parameter in deployed.get_parameters())
+    assert verify_equivalence(net, deployed, x, rtol=1e-2).passed
+
+
+@pytest.mark.parametrize("way", ["to_float", "O2", "O3"])
+def test_bfloat16_stays(way):
+    """By its flags only: MindSpore has no bfloat16 convolution on CPU."""
+    net = small("d2se")
+    net = net.to_float(ms.bfloat16) if way == "to_float" else ms.amp.auto_mixed_precision(net, way, ms.bfloat16)
+    for block in rep_blocks(to_deploy(net)).values():
+        for cell in (block, block.rbr_reparam, block.se.up, block.relu):
+            assert cell.get_flags()["bf16"] is True
+            assert not cell.get_flags()["fp16"]
+
+
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
+def test_the_equivalent_kernel_in_the_users_mixed_precision(mode):
+    block = randomise_bn(RepVGGBlock(8, 8)).set_train(False)
+    expected = block.fused_kernel_bias()
+    ms.amp.auto_mixed_precision(block, "O2", ms.float16)
+    block.to_float(ms.float32)
+
+    class Kernel(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.block = block
+
+        def construct(self):
+            return self.block.get_equivalent_kernel_bias()
+
+    with context_mode(mode):
+        for value, truth in zip(Kernel()(), expected, strict=True):
+            assert relative_difference(value, truth) < 1e-6
 
 
 # --------------------------------------------------------------------------------------------------- verify_equivalence

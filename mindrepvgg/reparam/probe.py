@@ -1,0 +1,94 @@
+"""Whether a block and its deploy form compute the same: tried on noise, where its class does not vouch for it."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from mindrepvgg.reparam.blocks import NORMS
+from mindrepvgg.reparam.compare import difference, leaves
+from mindrepvgg.reparam.foldable import FoldableBlock
+from mindrepvgg.runtime.device import execution_mode, inference_mode
+from mindrepvgg.text import printable
+
+# What the two forms may differ by, over the largest output: in float32, and where a cell computes in half precision.
+TOLERANCE, HALF_TOLERANCE = 1e-3, 2e-2
+
+# (N, H, W): borders and both parities of a stride are in it.
+_NOISE = 2, 9, 7
+
+
+def needs_probe(block: FoldableBlock) -> bool:
+    """Whether a block is not as this package builds it: another class, other methods, or other cells in a branch."""
+    cells = [cell for branch in block.branches().values() for _, cell in branch.cells_and_names()]
+    return not (_is_ours(block) and all(_folds_exactly(cell) for cell in cells))
+
+
+def _is_ours(cell):
+    changed = {"construct", "convolve"} & vars(cell).keys()
+    return type(cell).__module__.startswith("mindrepvgg.") and not changed
+
+
+def _folds_exactly(cell):
+    """Whether the formulas know all that a cell of a branch does."""
+    if getattr(cell, "_forward_hook", None) or getattr(cell, "_forward_pre_hook", None):
+        return False
+    # What automatic mixed precision O2 puts around a BN casts its output.
+    plain = type(cell) in (nn.Conv2d, *NORMS) or type(cell).__module__ == "mindspore.train.amp"
+    return (plain and "construct" not in vars(cell) and getattr(cell, "bias", None) is None) or _is_ours(cell)
+
+
+def check_block(path: str, block: FoldableBlock, deployed: FoldableBlock):
+    """Run both forms of a block on noise, without the hooks on the block itself.
+
+    Args:
+        path: the block's place in the network, for the message.
+        block, deployed: the two forms; they are left as they were.
+
+    Raises:
+        ValueError: the two differ, or one of them cannot be run.
+    """
+    name = f"{path or 'the block'} ({type(block).__name__})"
+    for method in {"construct", "convolve"} & vars(block).keys():
+        if getattr(vars(block)[method], "__self__", None) is not block:
+            raise ValueError(
+                f"{name} cannot be fused: its {method} is a function that knows the block's branches, and its copy "
+                f"would call it too; make it a method of a subclass"
+            )
+    count, height, width = _NOISE
+    noise = np.random.default_rng(0).standard_normal((count, block.in_channels, height, width))
+    x = Tensor(noise.astype(np.float32))
+    with inference_mode(block, deployed), execution_mode(ms.PYNATIVE_MODE):
+        try:
+            expected = leaves(block.construct(x))
+        except Exception as error:
+            raise ValueError(
+                f"{name} cannot be tried on an input {x.shape}: {_first_line(error)}; "
+                "give to_deploy example inputs of the whole network"
+            ) from error
+        try:
+            actual = leaves(deployed.construct(x))
+            differences = [difference(a, b)[1] for a, b in zip(expected, actual, strict=True)]
+        except Exception as error:
+            raise ValueError(f"{name} cannot be fused: without its branches, {_first_line(error)}") from error
+    tolerance = HALF_TOLERANCE if computes_in_half(block) else TOLERANCE
+    if not np.max(differences) <= tolerance:
+        raise ValueError(
+            f"{name} cannot be fused: with one convolution for its branches it computes something else, "
+            f"by {np.max(differences):.1e} of the largest output; "
+            "let its class override fused_kernel_bias, or leave this network in train form"
+        )
+
+
+def computes_in_half(net: nn.Cell) -> bool:
+    """Whether any cell computes in half precision: by its flags, or by code that automatic mixed precision O1 wrote."""
+    for _, cell in net.cells_and_names():
+        code = getattr(cell.construct, "__code__", None)
+        if cell.get_flags().get("fp16") or cell.get_flags().get("bf16") or (code and "amp_cast" in code.co_names):
+            return True
+    return False
+
+
+def _first_line(error):
+    return printable(next(iter(str(error).splitlines()), type(error).__name__), 200)

@@ -1,0 +1,197 @@
+"""What a block keeps when it is fused, and what is found, or said, of cells that cannot be."""
+
+import logging
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn
+from support import SMALL, array, images, randomise_bn, relative_difference, weights
+
+from mindrepvgg import create_model, to_deploy
+from mindrepvgg.reparam.blocks import RepVGGBlock
+from mindrepvgg.reparam.foldable import hidden_blocks
+from mindrepvgg.training.freeze import freeze
+
+pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("pynative_mode")]
+
+
+class Scaled(RepVGGBlock):
+    """A user's block: a parameter, an attribute and a method of its own."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.gain = Parameter(Tensor([3.0], ms.float32), name="gain")
+        self.label = ["mine"]
+
+    def construct(self, x):
+        return super().construct(x) * self.gain
+
+
+def ready(block):
+    return randomise_bn(block).set_train(False)
+
+
+def check_same(net, deployed, shape=(2, 8, 9, 7)):
+    x = Tensor(images(*shape))
+    expected = net(x)
+    assert relative_difference(deployed(x), expected) < 1e-5
+    assert relative_difference(expected[:1], expected[1:]) > 0.02
+
+
+@pytest.mark.parametrize("around", [lambda block: block, nn.SequentialCell], ids=["bare", "inside"])
+def test_a_subclass_stays_what_it_is(around):
+    net = ready(around(Scaled(8, 8)))
+    deployed = to_deploy(net)
+    block = deployed if around is not nn.SequentialCell else deployed[0]
+    assert type(block) is Scaled
+    assert block.label == ["mine"]
+    check_same(net, deployed)
+    names = [name.rpartition("0.")[2] for name in weights(deployed)]
+    assert names == ["gain", "rbr_reparam.weight", "rbr_reparam.bias"]
+    source = net if around is not nn.SequentialCell else net[0]
+    assert block.label is not source.label
+    assert not np.shares_memory(block.gain.asnumpy(), source.gain.asnumpy())
+
+
+def test_another_activation_stays():
+    block = ready(RepVGGBlock(8, 8))
+    block.relu = nn.LeakyReLU(0.1)
+    check_same(block, to_deploy(block))
+    assert array(to_deploy(block)(Tensor(images(2, 8, 9, 7)))).min() < 0
+
+
+def test_hooks_stay():
+    block, calls = ready(RepVGGBlock(8, 8)), []
+    block.register_forward_hook(lambda cell, inputs, output: calls.append(cell) or output * 2)
+    block.register_forward_pre_hook(lambda cell, inputs: (inputs[0] + 1,))
+    deployed = to_deploy(block)
+    assert calls == []
+    check_same(block, deployed)
+    assert calls == [block, deployed]
+
+
+def test_flags_and_the_training_mode_stay():
+    net = nn.SequentialCell(RepVGGBlock(8, 8), RepVGGBlock(8, 8))
+    net[0].set_train()
+    net[1].set_train(False)
+    net[1].to_float(ms.bfloat16)
+    net.add_flags_recursive(of_mine=7)
+    deployed = to_deploy(net)
+    for block, training, half in ((deployed[0], True, None), (deployed[1], False, True)):
+        for cell in (block, block.rbr_reparam, block.relu):
+            assert cell.training is training
+            assert cell.get_flags().get("bf16") is half
+            assert cell.get_flags()["of_mine"] == 7
+
+
+@pytest.mark.parametrize("part", ["stages", "bn"])
+def test_what_is_frozen_stays_frozen(part):
+    net = create_model("repvgg", 10, **SMALL["d2se"])
+    freeze(net, stages=2) if part == "stages" else freeze(net, bn=True)
+    trainable = {parameter.name for parameter in to_deploy(net).trainable_params()}
+    assert trainable >= {"stage2.0.rbr_reparam.weight", "linear.weight", "stage2.0.se.up.weight"}
+    assert ("stage2.0.rbr_reparam.bias" in trainable) is (part == "stages")
+    assert any(name.startswith(("stage0.", "stage1.")) for name in trainable) is (part == "bn")
+
+
+def test_what_blocks_share_they_share_in_the_copy():
+    net = nn.SequentialCell(Scaled(8, 8), Scaled(8, 8))
+    net[1].gain = net[0].gain
+    net[1].relu = net[0].relu
+    deployed = to_deploy(ready(net))
+    assert deployed[0].gain is deployed[1].gain
+    assert deployed[0].relu is deployed[1].relu
+    assert deployed[0].gain is not net[0].gain
+    check_same(net, deployed)
+
+
+def test_recomputation_is_left_out():
+    net = ready(nn.SequentialCell(RepVGGBlock(8, 8), RepVGGBlock(8, 8)))
+    net[0].recompute()
+    check_same(net, to_deploy(net))
+
+
+class TwoWays(nn.Cell):
+    """Uses a branch of its block for itself as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = RepVGGBlock(8, 8)
+        self.shortcut = self.block.rbr_1x1
+
+    def construct(self, x):
+        return self.block(x) + self.shortcut(x)
+
+
+def test_a_branch_that_is_used_elsewhere_cannot_be_fused():
+    with pytest.raises(ValueError, match=r"^shortcut is a branch of a block and used elsewhere too: "):
+        to_deploy(TwoWays())
+
+
+def test_another_convolution_in_a_branch_cannot_be_fused():
+    block = RepVGGBlock(8, 8)
+    block.rbr_dense.conv = nn.Conv2d(8, 8, 3, pad_mode="pad", padding=2, dilation=2, has_bias=False)
+    with pytest.raises(ValueError, match=r"^rbr_dense\.conv has padding .*2.*, the block .*1"):
+        to_deploy(block)
+
+
+def test_what_cannot_be_copied_is_said():
+    block = RepVGGBlock(8, 8)
+    block.generator = (number for number in range(3))
+    with pytest.raises(ValueError, match=r"^RepVGGBlock cannot be copied: cannot pickle 'generator' object$"):
+        to_deploy(block)
+
+
+class Lists(nn.Cell):
+    """Keeps most of its blocks where MindSpore does not see them."""
+
+    def __init__(self, visible=True):
+        super().__init__()
+        if visible:
+            self.stem = RepVGGBlock(3, 8)
+            self.again = [self.stem]
+        self.stages = [[RepVGGBlock(8, 8), RepVGGBlock(8, 8, deploy=True)], (nn.SequentialCell(RepVGGBlock(8, 8)),)]
+        self.named = {"head": RepVGGBlock(8, 8)}
+        self.stages.append(self.stages)
+
+
+@pytest.mark.parametrize("visible", [True, False])
+def test_blocks_in_lists_are_named(visible):
+    net = nn.SequentialCell(Lists(visible))
+    assert hidden_blocks(net) == ["0.stages[0][0]", "0.stages[1][0].0", "0.named['head']"]
+    with pytest.raises(ValueError, match=r"sees no cells.*: 0\.stages\[0\]\[0\], .*; put them in a .*CellList or "):
+        to_deploy(net)
+
+
+def test_visible_blocks_are_not_hidden():
+    assert hidden_blocks(create_model("repvgg", 10, **SMALL["plus"])) == []
+
+
+class RepConv(nn.Cell):
+    """Another project's block."""
+
+    def __init__(self):
+        super().__init__()
+        self.rbr_dense = nn.Conv2d(3, 8, 3)
+
+
+def test_other_projects_blocks_are_named(caplog):
+    kind = f"{__name__}.RepConv"
+    with pytest.raises(ValueError, match=rf"nothing to fuse; it has 2 cells of {kind}, which this package does not"):
+        to_deploy(nn.SequentialCell(RepConv(), RepConv()))
+    with caplog.at_level(logging.WARNING):
+        to_deploy(nn.SequentialCell(RepVGGBlock(3, 3), RepConv()))
+    assert caplog.messages == [
+        f"SequentialCell: not all is fused; it has 1 cells of {kind}, which this package does not fuse"
+    ]
+
+
+def test_mindcvs_network_is_told_the_way():
+    mindcv = pytest.importorskip("mindcv.models.repvgg")
+    with pytest.raises(ValueError, match="RepVGG contains no RepVGGBlock") as caught:
+        to_deploy(mindcv.RepVGG([1, 1, 1, 1], 10, 3, [0.25, 0.25, 0.25, 0.25]))
+    assert str(caught.value).endswith(
+        "; it has 5 cells of mindcv.models.repvgg.RepVGGBlock, which this package does not fuse; save MindCV's RepVGG "
+        "with mindspore.save_checkpoint and read it with mindrepvgg.load_weights"
+    )
