@@ -99,7 +99,7 @@ class Misfits:
         """The first few of each kind, in one line: '2 missing: a (3,), b (4,); 1 unexpected: c (5,)'.
 
         Args:
-            shown: how many of each; None for every one.
+            shown: how many of each.
         """
         kinds = (
             ("missing", [f"{printable(name)} {shape}" for name, shape in self.missing.items()]),
@@ -129,11 +129,11 @@ def check_fit(expected: Mapping[str, tuple], arrays: Mapping[str, np.ndarray], s
     """Refuse arrays that are not exactly the expected parameters.
 
     Raises:
-        CheckpointError: lists every name that is missing, unexpected or of another shape, after `source`.
+        CheckpointError: lists the names that are missing, unexpected or of another shape, after `source`.
     """
     found = find_misfits(expected, arrays)
     if found.count:
-        raise CheckpointError(f"{source} does not fit the network: {found.text(shown=None)}")
+        raise CheckpointError(f"{source} does not fit the network: {found.text(shown=200)}")
 
 
 def check_finite(arrays: dict[str, np.ndarray]):

@@ -5,33 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from mindspore import nn
 
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.models.parameters import load_arrays, network_arrays
-from mindrepvgg.models.qat import form_of
-from mindrepvgg.models.repvgg import RepVGG, build
+from mindrepvgg.models.repvgg import build
 from mindrepvgg.models.variants import DEPLOY, TRAIN
-from mindrepvgg.weights.containers import read_weights, write_weights
+from mindrepvgg.text import printable
+from mindrepvgg.weights.containers import WeightFile, read_weights, write_weights
 from mindrepvgg.weights.description import Description
+from mindrepvgg.weights.pickles import is_pickle_file
+from mindrepvgg.weights.torchfile import is_torch_file
 
 # Arrays of an unfinished run stand beside the network's under this prefix.
 _STATE_PREFIX = "training_state."
 
 
-def save_checkpoint(net: RepVGG, path, training_state: Mapping | None = None, **metadata):
+def save_checkpoint(net: nn.Cell, path, training_state: Mapping | None = None, **metadata):
     """Save a network with what is needed to build it, feed it and judge it.
 
     The file appears only when it is complete. A file that was there survives any failure.
 
     Args:
-        net: a RepVGG or RepVGGPlus, in any form.
+        net: a RepVGG or RepVGGPlus in any form, or a Cell of your own that holds RepVGG blocks.
         path: `.ckpt` or `.safetensors`, which says how the file is written.
         training_state: arrays by name that `--resume` needs (the optimizer's).
         **metadata: JSON-able facts, over those that the network carries already (`net.metadata`). Those of
             `Description` are checked; others are kept as they are.
 
     Raises:
-        CheckpointError: the suffix is another one, or a fact cannot be used.
+        CheckpointError: the suffix is another one, a fact cannot be used, or a Cell of your own holds no RepVGG block.
         ValueError: two parameters of the network have one name.
     """
     arrays = network_arrays(net)
@@ -40,12 +43,13 @@ def save_checkpoint(net: RepVGG, path, training_state: Mapping | None = None, **
     write_weights(path, arrays, Description.of(net, **metadata).to_dict())
 
 
-def load_checkpoint(path, net: RepVGG | None = None, form: str | None = None) -> RepVGG:
+def load_checkpoint(path, net: nn.Cell | None = None, form: str | None = None) -> nn.Cell:
     """Load a checkpoint of this package.
 
     Args:
         path: the file.
-        net: a network to fill instead of building one; it must be of the same kind, form and class count.
+        net: a network to fill instead of building one; it must be of the same kind, form and class count. A Cell of
+            your own can only be filled.
         form: one of `variants.FORMS`, to refuse the others.
 
     Returns:
@@ -58,20 +62,37 @@ def load_checkpoint(path, net: RepVGG | None = None, form: str | None = None) ->
     return load_checkpoint_and_state(path, net, form)[0]
 
 
-def load_checkpoint_and_state(path, net=None, form=None) -> tuple[RepVGG, dict[str, np.ndarray]]:
+def load_checkpoint_and_state(path, net=None, form=None) -> tuple[nn.Cell, dict[str, np.ndarray]]:
     """`load_checkpoint`, and the arrays that were saved as `training_state` (none in a finished checkpoint)."""
-    found = read_weights(path)
-    description = Description.read(found.description, path)
+    found, description = read_checkpoint(path)
     check_form(path, description.form, form)
     weights, state = split_state(found.arrays)
     if net is None:
-        facts = description.variant, description.num_classes, description.in_channels, description.form
-        net = build(*facts, weights, source=path)
+        description.check_family(path)
+        net = build(*description.network, weights, source=path)
     else:
         _check_same_network(path, description, net)
         load_arrays(net.get_parameters(), weights, path)
-    net.metadata = description.to_dict()
+    if isinstance(getattr(net, "metadata", {}), Mapping):  # a Cell of one's own may call something else so
+        net.metadata = description.to_dict()
     return net.set_train(False), state
+
+
+def read_checkpoint(path) -> tuple[WeightFile, Description]:
+    """Read a file that `save_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: the file cannot be read, or another program wrote it.
+    """
+    try:
+        found = read_weights(path)
+    except CheckpointError:
+        if is_torch_file(path) or is_pickle_file(path):
+            raise CheckpointError(
+                f"{printable(path, 200)} is a file of PyTorch or a pickle; mindrepvgg.load_weights reads it"
+            ) from None
+        raise
+    return found, Description.read(found.description, path)
 
 
 def split_state(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -104,9 +125,15 @@ def check_form(path, actual: str, expected: str | None):
 
 def _check_same_network(path, description, net):
     """Refuse a checkpoint of another network than the given one, naming what differs."""
-    check_form(path, description.form, form_of(net))
     own = Description.of(net)
-    for key in ("model", "num_classes", "in_channels", "model_args"):
-        has, wanted = getattr(description, key), getattr(own, key)
-        if has != wanted:
-            raise CheckpointError(f"{path} holds {key} {has}, the network it is loaded into has {key} {wanted}")
+    if own.cell is None and description.cell is None:
+        check_form(path, description.form, own.form)
+        for key in ("model", "num_classes", "in_channels", "model_args"):
+            has, wanted = getattr(description, key), getattr(own, key)
+            if has != wanted:
+                raise CheckpointError(f"{path} holds {key} {has}, the network it is loaded into has {key} {wanted}")
+    elif own.form != description.form:
+        raise CheckpointError(
+            f"{path} is in {description.form} form, the network it is loaded into in {own.form} form; fill it in "
+            f"{description.form} form"
+        )

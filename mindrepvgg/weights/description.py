@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Mapping
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
 
 from mindrepvgg.errors import CheckpointError, UserError
-from mindrepvgg.models.variants import BN, FORMS, QAT, TRAIN, Variant, find
-from mindrepvgg.version import __version__
+from mindrepvgg.models.preprocessing import LARGEST_SIDE
+from mindrepvgg.models.variants import BN, DEPLOY, FORMS, QAT, TRAIN, Variant, find
+from mindrepvgg.text import printable, quoted
+from mindrepvgg.version import __version__, update_hint
 
 # In the file, the forms 'bn' and 'qat' are the form 'train' with this key beside it.
 _QUANTIZATION = "quantization"
 
 
-def _is_count(value, least=0) -> bool:
-    return type(value) is int and value >= least
+def _is_count(value, least=0, most=math.inf) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_number(value) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # neither NaN nor infinite
 
 
 def _is_text(value) -> bool:
@@ -33,43 +41,63 @@ def _is_list(value, is_item: Callable) -> bool:
     return isinstance(value, (list, tuple)) and all(map(is_item, value))
 
 
+def _is_side(value) -> bool:
+    return _is_count(value, 1, LARGEST_SIDE)
+
+
 def _is_size(value) -> bool:
-    return _is_count(value, 1) or (_is_list(value, lambda side: _is_count(side, 1)) and len(value) == 2)
-
-
-def _is_preprocessing(value) -> bool:
-    def is_number(item):
-        return type(item) in (int, float)
-
-    tests = {
-        "mean": lambda values: _is_list(values, is_number),
-        "std": lambda values: _is_list(values, is_number),
-        "crop_pct": is_number,
-        "interpolation": _is_text,
-    }
-    return _is_mapping(value) and all(test(value[key]) for key, test in tests.items() if key in value)
+    return _is_side(value) or (_is_list(value, _is_side) and len(value) == 2)
 
 
 # What an entry's value must pass, and what it must be in words.
-_NECESSARY = {
+_COUNT = "a whole number of at least"
+_NETWORK = {
     "model": (_is_text, "the name of a network"),
-    "num_classes": (lambda value: _is_count(value, 1), "a whole number of at least 1"),
-    "in_channels": (lambda value: _is_count(value, 1), "a whole number of at least 1"),
-    "form": (lambda value: value in FORMS, f"one of {', '.join(FORMS)}"),
+    "num_classes": (lambda value: _is_count(value, 1), f"{_COUNT} 1"),
+    "in_channels": (lambda value: _is_count(value, 1), f"{_COUNT} 1"),
 }
+_FORM = {"form": (lambda value: value in FORMS, f"one of {', '.join(FORMS)}")}
 _OPTIONAL = {
+    "cell": (_is_text, "the name of a class"),
     "class_names": (lambda value: _is_list(value, _is_text), "a list of names"),
     "dataset": (_is_text, "the name of a data set"),
-    "image_size": (_is_size, "a height and a width in pixels"),
-    "preprocessing": (_is_preprocessing, "a mapping of mean, std, crop_pct and interpolation"),
+    "image_size": (_is_size, f"a height and a width from 1 to {LARGEST_SIDE} pixels"),
+    "preprocessing": (_is_mapping, "a mapping of mean, std, crop_pct and interpolation"),
     "recipe": (_is_mapping, "a mapping of a recipe's keys"),
-    "epoch": (_is_count, "a whole number of at least 0"),
-    "step": (_is_count, "a whole number of at least 0"),
+    "epoch": (_is_count, f"{_COUNT} 0"),
+    "step": (_is_count, f"{_COUNT} 0"),
     "metrics": (_is_mapping, "a mapping"),
     "position": (_is_mapping, "a mapping"),
     "versions": (_is_mapping, "a mapping"),
     "quantization_parameters": (_is_mapping, "a mapping of layers"),
 }
+_PREPROCESSING = {
+    "mean": (lambda values: _is_list(values, _is_number), "a list of numbers"),
+    "std": (
+        lambda values: _is_list(values, lambda value: _is_number(value) and value > 0),
+        "a list of numbers above 0",
+    ),
+    "crop_pct": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and at most 1"),
+    "interpolation": (_is_text, "the name of an interpolation"),
+}
+
+
+def _faults(values: Mapping) -> Iterator[str]:
+    """What is wrong with a description's entries, each alone and with each other."""
+    for key, (test, expected) in {**_NETWORK, **_FORM, **_OPTIONAL}.items():
+        if key in values and not test(values[key]):
+            yield f"{key} (={quoted(values[key])}) must be {expected}"
+    prepared = values.get("preprocessing", {})
+    for key, (test, expected) in _PREPROCESSING.items():
+        if key in prepared and not test(prepared[key]):
+            yield f"preprocessing's {key} (={quoted(prepared[key])}) must be {expected}"
+    names = values.get("class_names")
+    classes, channels = (values.get(key) for key in ("num_classes", "in_channels"))
+    if names is not None and classes is not None and len(names) != classes:
+        yield f"class_names holds {len(names)} names, the network has {classes} classes"
+    for key in ("mean", "std"):
+        if key in prepared and channels is not None and len(prepared[key]) != channels:
+            yield f"preprocessing's {key} holds {len(prepared[key])} numbers, the network has {channels} input channels"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,9 +105,11 @@ class Description:
     """What a checkpoint tells; None where it tells nothing.
 
     Attributes:
+        form: one of `variants.FORMS`.
         model, model_args: the network's name, and for the name 'repvgg' its sizes; together they are `variant`.
         num_classes, in_channels: the network's.
-        form: one of `variants.FORMS`.
+        cell: the class of a network that holds our blocks and is none of ours. `model` is then empty; the numbers are 0
+            unless its owner told them.
         class_names: in the order of the logits.
         dataset: the name of the data set it was trained on.
         image_size: (height, width) in pixels, or one number for both.
@@ -93,10 +123,11 @@ class Description:
         others: entries under all other keys, as a newer version may write them; they are kept.
     """
 
-    model: str
-    num_classes: int
-    in_channels: int
     form: str
+    model: str = ""
+    num_classes: int = 0
+    in_channels: int = 0
+    cell: str | None = None
     model_args: Mapping = dataclasses.field(default_factory=dict)
     class_names: list[str] | None = None
     dataset: str | None = None
@@ -124,24 +155,29 @@ class Description:
         """
         if not values:
             raise CheckpointError(
-                f"{source} does not say which network it is: it was not written by mindrepvgg.save_checkpoint"
+                f"{source} does not say which network it is: it was not written by mindrepvgg.save_checkpoint; "
+                f"mindrepvgg.load_weights reads the files of other projects"
             )
         values = dict(values)
         if _QUANTIZATION in values:
             values["form"] = values.pop(_QUANTIZATION)
-        missing = [key for key in _NECESSARY if key not in values]
+        necessary = [*_FORM] if values.get("cell") is not None else [*_NETWORK, *_FORM]
+        missing = [key for key in necessary if key not in values]
         if missing:
             raise CheckpointError(f"{source} does not tell its {', '.join(missing)}: it was written by another program")
-        told = [key for key in (*_OPTIONAL, "model_args") if values.get(key) is not None]
-        known = {key: values.pop(key) for key in (*_NECESSARY, *told)}
-        for key, (test, expected) in {**_NECESSARY, **_OPTIONAL}.items():
-            if key in known and not test(known[key]):
-                raise CheckpointError(f"{source} is not described rightly: {key} (={known[key]!r}) must be {expected}")
+        told = [key for key in (*_NETWORK, *_OPTIONAL, "model_args") if values.get(key) is not None]
+        known = {key: values.pop(key) for key in dict.fromkeys((*necessary, *told))}
+        hint = _hint(known.get("versions"))
+        for fault in _faults(known):
+            raise CheckpointError(f"{source} is not described rightly: {fault}{hint}")
         description = cls(**known, others=values)
         try:
-            description.variant  # noqa: B018 - checks model and model_args
+            if description.cell is None:
+                description.variant  # noqa: B018 - checks model and model_args
         except (UserError, TypeError) as error:  # TypeError: model_args is no mapping of sizes
-            raise CheckpointError(f"{source} describes a network that cannot be built: {error}") from None
+            raise CheckpointError(
+                f"{source} describes a network that cannot be built: {printable(error, 300)}{hint}"
+            ) from None
         return description
 
     @classmethod
@@ -151,29 +187,68 @@ class Description:
         Raises:
             CheckpointError: an entry's value cannot be used.
         """
-        from mindrepvgg.models.qat import form_of  # loads MindSpore, which reading a description does without
+        # They load MindSpore, which reading a description does without.
+        from mindrepvgg.models.qat import form_of
+        from mindrepvgg.models.repvgg import RepVGG, RepVGGPlus
+        from mindrepvgg.reparam.deploy import rep_blocks
 
-        values = {key: value for key, value in {**net.metadata, **more}.items() if key != _QUANTIZATION}
+        told = getattr(net, "metadata", None)
+        values = {**told, **more} if isinstance(told, Mapping) else more
+        for key in ("model", "model_args", "cell", _QUANTIZATION):
+            values.pop(key, None)
         packages = {package: importlib.metadata.version(package) for package in ("mindspore", "numpy")}
-        own = {
-            "model": net.variant.name,
-            "model_args": net.variant.to_dict() if net.variant.name == "repvgg" else {},
-            "num_classes": net.num_classes,
-            "in_channels": net.in_channels,
-            "form": form_of(net),
-            "versions": {"mindrepvgg": __version__, **packages},
-        }
-        return cls.read({**values, **own}, "the checkpoint to be written")
+        values["versions"] = {"mindrepvgg": __version__, **packages}
+        if type(net) in (RepVGG, RepVGGPlus):
+            values |= {
+                "model": net.variant.name,
+                "model_args": net.variant.to_dict() if net.variant.name == "repvgg" else {},
+                "num_classes": net.num_classes,
+                "in_channels": net.in_channels,
+                "form": form_of(net),
+            }
+        else:
+            blocks = rep_blocks(net).values()
+            if not blocks:
+                raise CheckpointError(
+                    f"{type(net).__name__} holds no RepVGG block; mindspore.save_checkpoint saves other networks"
+                )
+            trained = any(not block.deploy for block in blocks)
+            values |= {"cell": type(net).__qualname__, "form": TRAIN if trained else DEPLOY}
+        return cls.read(values, "the checkpoint to be written")
+
+    @property
+    def network(self) -> tuple[Variant, int, int, str]:
+        """Layout, classes, input channels and form, as `models.repvgg.build` takes them."""
+        return self.variant, self.num_classes, self.in_channels, self.form
 
     @property
     def variant(self) -> Variant:
-        """The network's layout."""
+        """The network's layout. Raises UserError for a `cell`, which has none."""
         return find(self.model, **self.model_args)
 
+    def check_family(self, source):
+        """Refuse a `cell` where the network is to be built.
+
+        Raises:
+            CheckpointError: says how it is loaded.
+        """
+        if self.cell is not None:
+            raise CheckpointError(
+                f"{source} holds a {printable(self.cell)}, none of this package's networks: build it and fill it with "
+                f"mindrepvgg.load_checkpoint(path, net)"
+            )
+
     def to_dict(self) -> dict:
-        """The mapping that the file holds; entries that are None are left out."""
+        """The mapping that the file holds; entries that are None, and those a `cell` has not, are left out."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         others = values.pop("others")
         if self.form in (BN, QAT):
             values |= {"form": TRAIN, _QUANTIZATION: self.form}
+        if self.cell is not None:
+            values = {key: value for key, value in values.items() if value or key not in ("model_args", *_NETWORK)}
         return {**others, **{key: value for key, value in values.items() if value is not None}}
+
+
+def _hint(versions) -> str:
+    """See `version.update_hint`."""
+    return update_hint(versions.get("mindrepvgg")) if _is_mapping(versions) else ""

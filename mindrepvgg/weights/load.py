@@ -131,6 +131,8 @@ def _read(path) -> tuple[str, object, Description | None]:
         return "pickle", read_pickle_file(path), None
     found = read_weights(path)
     description = Description.read(found.description, path) if found.description else None
+    if description:
+        description.check_family(path)
     return found.container, split_state(found.arrays)[0], description
 
 

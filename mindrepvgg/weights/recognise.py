@@ -87,9 +87,9 @@ def recognise_described(arrays: dict[str, np.ndarray], description: Description)
     Raises:
         CheckpointError: they are something else; every difference is named.
     """
-    told = description.variant, description.form, description.num_classes, description.in_channels
-    check_fit(parameter_shapes(*told, aux_heads=False), arrays, "the file")
-    return Recognised(OURS.name, *told, has_aux=False, arrays=arrays)
+    variant, num_classes, in_channels, form = description.network
+    check_fit(parameter_shapes(variant, form, num_classes, in_channels, aux_heads=False), arrays, "the file")
+    return Recognised(OURS.name, variant, form, num_classes, in_channels, has_aux=False, arrays=arrays)
 
 
 def _form(arrays, translation) -> str:

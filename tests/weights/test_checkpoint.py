@@ -4,16 +4,18 @@ import importlib.metadata
 import shutil
 from pathlib import Path
 
+import mindspore
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
 from support import SMALL, randomise_bn, weights
 
 import mindrepvgg
-from mindrepvgg import create_model, load_checkpoint, save_checkpoint
+from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint, to_deploy
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.models.parameters import load_arrays
 from mindrepvgg.models.qat import form_of
+from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.weights.checkpoint import load_checkpoint_and_state
 from mindrepvgg.weights.containers import read_weights, write_weights
 
@@ -276,8 +278,19 @@ class TestRefusals:
     def test_a_file_that_says_nothing_of_itself(self, tmp_path):
         write_weights(tmp_path / "net.ckpt", weights(small()), None)
         text = refusal(tmp_path / "net.ckpt")
-        # Sealed but without a network's facts.
-        assert "does not say which network it is: it was not written by mindrepvgg.save_checkpoint" in text
+        assert "does not say which network it is: it was not written by mindrepvgg.save_checkpoint; " in text
+        assert text.endswith("mindrepvgg.load_weights reads the files of other projects")
+        assert_equal_weights(weights(load_weights(tmp_path / "net.ckpt")), weights(small()))
+
+    def test_mindspore_s_own_file(self, tmp_path):
+        mindspore.save_checkpoint(small(), str(tmp_path / "net.ckpt"))
+        assert "mindrepvgg.load_weights reads the files" in refusal(tmp_path / "net.ckpt")
+
+    def test_a_file_of_pytorch(self, tmp_path):
+        torch = pytest.importorskip("torch")
+        torch.save({name: torch.tensor(array) for name, array in weights(small()).items()}, tmp_path / "net.pth")
+        words = "is a file of PyTorch or a pickle; mindrepvgg.load_weights reads it"
+        assert refusal(tmp_path / "net.pth").endswith(words)
 
     def test_a_file_of_another_program(self, tmp_path):
         write_weights(tmp_path / "net.ckpt", weights(small()), {"model": "repvgg", "form": "train"})
@@ -288,11 +301,14 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("lie", "words"),
         [
-            ({"num_classes": 4}, "linear.weight (3, 32), expected (4, 32)"),
-            ({"in_channels": 3}, "stage0.rbr_dense.conv.weight (8, 1, 3, 3), expected (8, 3, 3, 3)"),
+            ({"num_classes": 4, "class_names": None}, "linear.weight (3, 32), expected (4, 32)"),
+            (
+                {"in_channels": 3, "preprocessing": {}},
+                "stage0.rbr_dense.conv.weight (8, 1, 3, 3), expected (8, 3, 3, 3)",
+            ),
             ({"form": "deploy"}, " missing: stage0.rbr_reparam.weight (8, 1, 3, 3)"),
             ({"model": "repvgg_nano", "model_args": {}}, " missing: stage1.1.rbr"),
-            ({"num_classes": 10**12}, "linear.weight (3, 32), expected (1000000000000, 32)"),
+            ({"num_classes": 10**12, "class_names": None}, "linear.weight (3, 32), expected (1000000000000, 32)"),
             ({"model": "repvgg_nano"}, "describes a network that cannot be built: repvgg_nano has a fixed shape"),
             ({"model": "resnet50", "model_args": {}}, "'resnet50') is not a network of the family"),
             ({"model": None}, "model (=None) must be the name of a network"),
@@ -318,6 +334,79 @@ class TestRefusals:
         content[-1] ^= 1
         saved.write_bytes(content)
         assert "was altered after it was written" in refusal(saved)
+
+
+class Detector(nn.Cell):
+    """A network of a user's own, in which ours is the backbone."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.backbone = small(seed=seed)
+        self.box = nn.Dense(3, 4)
+
+    def construct(self, x):
+        return self.box(self.backbone(x))
+
+
+class Shifted(RepVGG):
+    """Computes something else with RepVGG's parameters."""
+
+    def construct(self, x):
+        return super().construct(x + 1)
+
+
+class TestACellOfOnesOwn:
+    @pytest.mark.parametrize("form", ["train", "deploy"])
+    def test_round_trip(self, path, form):
+        def make(seed):
+            return to_deploy(Detector(seed)) if form == "deploy" else Detector(seed)
+
+        net, other = make(0), make(1)
+        save_checkpoint(net, path, training_state={"step": np.int32(3)}, class_names=["a", "b"], note="kept")
+        found, state = load_checkpoint_and_state(path, net=other)
+        assert found is other
+        assert state == {"step": 3}
+        assert_equal_weights(weights(found), weights(net))
+        told = {key: found.metadata[key] for key in found.metadata.keys() - {"versions"}}
+        assert told == {"cell": "Detector", "form": form, "class_names": ["a", "b"], "note": "kept"}
+        save_checkpoint(found, path)
+        assert load_checkpoint(path, net=make(2)).metadata["note"] == "kept"
+
+    def test_how_to_fill_it_is_said(self, path):
+        save_checkpoint(Detector(), path)
+        words = f"{path} holds a Detector, none of this package's networks: build it and fill it with mindrepvgg."
+        for load in (load_checkpoint, load_weights):
+            with pytest.raises(CheckpointError) as caught:
+                load(path)
+            assert str(caught.value) == f"{words}load_checkpoint(path, net)"
+
+    def test_what_does_not_fit(self, path):
+        save_checkpoint(Detector(), path)
+        text = refusal(path, net=to_deploy(Detector()))
+        assert text.endswith("train form, the network it is loaded into in deploy form; fill it in train form")
+        assert " unexpected: backbone." in refusal(path, net=small())
+        save_checkpoint(small(), path)
+        assert " missing: backbone.stage0.rbr_dense" in refusal(path, net=Detector())
+
+    def test_a_subclass_is_not_taken_for_its_base(self, path):
+        variant = small().variant
+        net, other = Shifted(variant, 3, 1), Shifted(variant, 3, 1)
+        save_checkpoint(net, path)
+        assert "holds a Shifted, none of this package's networks" in refusal(path)
+        assert_equal_weights(weights(load_checkpoint(path, net=other)), weights(net))
+        save_checkpoint(small(), path)  # as 0.1 described a subclass
+        assert_equal_weights(weights(load_checkpoint(path, net=other)), weights(small()))
+
+    def test_an_attribute_of_that_name_is_its_owner_s(self, path):
+        net = Detector()
+        net.metadata = "mine"
+        save_checkpoint(net, path)
+        assert load_checkpoint(path, net=net).metadata == "mine"
+
+    def test_without_a_block_of_ours(self, path):
+        with pytest.raises(CheckpointError, match=r"^Dense holds no RepVGG block; mindspore.save_checkpoint saves"):
+            save_checkpoint(nn.Dense(2, 2), path)
+        assert not path.exists()
 
 
 class TestSaving:

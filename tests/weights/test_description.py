@@ -7,6 +7,7 @@ from support import SMALL
 
 from mindrepvgg import create_model
 from mindrepvgg.errors import CheckpointError
+from mindrepvgg.version import __version__
 from mindrepvgg.weights.description import Description
 
 pytestmark = pytest.mark.compat
@@ -60,11 +61,28 @@ def test_entries_by_name():
         ({"class_names": "abc"}, "class_names (='abc') must be a list of names"),
         ({"class_names": [1, 2, 3]}, "class_names (=[1, 2, 3]) must be a list of names"),
         ({"dataset": 5}, "dataset (=5) must be the name of a data set"),
-        ({"image_size": [32]}, "image_size (=[32]) must be a height and a width in pixels"),
-        ({"image_size": [32, 0]}, "image_size (=[32, 0]) must be a height and a width in pixels"),
+        ({"class_names": ["a", "b"]}, "class_names holds 2 names, the network has 3 classes"),
+        ({"num_classes": 4}, "class_names holds 3 names, the network has 4 classes"),
+        ({"image_size": []}, "image_size (=[]) must be a height and a width from 1 to 65536 pixels"),
+        ({"image_size": [32]}, "image_size (=[32]) must be a height and a width from 1 to 65536 pixels"),
+        ({"image_size": [32, 0]}, "image_size (=[32, 0]) must be a height and a width from 1 to 65536 pixels"),
+        ({"image_size": 10**9}, "image_size (=1000000000) must be a height and a width from 1 to 65536 pixels"),
         ({"preprocessing": [0.5]}, "preprocessing (=[0.5]) must be a mapping of mean, std, crop_pct and interpolation"),
-        ({"preprocessing": {"mean": "0.5"}}, "must be a mapping of mean, std, crop_pct and interpolation"),
-        ({"preprocessing": {"crop_pct": None}}, "must be a mapping of mean, std, crop_pct and interpolation"),
+        ({"preprocessing": {"mean": "0.5"}}, "preprocessing's mean (='0.5') must be a list of numbers"),
+        ({"preprocessing": {"mean": [float("nan")]}}, "preprocessing's mean (=[nan]) must be a list of numbers"),
+        ({"preprocessing": {"mean": [10**400]}}, "preprocessing's mean (=[1000000"),
+        (
+            {"preprocessing": {"mean": [0.1] * 3}},
+            "preprocessing's mean holds 3 numbers, the network has 1 input channels",
+        ),
+        ({"preprocessing": {"std": [0.0]}}, "preprocessing's std (=[0.0]) must be a list of numbers above 0"),
+        (
+            {"preprocessing": {"crop_pct": None}},
+            "preprocessing's crop_pct (=None) must be a number above 0 and at most 1",
+        ),
+        ({"preprocessing": {"crop_pct": 0}}, "preprocessing's crop_pct (=0) must be a number above 0 and at most 1"),
+        ({"preprocessing": {"interpolation": 2}}, "preprocessing's interpolation (=2) must be the name of an interp"),
+        ({"recipe": 3}, "recipe (=3) must be a mapping of a recipe's keys"),
         ({"recipe": []}, "recipe (=[]) must be a mapping of a recipe's keys"),
         ({"epoch": -1}, "epoch (=-1) must be a whole number of at least 0"),
         ({"step": 1.5}, "step (=1.5) must be a whole number of at least 0"),
@@ -81,6 +99,33 @@ def test_an_entry_that_cannot_be_used(entry, words):
     assert message.startswith("net.ckpt ")
     assert words in message
     assert "\n" not in message
+    assert "update mindrepvgg" not in message
+
+
+@pytest.mark.parametrize("entry", [{"dataset": "x" * 10**6}, {"model": "x" * 10**6}, {"model": ["\n\ud800"] * 10**5}])
+def test_a_megabyte_is_not_quoted(entry):
+    with pytest.raises(CheckpointError) as caught:
+        Description.read({**OLD, "epoch": "x" * 10**6, **entry}, "net.ckpt")
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"image_size": {"height": 32}}, "image_size (={'height': 32}) must be a height and a width"),
+        ({"model": "repvgg_c9", "model_args": {}}, "(='repvgg_c9') is not a network of the family"),
+        ({"form": "int4"}, "form (='int4') must be one of train, deploy"),
+    ],
+)
+def test_what_a_newer_version_wrote(entry, words):
+    """Keys that are not known are kept; a value of another type is refused, with what to do."""
+    wrote = {"versions": {"mindrepvgg": "1.10.0rc1"}}
+    assert Description.read({**OLD, **wrote, "tags": ["new"]}, "net.ckpt").others["tags"] == ["new"]
+    with pytest.raises(CheckpointError) as caught:
+        Description.read({**OLD, **wrote, **entry}, "net.ckpt")
+    assert words in str(caught.value)
+    assert str(caught.value).endswith(f"; mindrepvgg 1.10.0rc1 wrote it, this is {__version__}: update mindrepvgg")
 
 
 def test_a_network_s_own_facts_stand_above_what_it_carries():
