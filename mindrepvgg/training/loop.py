@@ -40,7 +40,7 @@ class Loop:
         self._losses = Losses(run.position, run.lr, run.loss_scale, self.checkpoints.last_good)
         self._queue = self._device_queue()
         self._stopping = False
-        self._said_waiting = False
+        self._said_waiting = self._said_no_curves = False
 
     def train(self):
         """Run the epochs that are left; a run that is stopped in the middle of one is saved as it is then."""
@@ -154,24 +154,32 @@ class Loop:
         return len(bad)
 
     def _draw(self):
+        """Draw the curves; a picture is not worth a run."""
         recipe = self._run.recipe
-        if self._log.records and self._run.ranks.is_first:
+        if not self._log.records or not self._run.ranks.is_first:
+            return
+        try:
             draw_curves(self._log.records, self._run.folder.curves, f"{recipe.model} on {recipe.dataset}")
+        except OSError as error:
+            if not self._said_no_curves:
+                self._said_no_curves = True
+                self._progress.say(f"warning: the curves cannot be drawn: {error.filename}: {error.strerror}")
 
 
 class Stepper:
     """Takes the updates of a run, each from as many batches as are accumulated.
 
     run: the `Trainer`. The first update compiles the graphs; how long that took is said. `meter` measures from the
-    second on, and the profiler records from there.
+    second on, and the profiler records from there. keep_graphs: let the recipe's compile cache be written.
     """
 
-    def __init__(self, run, progress: Progress, profile: Profile | None = None):
+    def __init__(self, run, progress: Progress, profile: Profile | None = None, keep_graphs: bool = True):
         self.meter = Meter()
         self._run = run
         self._progress = progress
         self._profile = profile
         self._compiled = False
+        self._keeps_graphs = keep_graphs and run.recipe.compile_cache
 
     def take(self, batches: Iterator):
         """Take one update; its (loss, whether it was made), both on the device."""
@@ -198,7 +206,7 @@ class Stepper:
     def _kept_graphs(self):
         """The compile cache, of the step's graphs alone: validation and the rest come in no fixed order."""
         run = self._run
-        if self._compiled or not run.recipe.compile_cache:
+        if self._compiled or not self._keeps_graphs:
             return contextlib.nullcontext()
         facts = [run.recipe.to_dict(), run.steps_per_epoch, run.ranks.size, run.device]
         return kept_graphs(run.folder.compile_cache, facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 import sys
 import time
@@ -12,8 +13,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.files import atomic_write
+from mindrepvgg.files import atomic_write, naming, read_regular
 from mindrepvgg.runtime.optional import import_optional
+
+log = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -29,7 +32,7 @@ class RunLog:
         self.events = events
         self.records = []
         if keep_until is not None and self.path and self.path.exists():
-            self.records = [record for record in _read_lines(self.path) if record["step"] <= keep_until]
+            self.records = [record for record in _read_records(self.path) if record["step"] <= keep_until]
         if self.path:
             with atomic_write(self.path, "w") as stream:
                 stream.writelines(json.dumps(record) + "\n" for record in self.records)
@@ -39,7 +42,7 @@ class RunLog:
         record = {"event": event, "epoch": epoch, "step": step, **values}
         self.records.append(record)
         if self.path:
-            with self.path.open("a", encoding="utf-8") as stream:
+            with naming(self.path), self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
         if self.events:
             self.events.write(event, step, values)
@@ -64,17 +67,38 @@ class EventFiles:
         self._writer.close()
 
 
-def _read_lines(path):
-    """The records of a log; a last line cut short by a crash is left out."""
-    records = []
-    text = path.read_text(encoding="utf-8", errors="replace")
+# What a run and its curves need of a record, by event.
+_NUMBERS = {"train": ("progress", "lr", "loss"), "validate": ("top1", "top5", "loss"), "validate_ema": ("top1",)}
+
+
+def _read_records(path) -> list[dict]:
+    """The records of a log; a last line cut short by a crash is left out, and so is with a notice what is no record."""
+    records, others = [], []
+    text = read_regular(path, "the log of a run").decode("utf-8", "replace")
     for number, line in enumerate(text.splitlines(keepends=True), 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
             if line.endswith("\n"):
                 raise UserError(f"line {number} of {path} is not JSON; move the file away to start a new log") from None
+            continue
+        if _is_record(value):
+            records.append(value)
+        else:
+            others.append(number)
+    if others:
+        log.warning("%s: %d lines are no records and are left out, line %d first", path, len(others), others[0])
     return records
+
+
+def _is_record(value) -> bool:
+    """Whether a value of a log is what `RunLog.write` writes."""
+    if not isinstance(value, dict) or not isinstance(value.get("event"), str):
+        return False
+    needed = [value.get(key, "missing") for key in _NUMBERS.get(value["event"], ())]
+    # The loss is null where every update was skipped.
+    are_numbers = all(number is None or type(number) in (int, float) for number in needed)
+    return are_numbers and all(type(value.get(key)) is int for key in ("epoch", "step"))
 
 
 class Progress:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from mindspore import Tensor
 
 from mindrepvgg.errors import TrainingError
+from mindrepvgg.models.variants import normalise_name
+from mindrepvgg.recipe.provenance import CODE
 from mindrepvgg.recipe.schema import KEYS, Recipe
 from mindrepvgg.recipe.sources import recipe_from_dict
+from mindrepvgg.text import quoted
 from mindrepvgg.training import rank_statistics
+from mindrepvgg.training.run_folder import find_last
 from mindrepvgg.weights.checkpoint import load_checkpoint_and_state
 from mindrepvgg.weights.containers import read_weights
 from mindrepvgg.weights.description import Description
@@ -38,6 +45,10 @@ _FREE_KEYS = {
 }
 # ... and, on another number of devices, what makes up the global batch.
 _FREE_KEYS_ELSEWHERE = {*_FREE_KEYS, "batch_size", "gradient_accumulation_steps"}
+
+
+# The optimizer's own parameters of these names: the learning rate of every step, and the updates made.
+_RATES, _UPDATES = "learning_rate", "global_step"
 
 
 @dataclass
@@ -86,18 +97,34 @@ def restore(path, run, now: Position) -> Position:
         Where the run stopped.
 
     Raises:
-        TrainingError: the checkpoint belongs to a finished network only, or to a run of another recipe.
+        TrainingError: the checkpoint belongs to a finished network only, or to a run of another recipe; more epochs are
+            allowed.
     """
     _, arrays = load_checkpoint_and_state(path, net=run.net)
     saved, before = _read_run(path, run.net.metadata)
-    free = _FREE_KEYS if before.ranks == now.ranks else _FREE_KEYS_ELSEWHERE
-    _check_same_recipe(path, saved, run.recipe, free)
+    _check_same_recipe(path, saved, run.recipe, before, now)
     of_ranks = arrays.pop(rank_statistics.KEY, None)
+    rates, updates = arrays[_RATES], int(arrays[_UPDATES].item())
+    prolonged = saved.epoch_size != run.recipe.epoch_size
+    if prolonged or before.images_per_step != now.images_per_step:
+        arrays[_RATES] = run.lr
     run.state.put_back(arrays, path)
     run.statistics.put_back(of_ranks)
     run.step.set_train()  # loading a network sets it to inference
-    if before.ranks == now.ranks:
-        return before
+    position = before if before.ranks == now.ranks else _elsewhere(path, before, run, now)
+    if prolonged:
+        following = run.lr[int(run.step.optimizer.global_step.asnumpy().item())]
+        log.warning(
+            "%s is prolonged from %d to %d epochs: the learning rate was %.4g in the last step and is %.4g in the "
+            "next, as %s has it over %d epochs",
+            *(path, saved.epoch_size, run.recipe.epoch_size, rates[max(updates - 1, 0)], following),
+            *(run.recipe.scheduler, run.recipe.epoch_size),
+        )
+    return position
+
+
+def _elsewhere(path, before: Position, run, now: Position) -> Position:
+    """Where a run stands on another number of ranks."""
     log.warning(
         "%s was saved on %d devices (%d images a step), this run is on %d (%d): it goes on, but not bit for bit",
         *(path, before.ranks, before.images_per_step, now.ranks, now.images_per_step),
@@ -110,6 +137,31 @@ def restore(path, run, now: Position) -> Position:
         counter = run.step.optimizer.global_step
         counter.set_data(Tensor([position.epoch * run.steps_per_epoch], counter.dtype))
     return position
+
+
+def find_run(resume, recipe: Recipe | None, overrides: Mapping, source: str = CODE) -> tuple[Recipe, Path]:
+    """Find the run to go on with.
+
+    Args:
+        resume: True: the run in `ckpt_save_dir`; a folder: the run in it, which goes on there; or a run's checkpoint.
+        recipe: what it is to go on with; None: its own recipe.
+        overrides: recipe keys and their values, over the recipe's.
+        source: where the overrides are from.
+
+    Returns:
+        The recipe, and the run's checkpoint.
+
+    Raises:
+        UserError: there is no such run, or a value cannot be used.
+    """
+    checkpoint = resume
+    if resume is True or Path(resume).is_dir():
+        own = (recipe or Recipe()).ckpt_save_dir
+        folder = overrides.get("ckpt_save_dir", own) if resume is True else resume
+        model = overrides.get("model", recipe and recipe.model)
+        checkpoint = find_last(folder, model and normalise_name(model))
+        overrides = {"ckpt_save_dir": str(folder), **overrides}
+    return (recipe or recipe_of_run(checkpoint)).replace(source, **overrides), Path(checkpoint)
 
 
 def recipe_of_run(path) -> Recipe:
@@ -128,15 +180,19 @@ def _read_run(path, metadata) -> tuple[Recipe, Position]:
     return recipe_from_dict(description.recipe, str(path)), Position.from_dict(description.position)
 
 
-def _check_same_recipe(path, before: Recipe, now: Recipe, free):
-    """Refuse to go on with a recipe that would compute something else."""
-    changed = [
-        f"{key} was {getattr(before, key)!r} and is now {getattr(now, key)!r}"
-        for key in KEYS
-        if key not in free and getattr(before, key) != getattr(now, key)
-    ]
-    if changed:
-        raise TrainingError(
-            f"the run in {path} cannot be continued exactly: {'; '.join(changed)}. Resume with the run's own recipe "
-            f"(leave out -c and these options), or start a new run in another --ckpt_save_dir"
-        )
+def _check_same_recipe(path, saved: Recipe, wanted: Recipe, before: Position, now: Position):
+    """Refuse to go on with a recipe that would compute something else; more epochs are no such thing."""
+    free = _FREE_KEYS if before.ranks == now.ranks else _FREE_KEYS_ELSEWHERE
+    if wanted.epoch_size > saved.epoch_size:
+        free = {*free, "epoch_size"}
+    changed = [key for key in KEYS if key not in free and getattr(saved, key) != getattr(wanted, key)]
+    if not changed:
+        return
+    values = [f"{key} was {quoted(getattr(saved, key))} and is now {quoted(getattr(wanted, key))}" for key in changed]
+    if "epoch_size" in changed:
+        values.append("epoch_size can only grow (a file called stop in the folder ends a run earlier)")
+    raise TrainingError(
+        f"the run in {path} cannot be continued exactly: {'; '.join(values)}. Resume with the run's own recipe (leave "
+        f"out -c and these options), or start a new run from its weights in another folder: --pretrained "
+        f"{shlex.quote(str(path))} --ckpt_save_dir FOLDER"
+    )

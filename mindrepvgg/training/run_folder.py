@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
+import os
+import socket
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from mindrepvgg.errors import TrainingError
+from mindrepvgg.files import naming, remove_leftovers
+from mindrepvgg.text import listed, printable
+
+log = logging.getLogger(__name__)
+
+# Seconds in which the process of a run that was just killed ends.
+_PATIENCE = 3.0
+
+# What file systems without locks answer.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class RunFolder:
     """Paths in the folder of a run of `model`; nothing is written or removed but by the methods that say so.
 
     stop: a file that somebody puts there to end the run as Ctrl-C does, on any number of machines.
+    lock: what the process that owns the folder holds a lock on; the file stays when the run has ended.
     """
 
     def __init__(self, path, model):
@@ -27,14 +45,76 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self.compile_cache = self.path / "compile_cache"
         self.stop = self.path / "stop"
+        self.lock = self.path / ".lock"
 
     def epoch(self, epoch) -> Path:
         """The network as it was after an epoch."""
         return self.path / f"{self.model}-{epoch}.ckpt"
 
+    @contextlib.contextmanager
+    def owned(self):
+        """Make the folder, and keep other runs out of it while the body runs, on this machine and on others.
+
+        The lock ends with its process, however that ends. What killed writes of the run left behind is removed.
+
+        Raises:
+            TrainingError: another process has the lock; it is named.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.callback(self._acquire().release)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                log.warning(
+                    "the file system of %s has no locks (%s): see to it that no other run is started in this folder",
+                    *(self.path, error.strerror),
+                )
+            else:
+                remove_leftovers(self.path, self._is_own)
+            yield
+
+    def check_free(self):
+        """Refuse a folder that another process owns; `owned` says everything else that is in the way."""
+        if self.lock.exists():
+            with contextlib.suppress(OSError):
+                self._acquire().release()
+
+    def _acquire(self) -> BaseFileLock:
+        # Without locks, filelock would leave a file behind a killed run that keeps the next one out.
+        lock = FileLock(self.lock, timeout=_PATIENCE, fallback_to_soft=False, on_acquired=_sign)
+        try:
+            with naming(self.path, self.lock.name):
+                lock.acquire()
+        except Timeout:
+            raise TrainingError(
+                f"{self.path} belongs to a run that is under way, {self._owner()}; wait for its end, stop it (touch "
+                f"{self.stop}), or give another --ckpt_save_dir"
+            ) from None
+        return lock
+
+    def _owner(self) -> str:
+        """The process that has the lock, in its own words."""
+        try:
+            text = self.lock.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            text = ""
+        return printable(text, 200) or "of a process that did not say its name"
+
+    def _is_own(self, name) -> bool:
+        """Whether a file of this name is written by runs of the model only."""
+        paths = (self.last, self.best, self.best_ema, self.precise_bn, self.curves, self.log, self.recipe)
+        return name in {path.name for path in paths} or self._is_epoch(name)
+
+    def _is_epoch(self, name) -> bool:
+        """Whether a file of this name is the checkpoint of an epoch."""
+        start, end = f"{self.model}-", ".ckpt"
+        return name.startswith(start) and name.endswith(end) and name[len(start) : -len(end)].isdecimal()
+
     def check(self, resume, overwrite):
         """Refuse a folder that holds a run which is not the one to go on with."""
-        held = self._held()
+        held = self.held()
         if not held:
             return
         if resume is None and not overwrite:
@@ -49,14 +129,18 @@ class RunFolder:
 
     def start_anew(self):
         """Remove the checkpoints of the runs in the folder, so that none of them is taken for the new run's."""
-        for last in self._held():
+        for last in self.held():
             run = RunFolder(self.path, last.name.removesuffix("_last.ckpt"))
             for path in (run.best, run.best_ema, run.precise_bn):
                 path.unlink(missing_ok=True)
             for path in self.path.glob(f"{run.model}-*.ckpt"):
-                if path.stem.removeprefix(f"{run.model}-").isdecimal():
+                if run._is_epoch(path.name):
                     path.unlink()
             last.unlink()
+
+    def standing(self) -> list:
+        """Something that is another when a run in the folder has saved its state, or has come or gone."""
+        return [(path.name, status.st_ino, status.st_mtime_ns) for path in self.held() for status in [path.stat()]]
 
     def take_stop(self) -> bool:
         """Whether a stop was asked for by a file; removes it."""
@@ -79,14 +163,38 @@ class RunFolder:
                 self.epoch(entry[0]).unlink(missing_ok=True)
         return [entry for entry in kept if entry in chosen]
 
-    def _held(self):
+    def held(self) -> list[Path]:
         """The *_last.ckpt in the folder, one for each run it holds."""
         return sorted(self.path.glob("*_last.ckpt"))
 
 
-def find_last(folder, model) -> Path:
-    """The checkpoint `--resume` takes up in a run's folder. Raises TrainingError when there is none."""
-    path = RunFolder(folder, model).last
-    if not path.exists():
-        raise TrainingError(f"{path} does not exist: there is no run to resume; start one without --resume")
-    return path
+def _sign(descriptor):
+    """Write into a lock's file whose it is."""
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+
+def find_last(folder, model=None) -> Path:
+    """The checkpoint `--resume` takes up in a run's folder.
+
+    Args:
+        folder: the run's folder.
+        model: the run's network; None: the folder holds one run.
+
+    Raises:
+        TrainingError: there is no such run, or there are several.
+    """
+    held = RunFolder(folder, model).held()
+    if model is not None:
+        held = [path for path in held if path == RunFolder(folder, model).last]
+    if not held:
+        name = f"{model or '*'}_last.ckpt"
+        raise TrainingError(
+            f"{Path(folder) / name} does not exist: there is no run to resume; start one without --resume"
+        )
+    if len(held) > 1:
+        names = listed([path.name for path in held])
+        raise TrainingError(
+            f"{folder} holds {len(held)} runs ({names}); give the one to go on with: --resume {held[0]}"
+        )
+    return held[0]

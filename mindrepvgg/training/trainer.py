@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from mindrepvgg.data.loaders import eval_loader, train_loader
-from mindrepvgg.errors import DataError
+from mindrepvgg.errors import DataError, TrainingError
 from mindrepvgg.files import atomic_write
 from mindrepvgg.recipe.mindcv_keys import mindcv_notice
 from mindrepvgg.reparam.precision import check_precision, set_precision
@@ -32,18 +32,24 @@ class Trainer:
 
     resume: the checkpoint of an interrupted run to go on with, exactly; its log is taken up as well.
     overwrite: start anew in a folder that holds a run. Without it, and without resume, such a folder is refused.
+    dry_run: compile and run a few steps, say what they cost, and write nothing; any folder will do.
     Under a launcher (msrun) every process makes one, and they train together; the first alone writes and prints.
-    Raises UserError when recipe, data, checkpoint and folder do not fit together.
+    Raises UserError when recipe, data, checkpoint and folder do not fit together, or another run owns the folder.
     """
 
-    def __init__(self, recipe, resume=None, overwrite=False):
+    def __init__(self, recipe, resume=None, overwrite=False, dry_run=False):
         self.recipe = recipe
         self.folder = RunFolder(recipe.ckpt_save_dir, recipe.model)
-        self.folder.check(resume, overwrite)
         self._replaces = overwrite
+        self._is_dry = dry_run
         self.device = device.setup(recipe.device_target, recipe.mode, recipe.jit_level, recipe.seed)
         check_precision(recipe.amp_level, recipe.amp_dtype, self.device)
         self.ranks = ranks.start(recipe.distribute, self.device)
+        if not dry_run:
+            if self.ranks.is_first:
+                self.folder.check_free()
+            self.folder.check(resume, overwrite)
+        self._found = self.folder.standing()
         self.train_loader = train_loader(recipe, self.ranks)
         self.eval_loader = eval_loader(recipe, self.ranks, as_uint8=True) if recipe.val_while_train else None
         if self.eval_loader and self.eval_loader.source.class_names != self.train_loader.source.class_names:
@@ -68,6 +74,18 @@ class Trainer:
         """Steps of the whole run that are behind us."""
         return self.position.epoch * self.steps_per_epoch + self.position.step_in_epoch
 
+    @property
+    def _finished(self) -> bool:
+        """Whether no epoch is left."""
+        return self.position.epoch == self.recipe.epoch_size
+
+    def _describe_end(self) -> str:
+        """Say that a run was finished before it was taken up again."""
+        return (
+            f"the run in {self.folder.path} was finished before, with all of its {self.recipe.epoch_size} epochs; to "
+            f"prolong it, give --resume with a larger --epoch_size"
+        )
+
     def describe(self) -> str:
         """The run in a few lines: network, device, precision, compile level, steps and learning rate."""
         recipe = self.recipe
@@ -88,28 +106,31 @@ class Trainer:
             f"{recipe.epoch_size} epochs of {steps}, {lr}"
         )
 
-    def run(self, dry_run=False, profile=False) -> RunResult | None:
+    def run(self, profile=False) -> RunResult | None:
         """Train to the end, or to Ctrl-C, SIGTERM or a file `stop` in the folder: the state is saved then.
 
-        dry_run: compile and run a few steps, say what they cost, write nothing and return None.
         profile: record the first steps after compilation with MindSpore's profiler.
+        None after a dry run.
         """
-        if dry_run:
+        if self._is_dry:
             self._dry_run()
             self.ranks.leave()
             return None
         with contextlib.ExitStack() as stack:
             log, profiler = self._open_folder(stack, profile)
+            self.ranks.any(False)  # none writes before the first has the folder
             progress = Progress(len(self.lr), self.steps_done, silent=not self.ranks.is_first)
             stack.callback(progress.close)
             stop = stack.enter_context(StopRequest())
             progress.say(self.describe())
+            if self._finished:
+                progress.say(self._describe_end())
             loop = Loop(self, log, progress, stop, profiler)
             loop.train()
         set_precision(self.net, "O0")
         self.ranks.leave()
         result = RunResult(
-            finished=self.position.epoch == self.recipe.epoch_size,
+            finished=self._finished,
             evaluation=loop.checkpoints.evaluation,
             best_top1=self.position.best_top1,
             last=self.folder.last,
@@ -124,7 +145,9 @@ class Trainer:
         recipe, folder = self.recipe, self.folder
         if not self.ranks.is_first:
             return RunLog(None), None
-        folder.path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(folder.owned())
+        if folder.standing() != self._found:
+            raise TrainingError(f"another run wrote to {folder.path} while this one was starting; start this one again")
         if self._replaces:
             folder.start_anew()
         folder.take_stop()  # one that came too late for the session before
@@ -143,22 +166,26 @@ class Trainer:
 
     def _dry_run(self):
         """Compile and run a few steps, and say what they cost."""
+        count = min(1 + _DRY_STEPS, self.steps_per_epoch, len(self.lr) - self.steps_done)
         progress = Progress(_DRY_STEPS, 0, silent=not self.ranks.is_first)
-        stepper, times = Stepper(self, progress), []
+        stepper, times = Stepper(self, progress, keep_graphs=False), []
         batches = host_batches(self.train_loader, 0, 0)
         with contextlib.closing(progress), contextlib.closing(batches):
             progress.say(self.describe())
-            for _ in range(min(1 + _DRY_STEPS, self.steps_per_epoch)):
+            for _ in range(count):
                 start = time.perf_counter()
                 loss, _ = stepper.take(batches)
                 loss.asnumpy()
                 times.append(time.perf_counter() - start)
                 progress.step(1, 1)
             _, waiting = stepper.meter.read()
-            seconds = float(np.median(times[1:] or times))
-            source = f"median of {len(times) - 1}" if times[1:] else "the epoch's only step, with its compilation"
-            progress.say(
-                f"{1000 * seconds:.1f} ms a step ({source}), {self.images_per_step / seconds:.0f} "
-                f"images/s, {waiting:.0%} of it waiting for data; peak memory {device.peak_memory()}"
-            )
+            if times:
+                seconds = float(np.median(times[1:] or times))
+                source = f"median of {len(times) - 1}" if times[1:] else "a single step, with its compilation"
+                progress.say(
+                    f"{1000 * seconds:.1f} ms a step ({source}), {self.images_per_step / seconds:.0f} "
+                    f"images/s, {waiting:.0%} of it waiting for data; peak memory {device.peak_memory()}"
+                )
+            else:
+                progress.say(self._describe_end())
             progress.say("dry run: nothing was written")

@@ -19,10 +19,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from mindspore.train.checkpoint_pb2 import Checkpoint
 from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from mindrepvgg.errors import CheckpointError
-from mindrepvgg.files import MEGABYTE, atomic_path, atomic_write, read_regular
+from mindrepvgg.files import MEGABYTE, atomic_write, read_regular
 from mindrepvgg.text import printable, quoted
 from mindrepvgg.weights import bfloat16
 
@@ -125,12 +125,11 @@ def write_weights(path, arrays, description=None):
     # Not ascontiguousarray, which makes a scalar a vector of one.
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     text = None if description is None else _sealed(path.suffix[1:], arrays, description)
-    if path.suffix == ".safetensors":
-        told = {} if text is None else {_DESCRIPTION: text}
-        with atomic_path(path) as temporary:
-            save_file(arrays, temporary, metadata={"format": "ms", **told})
-        return
     with atomic_write(path) as stream:
+        if path.suffix == ".safetensors":
+            told = {} if text is None else {_DESCRIPTION: text}
+            stream.write(save(arrays, metadata={"format": "ms", **told}))
+            return
         if text is not None:
             _write_ckpt_entry(stream, _DESCRIPTION, np.frombuffer(text.encode(), np.uint8))
         for name, array in arrays.items():

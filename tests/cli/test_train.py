@@ -1,13 +1,15 @@
 """mindrepvgg train: what it tells without training, and what it hands to the trainer."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from support import TINY_DIGITS
+from support import FROZEN, TINY_DIGITS
 
 from mindrepvgg import create_model
 from mindrepvgg.recipe.mindcv_keys import mindcv_notice
+from mindrepvgg.recipe.sources import load_recipe
 from mindrepvgg.training.result import RunResult
 
 
@@ -58,13 +60,13 @@ class TestTrain:
         asked = {}
 
         class Recorder:
-            def __init__(self, recipe, resume, overwrite):
-                asked.update(recipe=recipe, resume=resume, overwrite=overwrite)
+            def __init__(self, recipe, resume, overwrite, dry_run):
+                asked.update(recipe=recipe, resume=resume, overwrite=overwrite, dry_run=dry_run)
 
-            def run(self, dry_run=False, profile=False):
-                asked.update(dry_run=dry_run, profile=profile)
+            def run(self, profile=False):
+                asked.update(profile=profile)
                 path = Path("none.ckpt")
-                return None if dry_run else RunResult(False, None, 0.0, path, path, path)
+                return None if asked["dry_run"] else RunResult(False, None, 0.0, path, path, path)
 
         monkeypatch.setattr("mindrepvgg.training.trainer.Trainer", Recorder)
         return asked
@@ -77,6 +79,14 @@ class TestTrain:
         assert call("train", "-c", files / "tiny.yaml", *flags)[0] == status
         assert (asked["dry_run"], asked["profile"]) == (dry_run, profile)
         assert (asked["resume"], asked["overwrite"], asked["recipe"].model) == (None, False, "repvgg")
+
+    @pytest.mark.parametrize("options", [["--resume", "run"], ["--ckpt_save_dir", "run", "--resume"]])
+    def test_resuming_needs_the_folder_only(self, call, asked, options, tmp_path, monkeypatch):
+        shutil.copytree(FROZEN / "run", tmp_path / "run")
+        monkeypatch.chdir(tmp_path)
+        assert call("train", *options, "--log_interval", "3")[0] == 130
+        assert asked["resume"] == Path("run/repvgg_last.ckpt")
+        assert asked["recipe"] == load_recipe("run/recipe.yaml", {"log_interval": 3})
 
     def test_a_recipe_of_mindcvs_is_announced(self, files, call, asked):
         values = {"model": "repvgg_a0", "opt": "momentum", "decay_epochs": 80, "dataset": "mnist5k", "ckpt_path": ""}

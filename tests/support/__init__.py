@@ -11,6 +11,9 @@ from mindspore import Tensor
 
 ROOT = Path(__file__).parents[2]
 
+# What version 0.1 wrote.
+FROZEN = ROOT / "tests" / "artefacts" / "frozen_0_1"
+
 MODES = {"graph": ms.GRAPH_MODE, "pynative": ms.PYNATIVE_MODE}
 
 # Small networks of every kind, for create_model("repvgg", **SMALL[kind]).

@@ -31,7 +31,8 @@ def tiny(folder, **changes):
 
 
 def names(folder):
-    return sorted(path.name for path in Path(folder).iterdir())
+    """What lies in a run's folder, besides the file that is locked."""
+    return sorted(path.name for path in Path(folder).iterdir() if path.name != ".lock")
 
 
 def each_step(trainer, action):

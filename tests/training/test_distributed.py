@@ -223,7 +223,7 @@ class TestTheCommand:
     def test_one_writes(self, whole):
         folder = whole
         assert sorted(path.name for path in folder.iterdir()) == [
-            *("curves.png", "log.jsonl", "recipe.yaml"),
+            *(".lock", "curves.png", "log.jsonl", "recipe.yaml"),
             *("repvgg-2.ckpt", "repvgg_best.ckpt", "repvgg_ema_best.ckpt", "repvgg_last.ckpt"),
         ]
         places = [(r["event"], r["step"]) for r in records(folder)]

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import sys
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,9 +26,11 @@ class TestRunLog:
         """A log of steps 2, 4, 6 and a validation after step 6."""
         log = RunLog(tmp_path / "log.jsonl")
         for step in (2, 4, 6):
-            log.write("train", 1 + step // 5, step, loss=1 / step)
-        log.write("validate", 2, 6, top1=12.5)
+            log.write("train", 1 + step // 5, step, loss=1 / step, **self.RATE)
+        log.write("validate", 2, 6, top1=12.5, top5=50.0, loss=None)
         return log.path
+
+    RATE = MappingProxyType({"progress": 0.5, "lr": 0.1})
 
     @staticmethod
     def steps(path):
@@ -36,8 +38,8 @@ class TestRunLog:
 
     def test_each_line_is_an_object(self, path):
         records = [json.loads(line) for line in path.read_text().splitlines()]
-        assert records[0] == {"event": "train", "epoch": 1, "step": 2, "loss": 0.5}
-        assert records[-1] == {"event": "validate", "epoch": 2, "step": 6, "top1": 12.5}
+        assert records[0] == {"event": "train", "epoch": 1, "step": 2, "loss": 0.5, **self.RATE}
+        assert records[-1] == {"event": "validate", "epoch": 2, "step": 6, "top1": 12.5, "top5": 50.0, "loss": None}
         assert path.read_text().endswith("\n")
 
     def test_a_record_is_on_disk_at_once(self, tmp_path):
@@ -57,15 +59,23 @@ class TestRunLog:
         log = RunLog(path, keep_until=keep_until)
         assert [record["step"] for record in log.records] == steps
         assert self.steps(path) == steps
-        log.write("train", 9, 10)
+        log.write("note", 9, 10)
         assert self.steps(path) == [*steps, 10]
 
     def test_resuming_keeps_floats_to_the_last_bit(self, tmp_path):
         values = [float(x) for x in np.random.default_rng(0).normal(size=50).astype(np.float32)]
         log = RunLog(tmp_path / "log.jsonl")
         for step, value in enumerate(values):
-            log.write("train", 1, step, loss=value)
+            log.write("train", 1, step, loss=value, **self.RATE)
         assert [record["loss"] for record in RunLog(log.path, keep_until=99).records] == values
+
+    def test_a_full_disk_names_the_log(self, tmp_path):
+        (tmp_path / "log.jsonl").symlink_to("/dev/full")
+        log = RunLog(None)
+        log.path = tmp_path / "log.jsonl"
+        with pytest.raises(OSError, match="No space left") as caught:
+            log.write("train", 1, 1)
+        assert caught.value.filename == str(log.path)
 
     def test_resuming_without_a_log(self, tmp_path):
         assert RunLog(tmp_path / "log.jsonl", keep_until=5).records == []
@@ -82,8 +92,28 @@ class TestRunLog:
         path.write_bytes(path.read_bytes() + rest)
         assert [record["step"] for record in RunLog(path, keep_until=9).records] == [2, 4, 6, 6]
 
+    def test_json_that_is_no_record_is_left_out_with_a_notice(self, path, caplog):
+        lines = [
+            "[1]",
+            "{}",
+            "3",
+            "null",
+            '"train"',
+            '{"event": null, "epoch": 1, "step": 2}',
+            '{"event": "train", "epoch": 1, "step": 2}',
+            '{"event": "train", "epoch": 1, "step": null, "progress": 1, "lr": 1, "loss": 1}',
+            '{"event": "train", "epoch": true, "step": 2, "progress": 1, "lr": 1, "loss": 1}',
+            '{"event": "validate", "epoch": 1, "step": 2, "top1": "12", "top5": 1, "loss": 1}',
+        ]
+        content = path.read_text().splitlines()
+        path.write_text("\n".join([content[0], *lines, *content[1:], ""]))
+        log = RunLog(path, keep_until=9)
+        assert [record["step"] for record in log.records] == self.steps(path) == [2, 4, 6, 6]
+        assert caplog.messages == [f"{path}: 10 lines are no records and are left out, line 2 first"]
+        draw_curves(log.records, path.with_name("curves.png"))
+
     @pytest.mark.parametrize("line", [b"step 4: loss 0.3\n", b"\xff\xfe\n", b"\n"])
-    def test_a_line_that_is_no_record_is_refused(self, path, line):
+    def test_a_line_that_is_no_json_is_refused(self, path, line):
         lines = path.read_bytes().splitlines(keepends=True)
         content = b"".join([lines[0], line, *lines[1:]])
         path.write_bytes(content)

@@ -2,8 +2,15 @@
 
 import json
 import math
+import shutil
 
-from mindrepvgg.training.resume import Position
+import pytest
+from support import FROZEN
+
+from mindrepvgg.errors import TrainingError
+from mindrepvgg.recipe.provenance import COMMAND_LINE
+from mindrepvgg.recipe.sources import load_recipe
+from mindrepvgg.training.resume import Position, find_run
 
 
 class TestPosition:
@@ -30,3 +37,50 @@ class TestPosition:
         assert found == Position()
         assert found.best_top1 == -math.inf
         assert found.kept is not Position().kept
+
+
+class TestFindRun:
+    """Of a run that lies where its recipe does not say, as after a move."""
+
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        return shutil.copytree(FROZEN / "run", tmp_path / "moved")
+
+    @pytest.mark.parametrize(
+        ("resume", "overrides"),
+        [
+            ("moved", {}),
+            ("moved/", {}),
+            (True, {"ckpt_save_dir": "moved"}),
+            (True, {"ckpt_save_dir": "moved", "seed": 7}),
+        ],
+    )
+    def test_a_folder_goes_on_with_its_own_recipe(self, folder, resume, overrides):
+        recipe, last = find_run(resume, None, overrides, COMMAND_LINE)
+        assert last.samefile(folder / "repvgg_last.ckpt")
+        assert recipe.ckpt_save_dir.rstrip("/") == "moved"
+        own = load_recipe(folder / "recipe.yaml")
+        assert recipe == own.replace(ckpt_save_dir=recipe.ckpt_save_dir, seed=overrides.get("seed", own.seed))
+        if "seed" in overrides:
+            assert recipe.sources["seed"] == COMMAND_LINE
+
+    def test_the_folder_of_the_recipe(self, folder):
+        given = load_recipe(folder / "recipe.yaml", {"ckpt_save_dir": "moved"})
+        assert find_run(True, given, {}) == (given, folder.relative_to(folder.parent) / "repvgg_last.ckpt")
+        assert find_run("moved", given.replace(ckpt_save_dir="elsewhere"), {})[0] == given
+
+    def test_a_checkpoint_goes_on_where_its_recipe_says(self, folder):
+        recipe, last = find_run(folder / "repvgg_last.ckpt", None, {})
+        assert (recipe.ckpt_save_dir, last) == ("run", folder / "repvgg_last.ckpt")
+
+    def test_of_two_runs_the_model_chooses(self, folder):
+        shutil.copy(folder / "repvgg_last.ckpt", folder / "repvgg_a0_last.ckpt")
+        with pytest.raises(TrainingError, match="holds 2 runs"):
+            find_run("moved", None, {})
+        assert find_run("moved", None, {"model": "RepVGG"})[1].name == "repvgg_last.ckpt"
+
+    def test_there_is_none(self, folder):
+        for resume in (True, "."):
+            with pytest.raises(TrainingError, match=r"_last\.ckpt does not exist: there is no run to resume"):
+                find_run(resume, None, {})

@@ -1,8 +1,16 @@
 """The folder of a run: what is kept, and what is refused."""
 
+import errno
+import os
+import re
+import socket
+import subprocess
+import sys
+
 import pytest
 
 from mindrepvgg.errors import TrainingError
+from mindrepvgg.training import run_folder
 from mindrepvgg.training.run_folder import RunFolder, find_last
 
 
@@ -81,3 +89,110 @@ class TestRunFolder:
         assert find_last(folder.path, "repvgg_a0") == folder.path / "repvgg_a0_last.ckpt"
         with pytest.raises(TrainingError, match=r"repvgg_b0_last\.ckpt does not exist: there is no run to resume"):
             find_last(folder.path, "repvgg_b0")
+
+
+# Holds a folder, says so, and ends when its input does.
+HOLD = """
+import sys
+from mindrepvgg.errors import TrainingError
+from mindrepvgg.training.run_folder import RunFolder
+try:
+    with RunFolder(sys.argv[1], "repvgg").owned():
+        print("has it", flush=True)
+        sys.stdin.read()
+except TrainingError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(run_folder, "_PATIENCE", 0.0)
+
+
+@pytest.mark.usefixtures("impatient")
+class TestTheOwner:
+    @staticmethod
+    def hold(path):
+        """Another process that holds the folder, or has been refused; and its first line."""
+        command = [sys.executable, "-c", HOLD, str(path)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return process, process.stdout.readline()
+
+    def test_a_second_run_is_refused_until_the_first_is_dead(self, tmp_path):
+        folder = RunFolder(tmp_path / "new", "repvgg")
+        process, line = self.hold(folder.path)
+        assert line == "has it\n"
+        (folder.path / ".repvgg_last.ckpt.abcdefgh.partial").touch()
+        owner = rf"new belongs to a run that is under way, process {process.pid} on {re.escape(socket.gethostname())}; "
+        for attempt in (folder.check_free, lambda: folder.owned().__enter__()):
+            with pytest.raises(TrainingError, match=owner + r"wait for its end, stop it \(touch .+stop\), or give an"):
+                attempt()
+        assert len(list(folder.path.iterdir())) == 2, "what is under way was not tidied up"
+        process.kill()
+        process.communicate()
+        folder.check_free()
+        with folder.owned():
+            assert [path.name for path in folder.path.iterdir()] == [".lock"]
+            assert folder.lock.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+
+    def test_of_two_that_start_together_one_has_it(self, tmp_path):
+        both = [self.hold(tmp_path / "new") for _ in range(2)]
+        for process, _ in both:
+            process.communicate("")
+        assert sorted(line[:6] for _, line in both) == sorted(["has it", f"{tmp_path}"[:6]])
+
+    def test_an_error_gives_it_back(self, tmp_path):
+        folder = RunFolder(tmp_path, "repvgg")
+        with pytest.raises(TrainingError, match="under way"), folder.owned():
+            folder.check_free()
+        folder.check_free()
+
+    def test_what_another_program_is_writing_stays(self, tmp_path):
+        own = ["repvgg-12.ckpt", "curves.png", "repvgg_ema_best.ckpt", "log.jsonl"]
+        others = ["repvgg_deploy.ckpt", "repvgg_a0_best.ckpt", "repvgg-x.ckpt", "notes"]
+        for name in (*own, *others):
+            (tmp_path / f".{name}.abc_1234.partial").touch()
+        with RunFolder(tmp_path, "repvgg").owned():
+            found = sorted(path.name for path in tmp_path.glob("*.partial"))
+        assert found == sorted(f".{name}.abc_1234.partial" for name in others)
+
+    @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+    def test_a_file_system_without_locks_is_told_once(self, tmp_path, monkeypatch, caplog, number):
+        def refuse(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("fcntl.flock", refuse)
+        folder = RunFolder(tmp_path, "repvgg")
+        folder.lock.touch()
+        folder.check_free()
+        assert not caplog.messages
+        with folder.owned(), folder.owned():
+            pass
+        assert caplog.messages == 2 * [
+            f"the file system of {tmp_path} has no locks ({os.strerror(number)}): see to it that no other run is "
+            f"started in this folder"
+        ]
+
+    @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+    def test_a_folder_that_cannot_be_written_is_named(self, tmp_path, monkeypatch, number):
+        def refuse(path, *_):
+            raise OSError(number, os.strerror(number), path)
+
+        folder = RunFolder(tmp_path, "repvgg")
+        monkeypatch.setattr("os.open", refuse)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))) as caught, folder.owned():
+            pass
+        assert caught.value.filename == str(tmp_path)
+
+
+class TestFindLast:
+    def test_the_only_run_needs_no_name(self, tmp_path):
+        with pytest.raises(TrainingError, match=r"\*_last\.ckpt does not exist: there is no run to resume;"):
+            find_last(tmp_path)
+        (tmp_path / "repvgg_last.ckpt").touch()
+        assert find_last(tmp_path) == tmp_path / "repvgg_last.ckpt"
+        (tmp_path / "repvgg_a0_last.ckpt").touch()
+        with pytest.raises(TrainingError, match=r"holds 2 runs \(repvgg_a0_last\.ckpt, repvgg_last\.ckpt\); give the"):
+            find_last(tmp_path)
+        assert find_last(tmp_path, "repvgg") == tmp_path / "repvgg_last.ckpt"

@@ -1,6 +1,5 @@
 """The training loop: what it writes, that it repeats itself bit for bit, and every way in which it may end."""
 
-import dataclasses
 import json
 import math
 import os
@@ -23,10 +22,10 @@ from support.runs import STEPS, STEPS_PER_EPOCH, TINY, each_step, names, run_unt
 from mindrepvgg import load_checkpoint
 from mindrepvgg.errors import TrainingError
 from mindrepvgg.recipe.sources import load_recipe, recipe_from_dict
-from mindrepvgg.training.resume import recipe_of_run
-from mindrepvgg.training.run_folder import find_last
+from mindrepvgg.training.resume import find_run, recipe_of_run
+from mindrepvgg.training.run_folder import RunFolder, find_last
 from mindrepvgg.training.trainer import Trainer
-from mindrepvgg.weights.containers import read_weights
+from mindrepvgg.weights.containers import read_weights, write_weights
 
 ROOT = Path(__file__).parents[2]
 
@@ -209,19 +208,57 @@ class TestResuming:
         assert resumed.returncode == 0, resumed.stderr
         assert_same_run(folder, run.last.parent)
 
-    def test_a_finished_run_has_nothing_to_do(self, copied):
-        recipe = dataclasses.replace(recipe_of_run(copied / "repvgg_last.ckpt"), ckpt_save_dir=str(copied))
-        before = (copied / "repvgg_last.ckpt").read_bytes()
-        result = Trainer(recipe, resume=copied / "repvgg_last.ckpt").run()
+    def test_a_finished_run_has_nothing_to_do(self, copied, capsys):
+        recipe, last = find_run(copied, None, {})
+        assert recipe.ckpt_save_dir == str(copied)
+        before = last.read_bytes()
+        result = Trainer(recipe, resume=last).run()
         assert result.finished
-        assert (copied / "repvgg_last.ckpt").read_bytes() == before
+        assert last.read_bytes() == before
         assert len(records(copied)) == 8
+        assert f"the run in {copied} was finished before, with all of its 2 epochs; to" in capsys.readouterr().out
+
+    def test_a_dry_run_of_a_finished_run(self, copied, capsys):
+        before = {name: (copied / name).read_bytes() for name in names(copied)}
+        recipe, last = find_run(copied, None, {})
+        assert Trainer(recipe, resume=last, dry_run=True).run() is None
+        assert "was finished before, with all of its 2 epochs" in capsys.readouterr().out
+        assert {name: (copied / name).read_bytes() for name in names(copied)} == before
+
+    def test_a_finished_run_is_prolonged(self, pynative_run, tmp_path, caplog):
+        """Beyond its end, with the learning rates that a run of so many epochs has, and the state it had."""
+        folder = shutil.copytree(pynative_run, tmp_path / "copy")
+        before = records(folder)
+        recipe, last = find_run(folder, None, {"epoch_size": 3, "precise_bn_steps": 0})
+        trainer = Trainer(recipe, resume=last)
+        expected = [0.05 * (1 + math.cos(math.pi * step / (STEPS + STEPS_PER_EPOCH - 1))) for step in range(STEPS, 30)]
+        (told,) = caplog.messages
+        assert told.endswith(
+            f"_last.ckpt is prolonged from 2 to 3 epochs: the learning rate was 0 in the last step and is "
+            f"{expected[0]:.4g} in the next, as cosine_decay has it over 3 epochs"
+        )
+        state = read_weights(last).arrays
+        for moment in trainer.step.optimizer.moments:
+            np.testing.assert_array_equal(moment.asnumpy(), state[f"training_state.{moment.name}"])
+        assert trainer.run().finished
+        after = records(folder)
+        assert after[: len(before)] == before
+        assert [(r["event"], r["step"]) for r in after[len(before) :]] == [
+            *[("train", step) for step in (24, 28, 30)],
+            ("validate", 30),
+        ]
+        logged = [r["lr"] for r in after[len(before) :] if r["event"] == "train"]
+        np.testing.assert_allclose(logged, [expected[3], expected[7], expected[9]], atol=1e-7)
+        assert recipe_of_run(last).epoch_size == 3
+        with pytest.raises(TrainingError, match="epoch_size was 3 and is now 2; epoch_size can only grow"):
+            Trainer(tiny(folder, mode=1), resume=last)
 
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
             ({"lr": 0.05}, ["lr was 0.1 and is now 0.05"]),
-            ({"seed": 1, "epoch_size": 3}, ["epoch_size was 2 and is now 3", "seed was 42 and is now 1"]),
+            ({"seed": 1, "epoch_size": 1}, ["epoch_size was 2 and is now 1", "seed was 42 and is now 1"]),
+            ({"seed": 1, "epoch_size": 3}, ["seed was 42 and is now 1"]),
             ({"batch_size": 200}, ["batch_size was 400 and is now 200"]),
             ({"mode": 1}, ["mode was 0 and is now 1"]),
         ],
@@ -234,8 +271,24 @@ class TestResuming:
         assert "cannot be continued exactly: " in text
         assert all(word in text for word in words)
         assert text.count(" was ") == len(words), "no other key is blamed"
-        assert text.endswith("or start a new run in another --ckpt_save_dir")
+        weights = copied / "repvgg_last.ckpt"
+        assert text.endswith(
+            f"a new run from its weights in another folder: --pretrained {weights} --ckpt_save_dir FOLDER"
+        )
         assert (copied / "log.jsonl").read_bytes() == log
+
+    def test_on_another_number_of_images_a_step(self, pynative_run, tmp_path, caplog):
+        """From the start of the epoch, with the learning rates of its own steps."""
+        found = read_weights(pynative_run / "repvgg_last.ckpt")
+        found.description["position"] |= {"ranks": 2, "images_per_step": 800, "epoch": 1, "step_in_epoch": 2}
+        found.arrays["training_state.learning_rate"] = found.arrays["training_state.learning_rate"][::2]
+        found.arrays["training_state.global_step"] = np.array([7], np.int32)
+        write_weights(tmp_path / "repvgg_last.ckpt", found.arrays, found.description)
+        trainer = Trainer(tiny(tmp_path, mode=1), resume=tmp_path / "repvgg_last.ckpt")
+        assert "epoch 2 is started again: its steps are others now" in caplog.messages
+        assert trainer.steps_done == trainer.step.optimizer.global_step.asnumpy().item() == STEPS_PER_EPOCH
+        (rates,) = (p for p in trainer.step.optimizer.get_parameters() if p.name == "learning_rate")
+        np.testing.assert_array_equal(rates.asnumpy(), trainer.lr)
 
     def test_where_things_lie_may_change(self, copied, tmp_path):
         changes = {"keep_checkpoint_max": 5, "num_parallel_workers": 1, "device_target": "CPU", "data_dir": "elsewhere"}
@@ -279,6 +332,48 @@ class TestTheFolder:
                 Trainer(tiny(copied, **changes))
         assert {name: (copied / name).read_bytes() for name in names(copied)} == before
 
+    def test_a_dry_run_takes_any_folder_and_writes_nothing(self, pynative_run, tmp_path, capsys):
+        folder = shutil.copytree(pynative_run, tmp_path / "copy")
+        before = {name: (folder / name).read_bytes() for name in names(folder)}
+        with RunFolder(folder, "repvgg").owned():
+            assert Trainer(tiny(folder, mode=1, lr=0.05, compile_cache=True), dry_run=True).run() is None
+            Trainer(tiny(tmp_path / "new", mode=1), dry_run=True)
+        out = capsys.readouterr().out
+        assert re.search(r"ms a step \(median of 5\)", out)
+        assert out.endswith("dry run: nothing was written\n")
+        assert {name: (folder / name).read_bytes() for name in names(folder)} == before
+        assert names(tmp_path) == ["copy"]
+
+    def test_a_folder_of_a_living_run_is_refused(self, copied, monkeypatch):
+        """Before data and network are there, and if it came after that."""
+        monkeypatch.setattr("mindrepvgg.training.run_folder._PATIENCE", 0.0)
+        last = copied / "repvgg_last.ckpt"
+        trainer, under_way = Trainer(tiny(copied), resume=last), f"under way, process {os.getpid()} on "
+        with RunFolder(copied, "repvgg").owned():
+            before = {name: (copied / name).read_bytes() for name in names(copied)}
+            for options in ({"resume": last}, {"overwrite": True}, {}):
+                with pytest.raises(TrainingError, match=under_way):
+                    Trainer(tiny(copied), **options)
+            with pytest.raises(TrainingError, match=under_way):
+                trainer.run()
+            assert {name: (copied / name).read_bytes() for name in names(copied)} == before
+
+    def test_a_run_that_came_and_went_meanwhile_is_noticed(self, copied, tmp_path):
+        trainers = [Trainer(tiny(copied), resume=copied / "repvgg_last.ckpt"), Trainer(tiny(tmp_path / "new"))]
+        (tmp_path / "new").mkdir()
+        for trainer in trainers:
+            shutil.copy(copied / "repvgg_best.ckpt", trainer.folder.last)
+            before = names(trainer.folder.path)
+            with pytest.raises(TrainingError, match=r"another run wrote to .+ while this one was starting; start this"):
+                trainer.run()
+            assert names(trainer.folder.path) == before
+
+    def test_leftovers_of_killed_writes_go(self, copied):
+        (copied / ".repvgg_last.ckpt.abcdefgh.partial").touch()
+        recipe, last = find_run(copied, None, {})
+        Trainer(recipe, resume=last).run()
+        assert not list(copied.glob(".*.partial"))
+
     def test_overwriting_leaves_nothing_of_the_old_run(self, copied):
         (copied / "repvgg_deploy.ckpt").touch()
         (copied / "repvgg-notes.ckpt").touch()
@@ -311,6 +406,25 @@ class TestTheFolder:
         assert (result.evaluation, result.best_top1) == (None, -math.inf)
         assert names(tmp_path) == ["log.jsonl", "recipe.yaml", "repvgg_last.ckpt"]
         assert read_weights(result.last).description["position"]["best_top1"] is None
+
+    @pytest.mark.usefixtures("few_digits")
+    def test_curves_that_cannot_be_drawn_end_no_run(self, tmp_path, monkeypatch, capsys):
+        def refuse(_, path, __):
+            raise OSError(28, "No space left on device", str(path))
+
+        monkeypatch.setattr("mindrepvgg.training.loop.draw_curves", refuse)
+        changes = {"mode": 1, "epoch_size": 2, "val_while_train": False, "keep_checkpoint_max": 0}
+        assert Trainer(tiny(tmp_path, **changes)).run().finished
+        warning = f"warning: the curves cannot be drawn: {tmp_path}/curves.png: No space left on device\n"
+        assert capsys.readouterr().out.count(warning) == 1
+
+    @pytest.mark.usefixtures("few_digits")
+    def test_a_prolonged_run_takes_its_precise_bn_anew(self, tmp_path):
+        changes = {"mode": 1, "val_while_train": False, "keep_checkpoint_max": 0, "precise_bn_steps": 1}
+        for epochs in (1, 1, 2):
+            resume = None if epochs == 1 and not names(tmp_path) else tmp_path / "repvgg_last.ckpt"
+            Trainer(tiny(tmp_path, epoch_size=epochs, **changes), resume=resume).run()
+        assert [r["epoch"] for r in records(tmp_path) if r["event"] == "precise_bn"] == [1, 2]
 
     @pytest.mark.usefixtures("few_digits")
     def test_the_newest_epochs_are_kept(self, tmp_path):

@@ -348,7 +348,9 @@ class TestDamage:
     def test_flipped_bits_of_the_seal(self, tmp_path, suffix, content):
         """Of the name of the description's entry, and of what stands around it."""
         start = content.index(b"mindrepvgg.description")
-        places = [*range(8 * max(start - 12, 0), 8 * (start + 40))]
+        # Safetensors writes its metadata in any order: another entry, which means nothing, may stand in front.
+        before = 1 if suffix == ".safetensors" else 12
+        places = [*range(8 * max(start - before, 0), 8 * (start + 40))]
         assert self.flip(tmp_path / f"x{suffix}", content, places) == len(places)
 
     @pytest.mark.slow
