@@ -17,6 +17,23 @@ _WITHOUT_TORCH = importlib.util.find_spec("torch") is None
 _NEEDS_TORCH = re.compile(r"^import torch$|^from support.*\b(torch_reference|foreign)\b", re.MULTILINE)
 
 
+def pytest_addoption(parser):
+    """Add the option that makes MindSpore look like the one that is announced."""
+    parser.addoption(
+        "--announced-signatures",
+        action="store_true",
+        help="run on stand-ins for mindspore.nn.Conv2d, BatchNorm2d and SyncBatchNorm with the announced signatures",
+    )
+
+
+def pytest_configure(config):
+    """Swap the classes before any test module, or the package, imports them."""
+    if config.getoption("--announced-signatures"):
+        from support import announced
+
+        announced.install()
+
+
 def pytest_ignore_collect(collection_path):
     """Leave out the modules that compare with PyTorch where it is not installed (`make test-quick`)."""
     is_module = _WITHOUT_TORCH and collection_path.suffix == ".py"

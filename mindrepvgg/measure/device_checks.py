@@ -11,6 +11,7 @@ from mindspore import Parameter, Tensor, amp, nn, ops
 from mindrepvgg.measure.ascend_check_report import CheckFailed, CheckSkipped, Result, run_check
 from mindrepvgg.models.synthetic import parameter_value, uniform
 from mindrepvgg.reparam.compare import difference
+from mindrepvgg.reparam.layers import conv2d
 from mindrepvgg.runtime.environment import launched_processes
 from mindrepvgg.runtime.ranks import Ranks, start
 from mindrepvgg.runtime.timing import take_turns, timed
@@ -35,9 +36,8 @@ class _ConvGradients(nn.Cell):
     def __init__(self, weight, groups):
         super().__init__()
         out_channels, per_group = weight.shape[:2]
-        self.conv = nn.Conv2d(
-            per_group * groups, out_channels, 3, pad_mode="pad", padding=1, group=groups, weight_init=Tensor(weight)
-        )
+        self.conv = conv2d(per_group * groups, out_channels, 3, groups=groups)
+        self.conv.weight.set_data(Tensor(weight))
         self.gradients = ms.grad(self._product, 0, ms.ParameterTuple([self.conv.weight]))
 
     def _product(self, x, probe):

@@ -14,8 +14,9 @@ from mindrepvgg.models.parameters import load_arrays
 from mindrepvgg.models.qat import to_fake_quantized, to_trainable_deploy
 from mindrepvgg.models.shapes import check_fit, parameter_shapes
 from mindrepvgg.models.variants import BN, QAT, TRAIN, Variant
-from mindrepvgg.reparam.blocks import ConvBN, RepVGGBlock, bias_init, kernel_init
+from mindrepvgg.reparam.blocks import ConvBN, RepVGGBlock
 from mindrepvgg.reparam.foldable import rep_blocks
+from mindrepvgg.reparam.layers import bias_init, kernel_init
 
 
 def _linear(features, num_classes):

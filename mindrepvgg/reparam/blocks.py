@@ -11,49 +11,13 @@ Source: RepVGG, figure 4, arXiv:2101.03697; SE after the ReLU ('post') is RepVGG
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import HeUniform, Uniform
 from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.reparam import arithmetic
 from mindrepvgg.reparam.foldable import FoldableBlock, bn_terms, norm_of
-
-# The classes a network may have BN of; all of them have BatchNorm2d's parameters.
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-
-
-def kernel_init() -> HeUniform:
-    """The initialisation of convolution and linear weights: U(-b, b) with b = 1 / sqrt(fan_in).
-
-    The authors' code keeps PyTorch's default. MindSpore's own default changed over its versions, so it is spelled out.
-    Source: torch.nn.Conv2d, kaiming_uniform with a = sqrt(5).
-    """
-    return HeUniform(negative_slope=math.sqrt(5))
-
-
-def bias_init(fan_in: int) -> Uniform:
-    """U(-b, b) with b = 1 / sqrt(fan_in), PyTorch's default for biases."""
-    return Uniform(1 / math.sqrt(fan_in))
-
-
-def _conv(in_channels, out_channels, size, stride=1, groups=1, dilation=1, bias=False):
-    """A convolution with PyTorch's padding, which keeps (H, W) at stride 1."""
-    return nn.Conv2d(
-        in_channels,
-        out_channels,
-        size,
-        stride=stride,
-        pad_mode="pad",
-        padding=dilation * (size // 2),
-        dilation=dilation,
-        group=groups,
-        has_bias=bias,
-        weight_init=kernel_init(),
-        bias_init=bias_init(size * size * in_channels // groups) if bias else None,
-    )
+from mindrepvgg.reparam.layers import batch_norm, conv2d
 
 
 class ConvBN(nn.Cell):
@@ -61,8 +25,8 @@ class ConvBN(nn.Cell):
 
     def __init__(self, in_channels, out_channels, size, stride=1, groups=1, dilation=1, norm=nn.BatchNorm2d):
         super().__init__()
-        self.conv = _conv(in_channels, out_channels, size, stride, groups, dilation)
-        self.bn = norm(out_channels)
+        self.conv = conv2d(in_channels, out_channels, size, stride, dilation=dilation, groups=groups)
+        self.bn = batch_norm(out_channels, norm)
 
     def construct(self, x):
         """Convolve (N, in, H, W) and normalise."""
@@ -77,8 +41,8 @@ class SqueezeExcite(nn.Cell):
 
     def __init__(self, channels, squeezed):
         super().__init__()
-        self.down = _conv(channels, squeezed, 1, bias=True)
-        self.up = _conv(squeezed, channels, 1, bias=True)
+        self.down = conv2d(channels, squeezed, 1, bias=True)
+        self.up = conv2d(squeezed, channels, 1, bias=True)
         self.relu = nn.ReLU()
         self.sigmoid = nn.Sigmoid()
 
@@ -135,12 +99,12 @@ class RepVGGBlock(FoldableBlock):
         self.deploy = deploy
         self.has_identity = in_channels == out_channels and stride == 1
         if deploy:
-            self.rbr_reparam = _conv(in_channels, out_channels, 3, stride, groups, dilation, bias=True)
+            self.rbr_reparam = self._make_conv()
         else:
             self.rbr_dense = ConvBN(in_channels, out_channels, 3, stride, groups, dilation, norm)
             self.rbr_1x1 = ConvBN(in_channels, out_channels, 1, stride, groups, norm=norm)
             if self.has_identity:
-                self.rbr_identity = norm(out_channels)
+                self.rbr_identity = batch_norm(out_channels, norm)
         if se == "pre":
             self.se = SqueezeExcite(out_channels, out_channels // se_ratio)
         elif se == "post":
@@ -233,7 +197,7 @@ class RepVGGBlock(FoldableBlock):
         trained = self.rbr_dense.conv
         kernel, bias = self.fused_kernel_bias(trained.weight.asnumpy().dtype)
         with no_init_parameters():
-            conv = _conv(self.in_channels, self.out_channels, 3, self.stride, self.groups, self.dilation, bias=True)
+            conv = self._make_conv()
         for key in ("stride", "pad_mode", "padding", "dilation"):
             if getattr(trained, key) != getattr(conv, key):
                 raise ValueError(f"rbr_dense.conv has {key} {getattr(trained, key)}, the block {getattr(conv, key)}")
@@ -247,6 +211,12 @@ class RepVGGBlock(FoldableBlock):
             name = f"{prefix}{self.FUSED}.{leaf}"
             setattr(conv, leaf, Parameter(Tensor.from_numpy(value), name=name, requires_grad=bool(trainable)))
         return conv
+
+    def _make_conv(self):
+        """The one convolution of the deploy form, before it has values."""
+        return conv2d(
+            self.in_channels, self.out_channels, 3, self.stride, dilation=self.dilation, groups=self.groups, bias=True
+        )
 
 
 def _add_padded(kernel, kernel_1x1):

@@ -12,7 +12,7 @@ import mindspore as ms
 from mindspore import nn
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.reparam.blocks import NORMS
+from mindrepvgg.reparam.layers import NORMS
 
 DTYPES = {"float16": ms.float16, "bfloat16": ms.bfloat16}
 

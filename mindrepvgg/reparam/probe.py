@@ -6,9 +6,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from mindrepvgg.reparam.blocks import NORMS
 from mindrepvgg.reparam.compare import difference, leaves
 from mindrepvgg.reparam.foldable import FoldableBlock
+from mindrepvgg.reparam.layers import NORMS
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 from mindrepvgg.text import printable
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.models.repvgg import RepVGG
-from mindrepvgg.reparam.blocks import NORMS
+from mindrepvgg.reparam.layers import NORMS
 
 
 def freeze(net: RepVGG, stages: int = 0, bn: bool = False) -> RepVGG:

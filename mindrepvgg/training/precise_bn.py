@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from mindspore import Tensor, nn
 
-from mindrepvgg.reparam.blocks import NORMS
+from mindrepvgg.reparam.layers import NORMS
 from mindrepvgg.runtime.ranks import Ranks
 
 
@@ -37,7 +37,7 @@ def precise_bn(net: nn.Cell, batches: Iterable, ranks: Ranks):
         net(Tensor(images))
         count += 1
         for cell, total in zip(norms, sums, strict=True):
-            # From zero, a batch brings the statistics to this share of its own. MindSpore's cell keeps 1 - momentum.
+            # From zero, a batch brings the statistics to this share of its own. MindSpore's BN keeps that share.
             mean = cell.moving_mean.asnumpy().astype(np.float64) / cell.momentum
             total += mean, cell.moving_variance.asnumpy() / cell.momentum + mean**2
     net.set_train(was_training)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from mindspore import Tensor, nn
+from mindspore import Tensor
 from support import SMALL, images, noise
 from support.dialect_names import VARIANTS
 from support.foreign import logits_of, official_state, renamed, theirs, torch_network, variant_of, wrapped_file, write
@@ -17,6 +17,7 @@ from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.evaluation.crosscheck import cross_check, cross_check_file
 from mindrepvgg.evaluation.torch_reference import TorchReference
 from mindrepvgg.reparam.foldable import rep_blocks
+from mindrepvgg.reparam.layers import batch_norm
 
 pytestmark = pytest.mark.usefixtures("pynative_mode")
 
@@ -196,7 +197,7 @@ def test_a_wrong_epsilon_fails(source, eps):
     """BN's epsilon is in no file: another framework's default must not slip in. MindSpore's own 1e-5 passes."""
     path = source("plain")
     options = {"weights": path, **SMALL["plain"]}
-    wrong = create_model("repvgg", 7, norm=functools.partial(nn.BatchNorm2d, eps=eps), **options)
+    wrong = create_model("repvgg", 7, norm=functools.partial(batch_norm, eps=eps), **options)
     small = {"image_resize": "64"}
     assert cross_check_file(path, create_model("repvgg", 7, **options), small)[0].passed
     checked, _ = cross_check_file(path, wrong, small, rtol=1e-5 if eps < 1e-4 else 1e-4)

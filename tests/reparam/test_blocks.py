@@ -10,6 +10,7 @@ from mindspore import Tensor, nn
 from support import array, context_mode, images, noise, randomise_bn, relative_difference, torch_reference, weights
 
 from mindrepvgg.reparam.blocks import RepVGGBlock, SqueezeExcite
+from mindrepvgg.reparam.layers import batch_norm
 
 compat = pytest.mark.compat
 
@@ -107,7 +108,7 @@ def test_the_equivalent_kernel_is_what_pytorch_answers_to_single_pixels(pynative
 
 @compat
 def test_fusion_uses_the_eps_of_the_norm(pynative_mode):
-    norm = functools.partial(nn.BatchNorm2d, eps=0.1)
+    norm = functools.partial(batch_norm, eps=0.1)
     block, reference = block_and_reference(PLACES[0], norm=norm)
     for branch in (reference.rbr_dense.bn, reference.rbr_1x1.bn, reference.rbr_identity):
         branch.eps = 0.1

@@ -16,6 +16,7 @@ from mindrepvgg import create_model, to_deploy, verify_equivalence
 from mindrepvgg.errors import EquivalenceError
 from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.foldable import rep_blocks
+from mindrepvgg.reparam.layers import batch_norm, conv2d
 
 compat = pytest.mark.compat
 
@@ -147,7 +148,7 @@ class Detector(nn.Cell):
 
     def __init__(self, **options):
         super().__init__()
-        self.stem = nn.SequentialCell(nn.Conv2d(3, 8, 3, has_bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.stem = nn.SequentialCell(conv2d(3, 8, 3), batch_norm(8), nn.ReLU())
         self.stages = nn.CellList(
             [
                 nn.SequentialCell(

@@ -7,7 +7,7 @@ from pathlib import Path
 import mindspore
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor
 from support import SMALL, randomise_bn, weights
 
 import mindrepvgg
@@ -16,6 +16,7 @@ from mindrepvgg.errors import CheckpointError
 from mindrepvgg.models.parameters import load_arrays
 from mindrepvgg.models.qat import form_of
 from mindrepvgg.models.repvgg import RepVGG
+from mindrepvgg.reparam.layers import conv2d
 from mindrepvgg.weights.checkpoint import load_checkpoint_and_state
 from mindrepvgg.weights.containers import read_weights, write_weights
 
@@ -428,8 +429,8 @@ class TestSaving:
     def test_a_part_replaced_by_hand_is_noticed(self, tmp_path):
         """A cell put in after construction names its parameters without what is around it."""
         net = small()
-        net.stage1[0].rbr_dense.conv = nn.Conv2d(8, 8, 3, 2, "pad", 1)
-        net.stage2[0].rbr_dense.conv = nn.Conv2d(8, 8, 3, 2, "pad", 1)
+        net.stage1[0].rbr_dense.conv = conv2d(8, 8, 3, 2)
+        net.stage2[0].rbr_dense.conv = conv2d(8, 8, 3, 2)
         with pytest.raises(ValueError, match="two parameters of the network are called"):
             save_checkpoint(net, tmp_path / "net.ckpt")
         assert list(tmp_path.iterdir()) == []

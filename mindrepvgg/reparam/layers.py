@@ -1,0 +1,213 @@
+"""The one place that makes convolutions and BN, and that knows how MindSpore wants to be asked for them.
+
+MindSpore announces other signatures for `nn.Conv2d`, `nn.BatchNorm2d` and `nn.SyncBatchNorm`: padding, bias and groups
+get PyTorch's names and defaults, the choice of the initialisation goes, and BN's momentum turns round. Which ones the
+installed MindSpore has is read from its classes. Where it has the new ones, cells of our own are made on top of them:
+their parameters, arithmetic and switches are those of today, so that checkpoints and graphs stay the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import mindspore as ms
+from mindspore import Parameter, nn, ops
+from mindspore.common.initializer import HeUniform, Uniform, initializer
+
+from mindrepvgg.reparam.arithmetic import BN_LEAVES
+
+# The classes a network may have BN of; all of them have BatchNorm2d's parameters.
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+# How a convolution in groups is computed: by MindSpore's own, or group by group.
+NATIVE, SPLIT = "native", "split"
+GROUPED = (NATIVE, SPLIT)
+
+
+def _takes(cell_class, name):
+    """Whether a class of the installed MindSpore is asked for with an argument of this name."""
+    return name in inspect.signature(cell_class).parameters
+
+
+_CONV_IS_NEW = not _takes(nn.Conv2d, "has_bias")
+
+
+def kernel_init() -> HeUniform:
+    """The initialisation of convolution and linear weights: U(-b, b) with b = 1 / sqrt(fan_in).
+
+    The authors' code keeps PyTorch's default. MindSpore's own default changed over its versions, so it is spelled out.
+    Source: torch.nn.Conv2d, kaiming_uniform with a = sqrt(5).
+    """
+    return HeUniform(negative_slope=math.sqrt(5))
+
+
+def bias_init(fan_in: int) -> Uniform:
+    """U(-b, b) with b = 1 / sqrt(fan_in), PyTorch's default for biases."""
+    return Uniform(1 / math.sqrt(fan_in))
+
+
+def conv2d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | None = None,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    bias: bool = False,
+    grouped: str = NATIVE,
+) -> nn.Conv2d:
+    """Make a convolution: (N, in_channels, H, W) -> (N, out_channels, H', W').
+
+    Args:
+        in_channels, out_channels: channels of the input and the output; `groups` divides both.
+        kernel_size, stride, dilation: a number, or (height, width).
+        padding: zeros on each side, a number or (height, width); None: what keeps H and W at stride 1, for odd kernels.
+        groups: of input and output channels.
+        bias: add one to each output channel.
+        grouped: 'native': groups by MindSpore's own operator; 'split': a convolution for each group, for a device that
+            has no other. The parameters are the same.
+
+    Returns:
+        The cell. Its `conv2d(x, kernel)` convolves with another kernel of the same shape, without the bias.
+
+    Raises:
+        ValueError: `grouped` is unknown.
+    """
+    if grouped not in GROUPED:
+        raise ValueError(f"grouped (={grouped!r}) must be 'native' or 'split'")
+    kernel, spread = _pair(kernel_size), _pair(dilation)
+    pads = (spread[0] * (kernel[0] // 2), spread[1] * (kernel[1] // 2)) if padding is None else _pair(padding)
+    place = (kernel, _pair(stride), pads, spread, groups, bias)
+    if _CONV_IS_NEW or (grouped == SPLIT and groups > 1):
+        return _Conv2d(in_channels, out_channels, *place, grouped)
+    return nn.Conv2d(in_channels, out_channels, **_conv_arguments(in_channels, *place))
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _sides(padding):
+    """(height, width) as today's convolution wants it: a number, or (top, bottom, left, right)."""
+    height, width = padding
+    return height if height == width else (height, height, width, width)
+
+
+def _conv_arguments(in_channels, kernel_size, stride, padding, dilation, groups, bias):
+    """The arguments of the installed `nn.Conv2d`, by its names."""
+    common = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+    if _CONV_IS_NEW:
+        return {**common, "padding": padding, "groups": groups, "bias": bias}
+    return {
+        **common,
+        "pad_mode": "pad",
+        "padding": _sides(padding),
+        "group": groups,
+        "has_bias": bias,
+        "weight_init": kernel_init(),
+        "bias_init": bias_init(math.prod(kernel_size) * in_channels // groups) if bias else None,
+    }
+
+
+class _Conv2d(nn.Conv2d):
+    """MindSpore's convolution, whatever its signature, with the operator and the initialisation of our own."""
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, grouped):
+        super().__init__(
+            in_channels,
+            out_channels,
+            **_conv_arguments(in_channels, kernel_size, stride, padding, dilation, groups, bias),
+        )
+        self.has_bias, self.pad_mode = bias, "pad"
+        self.stride, self.padding, self.dilation = stride, _sides(padding), dilation
+        if _CONV_IS_NEW:
+            shape = (out_channels, in_channels // groups, *kernel_size)
+            self.weight = Parameter(initializer(kernel_init(), shape))
+            if bias:
+                self.bias = Parameter(initializer(bias_init(math.prod(shape[1:])), out_channels))
+        parts = groups if grouped == SPLIT else 1
+        operator = ops.Conv2D(
+            out_channels // parts,
+            kernel_size,
+            pad_mode="pad",
+            pad=self.padding,
+            stride=stride,
+            dilation=dilation,
+            group=groups // parts,
+        )
+        self.conv2d = operator if parts == 1 else _SplitConvolution(operator, in_channels, out_channels, parts)
+
+    def construct(self, x):
+        """Convolve (N, in_channels, H, W), and add the bias."""
+        y = self.conv2d(x, self.weight)
+        if self.has_bias:
+            y = ops.bias_add(y, self.bias)
+        return y
+
+
+class _SplitConvolution(nn.Cell):
+    """A plain convolution for each group: x (N, in, H, W), kernel (out, in // groups, kh, kw) -> (N, out, H', W')."""
+
+    def __init__(self, operator, in_channels, out_channels, groups):
+        super().__init__()
+        self.operator = operator
+        self.inputs, self.outputs = in_channels // groups, out_channels // groups
+
+    def construct(self, x, kernel):
+        parts = zip(ops.split(x, self.inputs, 1), ops.split(kernel, self.outputs, 0))  # noqa: B905 - a compiled zip
+        return ops.concat([self.operator(a, b) for a, b in parts], 1)
+
+
+def batch_norm(channels: int, norm=nn.BatchNorm2d, eps: float = 1e-5, momentum: float = 0.1) -> nn.Cell:
+    """Make a BN over (N, channels, H, W), with the parameters `gamma`, `beta`, `moving_mean` and `moving_variance`.
+
+    Args:
+        channels: of its input.
+        norm: `nn.BatchNorm2d`, `nn.SyncBatchNorm`, or a function that makes a BN of a number of channels; eps and
+            momentum are then that function's own affair.
+        eps: added to the variance.
+        momentum: the share that a batch has in the moving statistics, as PyTorch means it.
+
+    Returns:
+        The cell. Its `momentum` is that share, whichever way round its class was asked for it.
+
+    Raises:
+        ValueError: the BN has other parameters, or the installed MindSpore has no such BN.
+    """
+    if norm not in NORMS:
+        bn = norm(channels)
+    elif _takes(norm, "gamma_init"):
+        bn = norm(channels, eps=eps, momentum=1 - momentum)
+    elif norm is NORMS[0]:
+        bn = _BatchNorm2d(channels, eps, momentum)
+    else:
+        raise ValueError(f"MindSpore {ms.__version__}'s {norm.__name__} is not one that this package knows")
+    missing = [leaf for leaf in BN_LEAVES if not hasattr(bn, leaf)]
+    if missing:
+        raise ValueError(f"the BN that norm (={norm!r}) makes has no {', '.join(missing)}")
+    return bn
+
+
+class _BatchNorm2d(nn.BatchNorm2d):
+    """MindSpore's BN of the announced signature, with the parameters, operators and switches that it has today."""
+
+    def __init__(self, channels, eps, momentum):
+        super().__init__(channels, eps=eps, momentum=momentum)
+        for name in list(self._params):  # the same four and a count of batches, under names that are not announced
+            delattr(self, name)
+        self.moving_mean = Parameter(initializer("zeros", channels), requires_grad=False)
+        self.moving_variance = Parameter(initializer("ones", channels), requires_grad=False)
+        self.gamma = Parameter(initializer("ones", channels))
+        self.beta = Parameter(initializer("zeros", channels))
+        self.eps, self.momentum = eps, momentum
+        self.use_batch_statistics: bool | None = None
+        self.bn_train = ops.BatchNorm(is_training=True, epsilon=eps, momentum=momentum)
+        self.bn_infer = ops.BatchNorm(is_training=False, epsilon=eps)
+
+    def construct(self, x):
+        """Normalise (N, channels, H, W): by the batch in training, otherwise by the moving statistics."""
+        terms = (self.gamma, self.beta, self.moving_mean, self.moving_variance)
+        by_batch = self.training if self.use_batch_statistics is None else self.use_batch_statistics
+        return self.bn_train(x, *terms)[0] if by_batch else self.bn_infer(x, *terms)[0]

@@ -1,0 +1,225 @@
+"""The factory of convolutions and BN: on the installed signatures and on the announced ones, against PyTorch."""
+
+import ast
+import functools
+import math
+import subprocess
+import sys
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from mindspore import Tensor, nn
+from support import ROOT, array, assert_same, context_mode, images, noise, randomise_bn, relative_difference, weights
+from support.announced import STAND_INS, layers_on_stand_ins
+
+from mindrepvgg import create_model, load_checkpoint, save_checkpoint, to_deploy
+from mindrepvgg.reparam import blocks, layers
+from mindrepvgg.training.loss import build_loss
+from mindrepvgg.training.optim import build_optimizer
+from mindrepvgg.training.step import NetworkWithLoss, TrainStep
+
+
+@pytest.fixture(params=["installed", "announced"])
+def factory(request, monkeypatch):
+    """The factory as it is, and as it would be on the announced signatures."""
+    return layers if request.param == "installed" else layers_on_stand_ins(monkeypatch)
+
+
+# Kernel, stride, padding, dilation, groups, bias.
+CONVOLUTIONS = [
+    (3, 1, None, 1, 1, False),
+    (3, 2, None, 2, 4, True),
+    (1, 1, None, 1, 2, True),
+    ((1, 5), (2, 1), None, (1, 2), 1, True),
+    (3, 1, 0, 1, 8, False),
+    (3, 1, (0, 2), 1, 1, False),
+]
+
+
+@pytest.mark.parametrize("grouped", layers.GROUPED)
+@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
+def test_a_convolution_is_pytorchs(pynative_mode, factory, options, grouped):
+    kernel, stride, padding, dilation, groups, bias = options
+    made = factory.conv2d(8, 12 if groups < 8 else 8, kernel, stride, padding, dilation, groups, bias, grouped)
+    assert [name for name, _ in made.parameters_and_names()] == ["weight", "bias"][: 1 + bias]
+    if padding is None:
+        pairs = (value if isinstance(value, tuple) else (value, value) for value in (kernel, dilation))
+        padding = tuple(d * (k // 2) for k, d in zip(*pairs, strict=True))
+    x, kernel = noise(2, 8, 9, 7), noise(*made.weight.shape, seed=1)
+    terms = [torch.tensor(array(parameter), dtype=torch.float32) for parameter in made.get_parameters()]
+    place = (stride, padding, dilation, groups)
+    expected = torch.nn.functional.conv2d(torch.tensor(x), *terms, *[None] * (not bias), *place)
+    assert relative_difference(made(Tensor(x)), expected) < 1e-5
+    other = torch.nn.functional.conv2d(torch.tensor(x), torch.tensor(kernel), None, *place)
+    assert relative_difference(made.conv2d(Tensor(x), Tensor(kernel)), other) < 1e-5
+
+
+def test_weights_start_as_pytorchs(factory):
+    made = factory.conv2d(16, 64, 3, groups=2, bias=True)
+    bound = 1 / math.sqrt(8 * 9)
+    for parameter in (made.weight, made.bias):
+        assert 0.9 * bound < np.abs(array(parameter)).max() <= bound
+        assert abs(array(parameter).mean()) < bound / 5
+
+
+class Gradients(nn.Cell):
+    """A convolution's output, and the gradients of its product with a probe: of input, weight and bias."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+        self.gradients = ms.grad(self._product, 0, ms.ParameterTuple(conv.trainable_params()))
+
+    def _product(self, x, probe):
+        return (self.conv(x) * probe).sum()
+
+    def construct(self, x, probe):
+        return self.conv(x), self.gradients(x, probe)
+
+
+@pytest.mark.parametrize(("mode", "groups"), [("graph", 4), ("pynative", 2), ("pynative", 8)])
+def test_a_split_convolution_is_the_native_one(mode, groups):
+    with context_mode(mode):
+        check_split(groups)
+
+
+def check_split(groups):
+    native, split = (layers.conv2d(8, 16, 3, 2, groups=groups, bias=True, grouped=kind) for kind in layers.GROUPED)
+    for mine, other in zip(split.get_parameters(), native.get_parameters(), strict=True):
+        mine.set_data(Tensor(other.asnumpy()))
+    x, probe = Tensor(noise(2, 8, 9, 7)), Tensor(noise(2, 16, 5, 4, seed=1))
+    found, truth = (Gradients(conv)(x, probe) for conv in (split, native))
+    for one, other in zip((found[0], found[1][0], *found[1][1]), (truth[0], truth[1][0], *truth[1][1]), strict=True):
+        assert relative_difference(one, other) < 1e-6
+
+
+def test_another_way_to_compute_groups_is_refused():
+    with pytest.raises(ValueError, match=r"^grouped \(='both'\) must be 'native' or 'split'$"):
+        layers.conv2d(4, 4, 3, groups=2, grouped="both")
+
+
+def train_bn(bn):
+    """What a BN gives in two steps of training and then in inference, and its statistics."""
+    outputs = [bn.set_train(True)(Tensor(images(4, 6, 5, 5, seed=seed))) for seed in range(2)]
+    outputs.append(bn.set_train(False)(Tensor(images(4, 6, 5, 5, seed=2))))
+    return [*outputs, bn.moving_mean, bn.moving_variance]
+
+
+def train_torch_bn(**options):
+    bn = torch.nn.BatchNorm2d(6, **options)
+    outputs = [bn.train()(torch.tensor(images(4, 6, 5, 5, seed=seed))) for seed in range(2)]
+    outputs.append(bn.eval()(torch.tensor(images(4, 6, 5, 5, seed=2))))
+    return [*outputs, bn.running_mean, bn.running_var]
+
+
+BATCH_NORMS = [("graph", {}), ("pynative", {}), ("pynative", {"eps": 1e-3, "momentum": 0.03})]
+
+
+@pytest.mark.parametrize(("mode", "options"), BATCH_NORMS, ids=["graph", "pynative", "YOLO's"])
+def test_bn_is_pytorchs_and_momentum_means_the_batchs_share(factory, mode, options):
+    with context_mode(mode):
+        check_bn(factory, options)
+
+
+def check_bn(factory, options):
+    bn = factory.batch_norm(6, **options)
+    assert bn.momentum == pytest.approx(options.get("momentum", 0.1))
+    for found, truth in zip(train_bn(bn), train_torch_bn(**options), strict=True):
+        assert relative_difference(found, truth) < 1e-5
+
+
+def test_a_momentum_the_wrong_way_round_would_be_noticed(pynative_mode):
+    """Negative control: today's number given to a BN of the announced meaning."""
+    mean = train_torch_bn(momentum=0.9)[3]
+    assert relative_difference(train_bn(layers.batch_norm(6))[3], mean) > 0.1
+
+
+def test_frozen_bn_keeps_its_statistics_in_training(pynative_mode, factory):
+    bn = randomise_bn(factory.batch_norm(6)).set_train(True)
+    bn.use_batch_statistics = False
+    before, x = weights(bn), Tensor(images(2, 6, 5, 5))
+    assert relative_difference(bn(x), bn.set_train(False)(x)) == 0
+    assert all((value == before[name]).all() for name, value in weights(bn).items())
+
+
+def test_a_norm_of_the_users_own_is_made_by_it(factory):
+    made = layers.batch_norm(6, functools.partial(factory.batch_norm, eps=0.1))
+    assert made.eps == 0.1
+    with pytest.raises(ValueError, match=r"has no gamma, beta, moving_mean, moving_variance$"):
+        layers.batch_norm(6, lambda channels: nn.ReLU())
+
+
+# -------------------------------------------------------------------------------------------- networks on the stand-ins
+
+TINY = {"num_blocks": (1, 1, 1, 1), "widths": (4, 4, 8, 8, 8), "group_size": 2}
+
+
+class Trained:
+    """A small network, filled from a checkpoint, after two steps in PyNative mode."""
+
+    def __init__(self, checkpoint):
+        self.net = create_model("repvgg", 5, **TINY)
+        load_checkpoint(checkpoint, self.net)
+        optimizer = build_optimizer(self.net, np.full(2, 0.05, np.float32))
+        step = TrainStep(NetworkWithLoss(self.net, build_loss()), optimizer)
+        for seed in range(2):
+            step(Tensor(images(4, 3, 32, 32, seed=seed)), Tensor(np.arange(4, dtype=np.int32)))
+        self.net.set_train(False)
+
+
+def test_a_network_on_the_announced_layers_trains_fuses_and_is_stored_as_todays(pynative_mode, monkeypatch, tmp_path):
+    save_checkpoint(randomise_bn(create_model("repvgg", 5, **TINY)), tmp_path / "start.ckpt")
+    today = Trained(tmp_path / "start.ckpt").net
+    fused = weights(to_deploy(today))
+    made = layers_on_stand_ins(monkeypatch)
+    monkeypatch.setattr(blocks, "conv2d", made.conv2d)
+    monkeypatch.setattr(blocks, "batch_norm", lambda channels, norm: made.batch_norm(channels))
+    coming = Trained(tmp_path / "start.ckpt").net
+    assert isinstance(coming.stage0.rbr_dense.bn, STAND_INS[1])
+    assert_same(weights(coming), weights(today))  # statistics too: momentum means the same
+    assert_same(weights(to_deploy(coming)), fused)
+    save_checkpoint(coming, tmp_path / "coming.ckpt")
+    assert_same(weights(load_checkpoint(tmp_path / "coming.ckpt")), weights(today))
+
+
+SUITE = ["tests/reparam", "tests/models/test_repvgg.py", "tests/models/test_qat.py"]
+SUITE += [f"tests/training/test_{name}.py" for name in ("step", "freeze", "precise_bn", "custom_l2", "optim")]
+SUITE += [f"tests/weights/test_{name}.py" for name in ("convert", "load", "checkpoint")]
+
+
+@pytest.mark.slow
+def test_the_suite_is_green_on_the_announced_signatures():
+    """Blocks, fusion, training steps and conversion, in a process whose MindSpore has the stand-ins."""
+    options = ["--announced-signatures", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *SUITE], cwd=ROOT, capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert " passed" in done.stdout
+
+
+# -------------------------------------------------------------------------------------------------- the only such place
+
+MADE_HERE = {"Conv2d", "BatchNorm2d", "SyncBatchNorm"}
+
+
+def made_in(source):
+    """The lines of a module that call one of MindSpore's classes that are made in `layers` alone."""
+    tree = ast.parse(source)
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    if any(node.module.startswith("torch") for node in imported):
+        return []
+    called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [
+        f.lineno for f in called if getattr(f, "attr", getattr(f, "id", "")) in MADE_HERE and "ops" not in ast.dump(f)
+    ]
+
+
+def test_no_other_module_makes_a_convolution_or_a_bn():
+    modules = set((ROOT / "mindrepvgg").rglob("*.py")) - {ROOT / "mindrepvgg/reparam/layers.py"}
+    found = {str(path.relative_to(ROOT)): made_in(path.read_text(encoding="utf-8")) for path in modules}
+    assert {path: lines for path, lines in found.items() if lines} == {}
+    assert made_in("from mindspore import nn\nbn = nn.BatchNorm2d(3)\n") == [2]
+    assert made_in("from mindspore.nn import Conv2d\n\nconv = Conv2d(3, 3, 1)\n") == [3]
