@@ -11,6 +11,7 @@ from support import SMALL, array, images, randomise_bn, relative_difference, wei
 from mindrepvgg import create_model, to_deploy
 from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.foldable import hidden_blocks
+from mindrepvgg.reparam.layers import conv2d
 from mindrepvgg.training.freeze import freeze
 
 pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("pynative_mode")]
@@ -131,7 +132,7 @@ def test_a_branch_that_is_used_elsewhere_cannot_be_fused():
 
 def test_another_convolution_in_a_branch_cannot_be_fused():
     block = RepVGGBlock(8, 8)
-    block.rbr_dense.conv = nn.Conv2d(8, 8, 3, pad_mode="pad", padding=2, dilation=2, has_bias=False)
+    block.rbr_dense.conv = conv2d(8, 8, 3, dilation=2)
     with pytest.raises(ValueError, match=r"^rbr_dense\.conv has padding .*2.*, the block .*1"):
         to_deploy(block)
 

@@ -10,6 +10,7 @@ from mindrepvgg import create_model, to_deploy
 from mindrepvgg.errors import EquivalenceError
 from mindrepvgg.reparam import deploy
 from mindrepvgg.reparam.blocks import RepVGGBlock
+from mindrepvgg.reparam.layers import conv2d
 
 pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("pynative_mode")]
 
@@ -74,7 +75,8 @@ def with_a_dropped_input(block):
 
 
 def with_a_bias(block):
-    block.rbr_dense.conv = nn.Conv2d(8, 8, 3, pad_mode="pad", padding=1, has_bias=True, bias_init="ones")
+    block.rbr_dense.conv = conv2d(8, 8, 3, bias=True)
+    block.rbr_dense.conv.bias.set_data(Tensor(images(8)))
 
 
 def with_a_hook(block):

@@ -7,7 +7,7 @@ from pathlib import Path
 import mindspore
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor
+from mindspore import Parameter, Tensor, nn
 from support import SMALL, randomise_bn, weights
 
 import mindrepvgg
