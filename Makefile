@@ -4,6 +4,7 @@
 #   make test-compat   the quick tests with the oldest MindSpore;  make test-quick: without PyTorch, for other Pythons
 #   make test-wheel    build the wheel, install it in an empty environment, run every command
 #   make test-latest   the test suite with the newest version of every package: reported, not required
+#   make fuzz          hostile and broken files at every door, for MINUTES=10; REPLAY=FILE runs one find again
 #   make lint          formatting, imports, types;  make types: the types alone
 #   make lock          write the exact versions in constraints/ anew;  UPGRADE=--upgrade takes the newest
 #   make bench         measure, in minutes;  make study: the comparisons that train networks, in hours
@@ -11,6 +12,7 @@
 # PYTHON=... chooses the Python, VENV=... the environment's folder, MINDSPORE=... another version of MindSpore.
 VENV ?= .venv
 COMPAT_MINDSPORE ?= 2.8.0
+MINUTES ?= 10
 UV = uv==0.13.9
 
 # Digits for the quick start, photos for the tests, and a trained network to compare with in `make bench`. Their own
@@ -37,7 +39,7 @@ RUN = PATH="$(CURDIR)/$(BIN):$$PATH"
 # Two at a time: MindSpore's tests spend half their time compiling graphs on one core.
 PYTEST = $(RUN) python -m pytest -n 2 --dist worksteal --durations=10
 
-.PHONY: demo test test-all test-compat test-quick test-wheel test-latest compat-here lint types lock bench study
+.PHONY: demo test test-all test-compat test-quick test-wheel test-latest compat-here fuzz lint types lock bench study
 .PHONY: release clean FORCE
 
 demo: $(VENV)/.ready
@@ -66,6 +68,10 @@ test-latest:
 	rm -rf .venv-latest
 	$(MAKE) VENV=.venv-latest CONSTRAINTS=/dev/null test
 
+# Neither crash nor hang nor traceback, and no gigabyte: what was found lies in fuzz_finds/.
+fuzz: $(VENV)/.ready-dev
+	$(RUN) PYTHONPATH=tests python -m fuzz $(if $(REPLAY),--replay "$(REPLAY)",--minutes $(MINUTES))
+
 lint: types
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
@@ -87,7 +93,7 @@ release: lint test test-compat test-wheel
 	$(RUN) .ci/release
 
 clean:
-	rm -rf .venv .venv-* outputs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-* outputs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis fuzz_finds
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What an environment is made of. The file changes when its content does, so that a new time stamp installs nothing.

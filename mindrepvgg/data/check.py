@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from mindrepvgg.data.check_report import USUAL_SIDE, DataReport
 from mindrepvgg.data.datasets import IMAGE_SUFFIXES, SPLIT_FOLDERS, open_source
-from mindrepvgg.data.decode import decode
+from mindrepvgg.data.decode import decode, is_too_large
 from mindrepvgg.data.mindrecord import is_record_folder
 from mindrepvgg.data.source import SPLITS, ImageFiles, Source
 from mindrepvgg.errors import DataError, UnreadableImageError
@@ -237,6 +237,8 @@ def _what_is_wrong(encoded):
         return "the file is empty"
     try:
         with Image.open(io.BytesIO(encoded)) as image:
+            if is_too_large(image):
+                return f"too large: {image.width} x {image.height} pixels"
             image.load()
     except UnidentifiedImageError:
         return "no picture of a known format, or damaged at its very beginning"

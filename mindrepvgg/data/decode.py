@@ -13,7 +13,7 @@ import warnings
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mindrepvgg.errors import UnreadableImageError
 
@@ -24,6 +24,15 @@ _START_OF_SCAN = 0xDA
 _APP14 = 0xEE
 # Start of a frame, of all kinds of JPEG; the other four in this range are tables.
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL = {0xC0, 0xC1}
+
+# A file of a kilobyte may tell of a gigabyte of pixels. With these limits decoding takes less than one GiB.
+_MOST_PIXELS = 80_000_000
+_MOST_SEQUENTIAL = 150_000_000  # of a usual JPEG that is not progressive
+_MOST_HEAVY = 50_000_000  # where the decoder itself holds the picture several times over
+_HEAVY = {"WEBP", "AVIF", "JPEG2000", "JPEG"}
+# Of larger pictures, so many pixels are converted at a time: Pillow would copy the whole three times.
+_PART = 2**24
 
 
 def read_file(path: str | os.PathLike) -> np.ndarray:
@@ -61,7 +70,7 @@ def _decode_jpeg(encoded, in_channels):
     kind = cv2.IMREAD_GRAYSCALE if in_channels == 1 else cv2.IMREAD_COLOR
     try:
         picture = cv2.imdecode(encoded, kind | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:  # more pixels than OpenCV's limit
+    except cv2.error:  # a header that OpenCV does not like
         return None
     if picture is None or in_channels == 1:
         return picture
@@ -75,16 +84,30 @@ def _decode_other(encoded, in_channels):
             # Odd metadata and palettes are the file's business. A picture near Pillow's limit is read, beyond it not.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(encoded)) as image:
-                return np.asarray(image.convert("L" if in_channels == 1 else "RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError):
+                return None if is_too_large(image) else _converted(image, "L" if in_channels == 1 else "RGB")
+    except Exception:  # Pillow's readers of damaged files raise whatever they stumble on
         return None
-    # Pillow's readers of damaged files raise whatever they stumble on.
-    except (OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, EOFError, struct.error, OverflowError):
-        return None
+
+
+def is_too_large(image: Image.Image) -> bool:
+    """Whether a picture that Pillow has opened has more pixels than are decoded."""
+    return image.width * image.height > (_MOST_HEAVY if image.format in _HEAVY else _MOST_PIXELS)
+
+
+def _converted(image, mode):
+    """The pixels of `image.convert(mode)`."""
+    width, height = image.size
+    if width * height <= _PART:
+        return np.asarray(image.convert(mode))
+    pixels = np.empty((height, width, 3)[: 2 if mode == "L" else 3], np.uint8)
+    rows = max(_PART // width, 1)
+    for top in range(0, height, rows):
+        pixels[top : top + rows] = image.crop((0, top, width, min(top + rows, height))).convert(mode)
+    return pixels
 
 
 def _is_usual_jpeg(encoded):
-    """Whether encoded bytes are a JPEG of 8 bits in gray or YCbCr, by its header; false also for a damaged header."""
+    """Whether bytes are a JPEG of 8 bits in gray or YCbCr, not too large, by its header; false if that is damaged."""
     size, place = len(encoded), 2
     encoded = memoryview(encoded)  # whose items are plain numbers, in a tenth of the time
     if size < 4 or encoded[0] != 0xFF or encoded[1] != 0xD8:
@@ -99,7 +122,10 @@ def _is_usual_jpeg(encoded):
         length = encoded[place + 2] << 8 | encoded[place + 3]
         if marker in _FRAMES:
             # precision, height (2), width (2), number of components
-            return place + 10 <= size and encoded[place + 4] == 8 and encoded[place + 9] in (1, 3)
+            if place + 10 > size or encoded[place + 4] != 8 or encoded[place + 9] not in (1, 3):
+                return False
+            height, width = struct.unpack(">HH", encoded[place + 5 : place + 9])
+            return height * width <= (_MOST_SEQUENTIAL if marker in _SEQUENTIAL else _MOST_PIXELS)
         if marker == _START_OF_SCAN or length < 2:
             return False
         adobe = marker == _APP14 and length >= 14 and encoded[place + 4 : place + 9] == b"Adobe"

@@ -59,7 +59,7 @@ class OnnxEngine:
             source = bytes(model) if in_memory else str(self.path)
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no common base
-            reason = (next(iter(str(error).splitlines()), "") or type(error).__name__)[:_LONGEST_REASON]
+            reason = _reason(error)
             raise CheckpointError(f"{self._name} cannot be run by onnxruntime {ort.__version__}: {reason}") from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES or len(outputs) != 1:
@@ -75,7 +75,10 @@ class OnnxEngine:
         self.image_size = (height, width) if height and width else None
         last = outputs[0].shape[-1] if outputs[0].shape else None
         self.num_classes = last if isinstance(last, int) else None
-        texts = self._session.get_modelmeta().custom_metadata_map
+        try:
+            texts = self._session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError:
+            raise CheckpointError(f"{self._name} is damaged: its metadata are not UTF-8; get a fresh copy") from None
         self.metadata = {key: _from_json(text) for key, text in texts.items()} if "mindrepvgg" in texts else {}
 
     def __call__(self, images):
@@ -85,7 +88,7 @@ class OnnxEngine:
             images: an array of the shape and type that the file takes.
 
         Raises:
-            UserError: the images have another shape.
+            UserError: the images have another shape, or the file's operators do not fit together.
         """
         images = np.asarray(images)
         expected = (None, *self._shape[1:])
@@ -103,7 +106,10 @@ class OnnxEngine:
         return np.concatenate(parts)[: len(images)]
 
     def _run(self, images):
-        return self._session.run(None, {self._input: images})[0]
+        try:
+            return self._session.run(None, {self._input: images})[0]
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise CheckpointError(f"{self._name} cannot compute {images.shape}: {_reason(error)}") from None
 
     def require(self, *keys):
         """Return the metadata under these keys, in their order; raise CheckpointError where the file lacks one."""
@@ -120,8 +126,13 @@ def _from_json(text):
     """Return a metadata value; text that is not JSON, which another program wrote, as it is."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
+
+
+def _reason(error):
+    """Return the first line of onnxruntime's error, bounded."""
+    return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:_LONGEST_REASON]
 
 
 def network_facts(net) -> dict:

@@ -1,11 +1,14 @@
 import io
 import struct
+import tracemalloc
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from mindrepvgg.data import decode as decode_module
 from mindrepvgg.data.decode import _is_usual_jpeg, decode, read_file
 from mindrepvgg.errors import DataError, UnreadableImageError
 
@@ -160,6 +163,49 @@ def test_a_picture_of_absurd_size_is_refused(picture):
     data[18:26] = np.frombuffer(struct.pack("<ii", 60000, 60000), np.uint8)
     with pytest.raises(UnreadableImageError, match="too large"):
         decode(data, "x.bmp", 3)
+
+
+def test_a_dds_file_of_an_unknown_kind_is_refused(picture):
+    """Pillow raises NotImplementedError."""
+    data = encoded(picture, "DDS").copy()
+    data[80:84] = 0
+    with pytest.raises(UnreadableImageError, match="not a readable picture"):
+        decode(data, "x.dds", 3)
+
+
+def claiming(picture, kind, height, width):
+    """A small file whose header tells another size."""
+    if kind == "PNG":
+        data = bytearray(encoded(picture, kind))
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+        return np.frombuffer(bytes(data), np.uint8)
+    data = bytearray(encoded(picture, "JPEG", progressive=kind == "progressive"))
+    place = data.find(b"\xff\xc2" if kind == "progressive" else b"\xff\xc0")
+    data[place + 5 : place + 9] = struct.pack(">HH", height, width)
+    return np.frombuffer(bytes(data), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "side"), [("JPEG", 12_300), ("JPEG", 30_000), ("progressive", 9_000), ("PNG", 9_000), ("PNG", 13_000)]
+)
+def test_a_small_file_takes_no_gigabyte(picture, kind, side):
+    data = claiming(picture, kind, side, side)
+    tracemalloc.start()
+    with pytest.raises(UnreadableImageError, match="too large"):
+        decode(data, "x", 3)
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
+@pytest.mark.parametrize("into", ["L", "RGB"])
+def test_a_large_picture_is_converted_in_parts_to_the_same_pixels(picture, mode, into, monkeypatch):
+    image = Image.fromarray(GRADIENT) if mode in ("I;16", "I", "F") else picture
+    image = image if image.mode == mode else image.convert(mode)
+    whole = decode_module._converted(image, into)
+    monkeypatch.setattr(decode_module, "_PART", 60 * 7)
+    np.testing.assert_array_equal(decode_module._converted(image, into), whole)
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):

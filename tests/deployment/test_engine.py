@@ -135,6 +135,36 @@ def test_another_programs_file_runs_and_tells_nothing(foreign):
         engine.require("mean", "std")
 
 
+def altered(change):
+    model = onnx.ModelProto.FromString(content())
+    change(model)
+    return model.SerializeToString()
+
+
+def test_metadata_that_are_no_text():
+    damaged = content().replace(b"num_classes", b"num_\xff\xfe\xfdsses")
+    with pytest.raises(CheckpointError, match=r"^the model is damaged: its metadata are not UTF-8; get a fresh copy$"):
+        OnnxEngine(damaged)
+
+
+def test_metadata_that_no_parser_bears():
+    def nest(model):
+        model.metadata_props[-1].value = "[" * 10**5
+
+    last = onnx.ModelProto.FromString(content()).metadata_props[-1].key
+    assert OnnxEngine(altered(nest)).metadata[last] == "[" * 10**5
+
+
+def test_operators_that_do_not_fit_together():
+    def widen(model):
+        model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 5
+        del model.graph.value_info[:]
+
+    with pytest.raises(CheckpointError, match=r"^the model cannot ") as caught:
+        OnnxEngine(altered(widen))(images(1, 5, 32, 32))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_facts_are_asked_for_by_name():
     engine = OnnxEngine(content())
     assert engine.require("model", "num_classes") == ["repvgg", 10]
