@@ -119,7 +119,7 @@ def validate(
 
     options = EvalOptions(limit, flip, amp_level, engine, by_class)
     target = device.setup(_device_of(engine, device_target), mode)
-    group = ranks.start(distribute, target)
+    group = ranks.start(distribute)
     net = load_weights(checkpoint, weights)
     found = run_validation(net, overrides, options, target, group, _engine_of(engine), show_progress)
     group.leave()

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     reference = ascend_check.read_reference(arguments.reference or ascend_check.REFERENCE)
     target = device.setup(arguments.device_target, jit_level=arguments.jit_level)
-    meeting, group = device_checks.join(target)
+    meeting, group = device_checks.join()
     path = arguments.report if group.is_first else arguments.report.with_suffix(f".rank{group.rank}.md")
     facts = ascend_check_report.environment(target, device.choose_jit_level(arguments.jit_level, target).reason)
     smi, results = ascend_check_report.npu_smi(), [meeting]

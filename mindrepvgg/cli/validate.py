@@ -94,7 +94,8 @@ def _cross_check(arguments, overrides):
     from mindrepvgg.runtime import device, ranks
     from mindrepvgg.weights.load import load_weights
 
-    if ranks.start("auto" if arguments.distribute == "auto" else False, device.setup("CPU", arguments.mode)).size > 1:
+    device.setup("CPU", arguments.mode)
+    if ranks.start("auto" if arguments.distribute == "auto" else False).size > 1:
         raise UserError("--cross_check is done in one process; start it without msrun")
     net = load_weights(arguments.ckpt_path, arguments.weights)
     against = (arguments.reference, arguments.cross_check, arguments.weights == "ema", arguments.rtol)

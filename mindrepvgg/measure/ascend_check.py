@@ -18,7 +18,13 @@ from mindspore import Tensor, nn, ops
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure.ascend_check_report import CheckFailed, CheckSkipped, versions
-from mindrepvgg.measure.device_checks import check_collectives, check_grouped, check_overflow, request_float32
+from mindrepvgg.measure.device_checks import (
+    check_collectives,
+    check_gradient_mean,
+    check_grouped,
+    check_overflow,
+    request_float32,
+)
 from mindrepvgg.models import variants
 from mindrepvgg.models.repvgg import build
 from mindrepvgg.models.shapes import parameter_shapes
@@ -252,6 +258,7 @@ def checks(device: str, group: Ranks, models, precisions, reference: dict, coars
     if not coarse_float32:
         yield "float32 is asked for", functools.partial(request_float32, device)
     yield "collectives", functools.partial(check_collectives, group)
+    yield "mean of gradients", functools.partial(check_gradient_mean, group)
     yield "overflow in float16", check_overflow
     for groups in (2, 4):
         yield f"convolution of {groups} groups", functools.partial(check_grouped, groups)

@@ -1,20 +1,26 @@
-"""Checks of a device without a network: float32, grouped convolution, overflow, collectives."""
+"""Checks of a device without a network: float32, grouped convolution, overflow, collectives, the mean of gradients."""
 
 from __future__ import annotations
 
+import math
 import statistics
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, amp, nn, ops
 
+from mindrepvgg.errors import UserError
 from mindrepvgg.measure.ascend_check_report import CheckFailed, CheckSkipped, Result, run_check
+from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.synthetic import parameter_value, uniform
+from mindrepvgg.models.variants import find
+from mindrepvgg.recipe import choices
 from mindrepvgg.reparam.compare import difference
 from mindrepvgg.reparam.layers import conv2d
 from mindrepvgg.runtime.environment import launched_processes
 from mindrepvgg.runtime.ranks import Ranks, start
 from mindrepvgg.runtime.timing import take_turns, timed
+from mindrepvgg.training.all_reduce import gradient_mean
 
 _GROUPED_TOLERANCE = 1e-2  # loose, for HF32; groups that are mixed up are off by the largest output
 
@@ -97,7 +103,7 @@ class _Sum(nn.Cell):
         return self.all_reduce(x)
 
 
-def join(device: str) -> tuple[Result, Ranks]:
+def join() -> tuple[Result, Ranks]:
     """Meet the other processes of an msrun, as training does; where that fails, this process goes on alone."""
     group = Ranks()
 
@@ -105,7 +111,7 @@ def join(device: str) -> tuple[Result, Ranks]:
         nonlocal group
         if launched_processes() is None:
             raise CheckSkipped(f"one process; for the collectives: {_MSRUN}")
-        group = start(device=device)
+        group = start()
         return f"rank {group.rank} of {group.size}", None
 
     return run_check("processes meet", meet), group
@@ -148,3 +154,46 @@ def _all_reduce_seconds(elements, rounds):
     # One element of the result is fetched: that waits for the whole of it, without the time of copying it.
     reduce = timed(lambda: cell(gradients)[:1].asnumpy())
     return statistics.median(take_turns({"all-reduce": reduce}, rounds, warmup=1)["all-reduce"])
+
+
+def check_gradient_mean(group: Ranks, model: str = "repvgg_a1", rounds: int = 5):
+    """Check every way to average the gradients of a network over the processes, and time them side by side.
+
+    Args:
+        group: the processes.
+        model: the network whose gradients' shapes are taken.
+        rounds: how often each way is timed.
+    """
+    if group.size == 1:
+        raise CheckSkipped("one process")
+    moving = ("moving_mean", "moving_variance")
+    shapes = [shape for name, shape in parameter_shapes(find(model), "train").items() if not name.endswith(moving)]
+    # Another part of one noise for every gradient, times the rank plus 1: the mean is known, and a mix-up shows.
+    noise = uniform("gradients", (max(map(math.prod, shapes)) + len(shapes),))
+    base = [noise[n : n + math.prod(shape)].reshape(shape) for n, shape in enumerate(shapes)]
+    gradients = tuple(Tensor((array * (group.rank + 1)).astype(np.float32)) for array in base)
+    weights = [Parameter(gradient, name=f"weight {n}") for n, gradient in enumerate(gradients)]
+    factor = (group.size + 1) / 2
+    cells, worst = {}, []
+    try:
+        for kind in choices.ALL_REDUCES:
+            try:
+                cells[kind] = gradient_mean(kind, weights, group.size)
+            except UserError:  # MindSpore's own is announced to end
+                continue
+            found = zip(base, cells[kind](gradients), strict=True)
+            worst.append(max(difference(factor * wanted, mean.asnumpy())[1] for wanted, mean in found))
+        by_rank = dict(zip(cells, group.gather(np.array(worst, np.float32)).T.tolist(), strict=True))
+        wrong = [
+            f"{kind} on rank {n}" for kind, errors in by_rank.items() for n, x in enumerate(errors) if not x <= 1e-5
+        ]
+        if wrong:
+            raise CheckFailed(f"the mean is wrong: {', '.join(wrong)}", by_rank)
+        contestants = {
+            kind: timed(lambda cell=cell: (cell(gradients), ms.runtime.synchronize())) for kind, cell in cells.items()
+        }
+        seconds = {kind: statistics.median(values) for kind, values in take_turns(contestants, rounds, 1).items()}
+    finally:
+        ms.reset_auto_parallel_context()
+    times = ", ".join(f"{kind} {1e3 * value:.1f} ms" for kind, value in seconds.items())
+    return f"gradients of {model}: {times}", {"differences": by_rank, "seconds": seconds}

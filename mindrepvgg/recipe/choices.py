@@ -44,4 +44,9 @@ LOSS_SCALES = {
     "fixed": "",
     "dynamic": "halved after an overflow, doubled after loss_scale_window steps without one",
 }
+ALL_REDUCES = {
+    "bundled": "small gradients as one tensor, large ones each by itself",
+    "each": "each by itself",
+    "mindspore": "by MindSpore's own reducer, as long as it has one",
+}
 SAVE_POLICIES = {"latest_k": "the latest", "top_k": "the most accurate"}

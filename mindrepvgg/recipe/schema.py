@@ -124,10 +124,11 @@ class Recipe:
     drop_overflow_update: bool = key(True, "skip, on all devices, an update whose gradients are not finite on one")
 
     distribute: str | bool = key("auto", "data-parallel; auto: under a launcher", ("auto", True, False), section="run")
+    all_reduce: str = key("bundled", "how gradients are averaged over the devices", choices.ALL_REDUCES)
     seed: int = key(42, "seed of weights, shuffling and augmentation", least=0, most=2**32 - 1)
     mode: int = key(0, "0: graph mode; 1: PyNative mode", (0, 1))
     device_target: str = key("auto", "device; auto: Ascend if there is one", ("auto", "CPU", "Ascend"))
-    jit_level: str = key("auto", "compile level; auto: O2 on Ascend where supported", ("auto", "O0", "O1", "O2"))
+    jit_level: str = key("auto", "compile level on Ascend; auto: by hardware and version", ("auto", "O0", "O1", "O2"))
     dataset_sink_mode: bool = key(False, "let the device fetch its own batches (Ascend; elsewhere without effect)")
     compile_cache: bool = key(False, "keep compiled graphs in ckpt_save_dir, so that a restart need not compile again")
     ckpt_save_dir: str = key("./outputs", "folder for checkpoints, the log and the resolved recipe")

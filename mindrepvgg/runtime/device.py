@@ -11,6 +11,7 @@ import mindspore as ms
 from mindspore import nn
 
 from mindrepvgg.errors import UserError
+from mindrepvgg.runtime import jit_levels
 from mindrepvgg.runtime.environment import mindspore_version
 
 
@@ -57,21 +58,34 @@ class JitLevel(NamedTuple):
 def choose_jit_level(requested: str, device: str, mode: int = ms.GRAPH_MODE) -> JitLevel:
     """The compile level of graph mode: 'O0' kernel by kernel, 'O1' with fused kernels, 'O2' the whole graph sunk.
 
-    The one place where this is decided. 'auto' is O2 on Ascend, where whole-graph execution is what the published
-    figures were measured with. MindSpore 2.9 and later call O2 deprecated but take it; should one refuse it, O1 is its
-    successor. Other devices know one level only, and PyNative mode compiles nothing.
+    The one place where this is decided: 'auto' by the table of `jit_levels`. Where the installed MindSpore no longer
+    has O2, O1 is its successor. Other devices know one level only, and PyNative mode compiles nothing.
     """
     if mode != ms.GRAPH_MODE:
         return JitLevel(None, "none: PyNative mode compiles no graph")
     if device != "Ascend":
         remark = "" if requested in ("auto", "O0") else f"; {requested} has no effect"
         return JitLevel(None, f"MindSpore's own on {device}, which knows one level only{remark}")
-    level = "O2" if requested == "auto" else requested
-    if level != "O2" or (mindspore_version() or (0, 0)) < (2, 9):
-        return JitLevel(level, f"{level}, the default on Ascend" if requested == "auto" else f"{level}, as asked")
+    version = mindspore_version() or (0, 0)
+    row = jit_levels.row_of(_soc(), version)
+    level, reason = (
+        (row.auto, f"auto on {row.hardware}: {row.reason}") if requested == "auto" else (requested, "as asked")
+    )
+    if level != "O2":
+        return JitLevel(level, f"{level}, {reason}")
     if not _takes_o2():
-        return JitLevel("O1", "O1, as this MindSpore refuses O2")
-    return JitLevel(level, "O2, deprecated since MindSpore 2.9 and still in force here; O1 is its successor")
+        return JitLevel("O1", f"O1 instead of O2, which MindSpore {ms.__version__} no longer has")
+    return JitLevel(level, f"{level}, {reason}" + ("; deprecated since MindSpore 2.9" if version >= (2, 9) else ""))
+
+
+def _soc() -> str | None:
+    """What MindSpore calls the Ascend device; None where it does not tell."""
+    try:
+        from mindspore._c_expression import MSContext
+
+        return MSContext.get_instance().get_ascend_soc_version() or None
+    except (ImportError, AttributeError, RuntimeError):  # no public interface tells
+        return None
 
 
 def _takes_o2():

@@ -8,7 +8,6 @@ import socket
 import sys
 import threading
 
-import mindspore as ms
 import numpy as np
 import psutil
 from mindspore import Tensor, nn, ops
@@ -100,7 +99,7 @@ class _Sum(nn.Cell):
         return sums
 
 
-def start(distribute="auto", device="CPU") -> Ranks:
+def start(distribute="auto") -> Ranks:
     """Join the other processes of a data-parallel run, if there are any; call it before the first network is built.
 
     distribute: 'auto': if a launcher started this process, True: it must have; False: stay alone, whatever
@@ -123,7 +122,7 @@ def start(distribute="auto", device="CPU") -> Ranks:
         )
     global _joined
     if _joined is None:
-        _joined = _join(processes, device)
+        _joined = _join(processes)
     if _joined.size > 1 and _joined.watch is None:
         _joined.watch = _Watch(_joined)
     return _joined
@@ -138,8 +137,8 @@ def joined() -> Ranks:
     return _joined or Ranks()
 
 
-def _join(processes, device) -> Ranks:
-    """Find the other processes, and say how gradients are to be averaged."""
+def _join(processes) -> Ranks:
+    """Find the other processes."""
     try:
         init()
     except (RuntimeError, ValueError, TypeError) as error:
@@ -147,11 +146,6 @@ def _join(processes, device) -> Ranks:
         if os.environ.get("MS_ROLE") == "MS_SCHED":
             raise UserError(f"the scheduler of this run's {processes} processes lost one of them: {reason}") from None
         raise UserError(f"the {processes} processes of this run did not find each other: {reason}") from None
-    ms.set_auto_parallel_context(parallel_mode=ms.ParallelMode.DATA_PARALLEL, gradients_mean=True)
-    if device == "Ascend":
-        # Gradients are sent in pieces of 16 MB, the first while the backward pass is still at work on the others. The
-        # default of 'auto' is 64 MB: more than all gradients of a small network, whose one piece would come last.
-        ms.set_auto_parallel_context(comm_fusion={"allreduce": {"mode": "size", "config": 16}})
     return Ranks(get_rank(), get_group_size())
 
 

@@ -122,6 +122,7 @@ def build_step(recipe, net, learning_rates, ranks) -> TrainStep:
         loss_scale=_build_loss_scale(recipe),
         ema_decay=recipe.ema_decay if recipe.ema else None,
         accumulation=recipe.gradient_accumulation_steps,
+        all_reduce=recipe.all_reduce,
     )
 
 

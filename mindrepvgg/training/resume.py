@@ -42,6 +42,7 @@ _FREE_KEYS = {
     "dataset_sink_mode",
     "compile_cache",
     "distribute",
+    "all_reduce",
 }
 # ... and, on another number of devices, what makes up the global batch.
 _FREE_KEYS_ELSEWHERE = {*_FREE_KEYS, "batch_size", "gradient_accumulation_steps"}

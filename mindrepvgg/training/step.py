@@ -9,6 +9,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
 
+from mindrepvgg.training.all_reduce import gradient_mean
+
 _SCALE_FACTOR = 2
 
 # Updates after which the moving average of the weights has come two thirds of the way to its full decay.
@@ -132,10 +134,19 @@ class TrainStep(nn.Cell):
         loss_scale: a `LossScale`; None: the loss is not scaled.
         ema_decay: keep a moving average of the network's parameters, BN statistics included, in `ema`; None: do not.
         accumulation: with k above 1, `accumulate` takes the first k - 1 batches of a step and this cell the last.
+        all_reduce: how the gradients are averaged over the ranks; a key of `choices.ALL_REDUCES`.
     """
 
     def __init__(
-        self, net_with_loss, optimizer, ranks=1, clip_norm=None, loss_scale=None, ema_decay=None, accumulation=1
+        self,
+        net_with_loss,
+        optimizer,
+        ranks=1,
+        clip_norm=None,
+        loss_scale=None,
+        ema_decay=None,
+        accumulation=1,
+        all_reduce="bundled",
     ):
         super().__init__(auto_prefix=False)
         net = net_with_loss.net
@@ -144,7 +155,7 @@ class TrainStep(nn.Cell):
         self.optimizer = optimizer
         self.clip_norm = clip_norm
         self.ranks = ranks
-        self.reduce_gradients = nn.DistributedGradReducer(weights, mean=True, degree=ranks) if ranks > 1 else None
+        self.reduce_gradients = gradient_mean(all_reduce, weights, ranks) if ranks > 1 else None
         self.all_reduce = ops.AllReduce() if ranks > 1 else None
 
         self.loss_scale = loss_scale

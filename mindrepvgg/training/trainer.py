@@ -44,7 +44,7 @@ class Trainer:
         self._is_dry = dry_run
         self.device = device.setup(recipe.device_target, recipe.mode, recipe.jit_level, recipe.seed)
         check_precision(recipe.amp_level, recipe.amp_dtype, self.device)
-        self.ranks = ranks.start(recipe.distribute, self.device)
+        self.ranks = ranks.start(recipe.distribute)
         if not dry_run:
             if self.ranks.is_first:
                 self.folder.check_free()

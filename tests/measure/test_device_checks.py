@@ -78,6 +78,24 @@ def test_collectives_name_who_is_wrong(monkeypatch, other, message):
     assert figures["all_reduce_seconds"] > 0
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [([0, 0.3, 0], "each on rank 1"), ([np.nan, 0, 1], "bundled on rank 1, mindspore on rank 1")],
+)
+def test_a_wrong_mean_of_gradients_is_named(monkeypatch, other, message):
+    """Rank 0's gradients are one noise, rank 1's are twice that: the mean is 1.5 times it."""
+    mean = lambda *_: lambda gradients: [gradient * 1.5 for gradient in gradients]  # noqa: E731
+    monkeypatch.setattr(device_checks, "gradient_mean", mean)
+    with pytest.raises(ascend_check_report.CheckFailed, match=f"^the mean is wrong: {message}$"):
+        device_checks.check_gradient_mean(TwoRanks(other), "repvgg_nano")
+    line, figures = device_checks.check_gradient_mean(TwoRanks([0, 0, 0]), "repvgg_nano", rounds=1)
+    assert line.startswith("gradients of repvgg_nano: bundled ")
+    assert max(map(max, figures["differences"].values())) < 1e-6
+    monkeypatch.setattr(device_checks, "gradient_mean", lambda *_: lambda gradients: gradients)
+    with pytest.raises(ascend_check_report.CheckFailed, match="bundled on rank 0, each on rank 0, mindspore"):
+        device_checks.check_gradient_mean(TwoRanks([0, 0, 0]), "repvgg_nano")
+
+
 @pytest.mark.slow
 def test_two_processes_check_their_collectives(tmp_path):
     """Both write a report of their own, and agree."""
@@ -102,5 +120,8 @@ def test_two_processes_check_their_collectives(tmp_path):
         text = (tmp_path / name).read_text("utf-8")
         assert f"| PASS | processes meet | rank {rank} of 2 |" in text
         assert re.search(r"\| PASS \| collectives \| 2 ranks agree; 56\.4 MB all-reduced in [\d.]+ ms \|", text)
+        assert re.search(
+            r"\| PASS \| mean of gradients \| gradients of repvgg_a1: bundled [\d.]+ ms, each [\d.]+ ms,", text
+        )
         assert "| PASS | repvgg_nano train float32 |" in text
         assert "| processes | 2 |" in text

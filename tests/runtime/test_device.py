@@ -9,46 +9,67 @@ import pytest
 from mindspore import nn
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.runtime import device
+from mindrepvgg.runtime import device, jit_levels
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets up a version of MindSpore and an Ascend device, as MindSpore names it."""
+
+    def set_up(version=(2, 10), soc="ascend910b"):
+        monkeypatch.setattr(device, "mindspore_version", lambda: version)
+        monkeypatch.setattr(device, "_soc", lambda: soc)
+
+    return set_up
+
+
 @pytest.mark.parametrize(
-    ("requested", "target", "version", "level"),
+    ("requested", "target", "version", "soc", "level"),
     [
-        ("auto", "Ascend", (2, 8), "O2"),
-        ("auto", "Ascend", (2, 10), "O2"),
-        ("O1", "Ascend", (2, 10), "O1"),
-        ("O0", "Ascend", (2, 7), "O0"),
-        ("auto", "CPU", (2, 10), None),
-        ("O2", "CPU", (2, 8), None),
+        ("auto", "Ascend", (2, 8), "ascend910b", "O2"),
+        ("auto", "Ascend", (2, 9), "ascend910b", "O1"),
+        ("auto", "Ascend", (2, 10), "ascend910_93", "O1"),
+        ("auto", "Ascend", (2, 10), None, "O1"),
+        ("auto", "Ascend", (2, 10), "ascend910", "O2"),
+        ("auto", "Ascend", (2, 7), "ascend910", "O2"),
+        ("O2", "Ascend", (2, 10), "ascend910b", "O2"),
+        ("O1", "Ascend", (2, 10), "ascend910", "O1"),
+        ("O0", "Ascend", (2, 7), "ascend910", "O0"),
+        ("auto", "CPU", (2, 10), None, None),
+        ("O2", "CPU", (2, 8), None, None),
     ],
 )
-def test_the_compile_level(monkeypatch, requested, target, version, level):
-    monkeypatch.setattr(device, "mindspore_version", lambda: version)
+def test_the_compile_level(machine, requested, target, version, soc, level):
+    machine(version, soc)
     assert device.choose_jit_level(requested, target).level == level
 
 
-def test_the_reason_is_told(monkeypatch):
-    monkeypatch.setattr(device, "mindspore_version", lambda: (2, 10))
+def test_the_reason_is_told(machine):
+    machine()
     assert "O1 has no effect" in device.choose_jit_level("O1", "CPU").reason
     assert "no effect" not in device.choose_jit_level("auto", "CPU").reason
-    assert "deprecated since MindSpore 2.9" in device.choose_jit_level("auto", "Ascend").reason
+    reason = device.choose_jit_level("auto", "Ascend").reason
+    assert reason.startswith("O1, auto on 910B (Atlas A2), 910C (Atlas A3): O2 is deprecated")
     assert device.choose_jit_level("O1", "Ascend").reason == "O1, as asked"
+    assert device.choose_jit_level("O2", "Ascend").reason == "O2, as asked; deprecated since MindSpore 2.9"
     assert device.choose_jit_level("O2", "Ascend", ms.PYNATIVE_MODE).level is None
 
 
-def test_a_mindspore_that_refuses_o2_gets_its_successor(monkeypatch):
-    monkeypatch.setattr(device, "mindspore_version", lambda: (2, 10))
-
+@pytest.mark.parametrize(("requested", "soc"), [("auto", "ascend910"), ("O2", "ascend910b")])
+def test_a_mindspore_without_o2_gets_its_successor(machine, monkeypatch, requested, soc):
     def refuse(jit_level):
         raise ValueError(f"{jit_level} must be in ['O0', 'O1']")
 
+    machine(soc=soc)
     monkeypatch.setattr(device.ms, "JitConfig", refuse)
-    level = device.choose_jit_level("auto", "Ascend")
-    assert level.level == "O1"
-    assert "refuses O2" in level.reason
+    reason = f"O1 instead of O2, which MindSpore {ms.__version__} no longer has"
+    assert device.choose_jit_level(requested, "Ascend") == ("O1", reason)
+
+
+def test_the_run_book_has_the_table_of_levels():
+    assert jit_levels.table() in (ROOT / "docs" / "ascend.md").read_text("utf-8")
 
 
 @pytest.mark.compat

@@ -22,9 +22,11 @@ from mindrepvgg.data.source import Source
 from mindrepvgg.errors import UserError
 from mindrepvgg.evaluation.loop import evaluate
 from mindrepvgg.models.preprocessing import Preprocessing
+from mindrepvgg.recipe import choices
 from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.runtime import device
 from mindrepvgg.runtime.ranks import start
+from mindrepvgg.training.all_reduce import BUNDLED_BYTES, gradient_mean
 from mindrepvgg.training.assemble import build_network, build_step
 from mindrepvgg.training.precise_bn import precise_bn
 from mindrepvgg.training.rank_statistics import RankStatistics
@@ -126,6 +128,25 @@ def collectives(ranks, facts, arrays):
     ranks.average(())
 
 
+# Small ones at both ends and between two that are sent by themselves.
+GRADIENTS = ((3, 2), (5,), (BUNDLED_BYTES // 4 + 1,), (4, 1, 3, 3), (BUNDLED_BYTES // 4,), (300, 300), (), (2,))
+
+
+def own_gradients(rank):
+    rng = np.random.default_rng(rank)
+    return [rng.normal(size=shape).astype(np.float32) for shape in GRADIENTS]
+
+
+def means(ranks, facts, arrays):
+    """The mean of gradients, in every way."""
+    gradients = tuple(map(Tensor, own_gradients(ranks.rank)))
+    weights = [Parameter(gradient, f"weight {n}") for n, gradient in enumerate(gradients)]
+    for kind in choices.ALL_REDUCES:
+        found = gradient_mean(kind, weights, ranks.size)(gradients)
+        arrays.update({f"mean of {kind}/{n}": mean.asnumpy() for n, mean in enumerate(found)})
+    ms.reset_auto_parallel_context()
+
+
 def trainings(ranks, facts, arrays):
     """What is the same on all ranks after training, and what is not."""
     net, step = build(recipe(freeze_bn=True), ranks)
@@ -162,12 +183,14 @@ def main(folder):
     ms.set_seed(ranks.rank)
     facts, arrays = {"rank": ranks.rank, "size": ranks.size, "is_first": ranks.is_first}, {}
     collectives(ranks, facts, arrays)
+    means(ranks, facts, arrays)
     trainings(ranks, facts, arrays)
     facts["validation"] = validation(ranks)
     try:
         build_network(recipe(sync_bn=True), ranks)
     except UserError as error:
         facts["sync_bn"] = f"{type(error).__name__}: {error}"
+    facts["parallel_mode"] = ms.get_auto_parallel_context("parallel_mode")
     facts["again"] = start("auto").size
     np.savez(folder / f"{ranks.rank}.npz", **arrays)
     (folder / f"{ranks.rank}.json").write_text(json.dumps(facts))

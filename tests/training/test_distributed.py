@@ -25,11 +25,12 @@ from support.processes import (
     wait_until,
     write_recipe,
 )
-from support.ranks_script import CLASSES, GATHERED, STEPS, batches_of, build, recipe, run, validation
+from support.ranks_script import CLASSES, GATHERED, STEPS, batches_of, build, own_gradients, recipe, run, validation
 
 from mindrepvgg import create_model, load_checkpoint
 from mindrepvgg.data.loaders import eval_loader
 from mindrepvgg.evaluation.loop import evaluate
+from mindrepvgg.recipe import choices
 from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.training.precise_bn import precise_bn
@@ -127,6 +128,19 @@ class TestCollectives:
         for name, average in averages[0].items():
             assert average.tobytes() == ((own[0][name] + own[1][name]) / np.float32(2)).tobytes()
         assert_equal(broadcast[0], {**own[0], **averages[0]})
+
+
+class TestTheMeanOfGradients:
+    @pytest.mark.parametrize("kind", choices.ALL_REDUCES)
+    def test_bit_for_bit(self, found, kind):
+        """MindSpore's own reducer is what runs of before were made with."""
+        for parts in found.parts(f"mean of {kind}"):
+            for mean, *own in zip(parts.values(), *map(own_gradients, range(2)), strict=True):
+                expected = (own[0] + own[1]) * np.float32(0.5)
+                assert (mean.shape, mean.tobytes()) == (expected.shape, expected.tobytes())
+
+    def test_training_leaves_mindspores_parallel_context_alone(self, found):
+        assert [facts["parallel_mode"] for facts in found.facts] == ["stand_alone"] * 2
 
 
 class TestTraining:
