@@ -12,7 +12,8 @@ from mindrepvgg.cli import verbs
 
 pytestmark = pytest.mark.compat
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+DOCUMENTS = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md"))]
 # The changelog also names what was there before.
 OF_TODAY = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
 PROGRAM = re.compile(r"\bmindrepvgg ([a-z][a-z-]*)\b(?!/)(.*)|\b(train|validate|convert)\.py\b(.*)")
@@ -72,6 +73,9 @@ def missing(path, text):
         )
         found += [name for name in files if not (ROOT / name).exists()]
         found += [name for name in re.findall(r"(?<![\w.])mindrepvgg(?:\.\w+)+", span) if not defined(name)]
+        for file, test in re.findall(r"(tests/[\w/]+\.py)::(\w+)", span):
+            if (ROOT / file).exists() and f"def {test}(" not in (ROOT / file).read_text(encoding="utf-8"):
+                found.append(f"{file}::{test}")
     return found
 
 
@@ -108,6 +112,8 @@ def test_what_does_not_exist_would_be_noticed(tmp_path):
     text += "`mindrepvgg export --flip`, `--nonsense`"
     assert unknown(text) == ["mindrepvgg trane", "train --lrr", "export --flip", "--nonsense"]
     text = "[a](docs/none.md) [b](https://a.org/b) `python tools/x.py` `mindrepvgg.none` `mindrepvgg.data.crop.none`"
+    text += " `tests/test_text.py::test_none`"
     wrong = ["docs/none.md", "tools/x.py", "mindrepvgg.none", "mindrepvgg.data.crop.none"]
+    wrong += ["tests/test_text.py::test_none"]
     assert missing(tmp_path / "a.md", text) == wrong
     assert defined("mindrepvgg.create_model")
