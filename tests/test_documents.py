@@ -25,6 +25,7 @@ FOREIGN = {
     *("bind_core", "bind_numa", "cluster_time_out"),
     *("upgrade", "upgrade-strategy", "force-reinstall", "dry-run", "no-deps", "platform", "only-binary"),  # pip
     *("find-links", "no-index", "system-site-packages"),
+    *("announced-signatures",),  # pytest, in this repository
     *("only", "update_readme", "help", "version"),  # benchmarks/report.py, benchmarks/demo.py, every program
 }
 
