@@ -8,14 +8,18 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models.preprocessing import LARGEST_SIDE
 from mindrepvgg.models.variants import BN, DEPLOY, FORMS, QAT, TRAIN, Variant, find
-from mindrepvgg.text import printable, quoted
+from mindrepvgg.text import listed, printable, quoted
 from mindrepvgg.version import __version__, update_hint
+
+# The classes of the family: MindSpore's automatic mixed precision O1 writes them anew, as RepVGGOpt and RepVGGOpt_1.
+_OURS = re.compile(r"RepVGG(Plus)?(Opt(_\d+)?)?")
 
 # In the file, the forms 'bn' and 'qat' are the form 'train' with this key beside it.
 _QUANTIZATION = "quantization"
@@ -189,16 +193,17 @@ class Description:
         """
         # They load MindSpore, which reading a description does without.
         from mindrepvgg.models.qat import form_of
-        from mindrepvgg.models.repvgg import RepVGG, RepVGGPlus
-        from mindrepvgg.reparam.deploy import rep_blocks
+        from mindrepvgg.reparam.foldable import hidden_blocks, rep_blocks
 
+        if type(net).__module__ == "mindspore.train.amp":  # what automatic mixed precision puts around a network
+            net = net._backbone
         told = getattr(net, "metadata", None)
         values = {**told, **more} if isinstance(told, Mapping) else more
         for key in ("model", "model_args", "cell", _QUANTIZATION):
             values.pop(key, None)
         packages = {package: importlib.metadata.version(package) for package in ("mindspore", "numpy")}
         values["versions"] = {"mindrepvgg": __version__, **packages}
-        if type(net) in (RepVGG, RepVGGPlus):
+        if _OURS.fullmatch(type(net).__name__) and isinstance(getattr(net, "variant", None), Variant):
             values |= {
                 "model": net.variant.name,
                 "model_args": net.variant.to_dict() if net.variant.name == "repvgg" else {},
@@ -208,6 +213,12 @@ class Description:
             }
         else:
             blocks = rep_blocks(net).values()
+            hidden = hidden_blocks(net)
+            if hidden:
+                raise CheckpointError(
+                    f"{type(net).__name__} keeps blocks where MindSpore sees no cells, and cannot save them: "
+                    f"{listed(hidden)}; put them in a mindspore.nn.CellList or SequentialCell"
+                )
             if not blocks:
                 raise CheckpointError(
                     f"{type(net).__name__} holds no RepVGG block; mindspore.save_checkpoint saves other networks"

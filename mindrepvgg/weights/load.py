@@ -16,6 +16,7 @@ from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.models.shapes import check_finite
 from mindrepvgg.models.variants import BN, DEPLOY, QAT, TRAIN, find
 from mindrepvgg.reparam.deploy import to_deploy
+from mindrepvgg.text import printable
 from mindrepvgg.weights.checkpoint import check_form, split_state
 from mindrepvgg.weights.containers import read_weights
 from mindrepvgg.weights.description import Description
@@ -109,6 +110,9 @@ def import_weights(path, weights: str = "raw", allow_nonfinite: bool = False) ->
             recognised = recognise(chosen)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    heads = len(recognised.left_out)
+    if heads:
+        log.warning("%s is fused and still holds auxiliary heads, which inference does not use: left out", path)
     return ImportedWeights(
         path=path,
         container=container,
@@ -118,7 +122,7 @@ def import_weights(path, weights: str = "raw", allow_nonfinite: bool = False) ->
         has_ema=found.averaged is not None,
         wrapper=found.wrapper,
         prefix=found.prefix,
-        ignored=found.ignored,
+        ignored=(*found.ignored, *([f"auxiliary heads ({heads})"] if heads else [])),
         description=description,
     )
 
@@ -133,7 +137,18 @@ def _read(path) -> tuple[str, object, Description | None]:
     description = Description.read(found.description, path) if found.description else None
     if description:
         description.check_family(path)
+    else:
+        _check_entries(path, found.arrays)
     return found.container, split_state(found.arrays)[0], description
+
+
+def _check_entries(path, arrays):
+    """Refuse arrays that are neither a network's, whose names have a dot, nor an optimizer's numbers."""
+    for name, array in arrays.items():
+        if "." not in name and array.size > 1 and array.dtype.kind != "f":
+            raise CheckpointError(
+                f"{path} holds {printable(name)} ({array.dtype} {array.shape}), which is no weight; get a fresh copy"
+            )
 
 
 def load_weights(path, weights: str = "raw", form: str | None = None, allow_nonfinite: bool = False) -> RepVGG:

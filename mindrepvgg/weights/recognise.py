@@ -12,7 +12,7 @@ from mindrepvgg.models.shapes import Misfits, check_fit, find_misfits, parameter
 from mindrepvgg.models.variants import DEPLOY, TRAIN, Variant
 from mindrepvgg.text import listed, printable
 from mindrepvgg.weights.description import Description
-from mindrepvgg.weights.dialects import DIALECTS, OURS
+from mindrepvgg.weights.dialects import AUX_HEADS, DIALECTS, OURS
 from mindrepvgg.weights.rename import Translation, translate
 
 _FAMILY = [variants.find(name) for name in variants.list_models() if name != "repvgg"]
@@ -31,6 +31,8 @@ class Recognised:
         num_classes, in_channels: read off the arrays.
         has_aux: RepVGGplus's auxiliary heads are there.
         arrays: complete, and under our names; see `models.shapes.parameter_shapes`.
+        left_out: the file's names of the auxiliary heads of a deploy form, as the authors' own conversion leaves them
+            in; inference does not know them.
     """
 
     dialect: str
@@ -40,6 +42,7 @@ class Recognised:
     in_channels: int
     has_aux: bool
     arrays: dict[str, np.ndarray]
+    left_out: tuple[str, ...] = ()
 
     @property
     def deploy(self) -> bool:
@@ -57,9 +60,12 @@ def recognise(arrays: dict[str, np.ndarray]) -> Recognised:
     """
     translation = min((translate(arrays, d) for d in DIALECTS.values()), key=lambda found: len(found.unknown))
     form = _form(arrays, translation)
-    found = translation.arrays
+    found, left_out = translation.arrays, ()
+    if form == DEPLOY and f"stage3_first.0{_KERNELS[DEPLOY]}" in found:
+        left_out = tuple(translation.theirs[name] for name in found if name.startswith(AUX_HEADS))
+        found = {name: array for name, array in found.items() if not name.startswith(AUX_HEADS)}
     num_classes, in_channels = _sizes(found, form)
-    has_aux = any("_aux." in name for name in found)
+    has_aux = any(name.startswith(AUX_HEADS) for name in found)
 
     def against(variant) -> Misfits:
         return find_misfits(parameter_shapes(variant, form, num_classes, in_channels, has_aux), found)
@@ -78,7 +84,7 @@ def recognise(arrays: dict[str, np.ndarray]) -> Recognised:
         raise CheckpointError(
             f"{len(quantised)} tensors are not floating-point: {listed(quantised)}; quantised, perhaps"
         )
-    return Recognised(translation.dialect.name, variant, form, num_classes, in_channels, has_aux, found)
+    return Recognised(translation.dialect.name, variant, form, num_classes, in_channels, has_aux, found, left_out)
 
 
 def recognise_described(arrays: dict[str, np.ndarray], description: Description) -> Recognised:

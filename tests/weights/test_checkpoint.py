@@ -404,6 +404,25 @@ class TestACellOfOnesOwn:
         save_checkpoint(net, path)
         assert load_checkpoint(path, net=net).metadata == "mine"
 
+    @pytest.mark.parametrize("kind", ["O1", "O2"])
+    def test_mindspore_s_mixed_precision_is_no_network_of_one_s_own(self, path, kind):
+        """O1 writes the class anew, under such a name; O2 puts a cell around the network."""
+        if kind == "O1":
+            net = type("RepVGGOpt_1", (RepVGG,), {})(small().variant, 3, 1)
+        else:
+            net = mindspore.amp.auto_mixed_precision(small(), kind)
+        save_checkpoint(net, path)
+        assert_equal_weights(weights(load_checkpoint(path)), weights(net))
+
+    def test_blocks_that_mindspore_does_not_see(self, path):
+        net = Detector()
+        net.more = [small().stage0]
+        with pytest.raises(
+            CheckpointError, match=r"^Detector keeps blocks where MindSpore sees no cells, and cannot s"
+        ):
+            save_checkpoint(net, path)
+        assert not path.exists()
+
     def test_without_a_block_of_ours(self, path):
         with pytest.raises(CheckpointError, match=r"^Dense holds no RepVGG block; mindspore.save_checkpoint saves"):
             save_checkpoint(nn.Dense(2, 2), path)

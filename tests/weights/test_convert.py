@@ -359,13 +359,24 @@ def test_auxiliary_heads_are_left_out_of_the_deploy_form_only(source, call, tmp_
         path = tmp_path / f"{form}.pth"
         assert call("convert", given, path, "--dialect", "repvggplus", "--form", form)[0] == 0
         assert any("_aux" in name for name in read(path)) is expected
-    # Written into a deploy form by hand, they are refused.
-    mixed = {**foreign.theirs("repvggplus", "plus", deploy=True)}
-    mixed |= {name: tensor for name, tensor in foreign.theirs("repvggplus", "plus").items() if "_aux" in name}
-    status, _, err = call("convert", foreign.write(tmp_path / "mixed.pth", mixed), tmp_path / "out.ckpt")
-    assert status == 2
-    assert "not quite a RepVGG: the closest is repvgg of num_blocks" in err
-    assert "unexpected: stage1_aux.0.conv.weight" in err
+
+
+def test_the_authors_deploy_form_still_holds_its_auxiliary_heads(call, tmp_path, caplog):
+    """Their conversion fuses the blocks and leaves the heads as they are; here they are left out, with a notice."""
+    bare = foreign.theirs("repvggplus", "plus", deploy=True)
+    heads = {name: tensor for name, tensor in foreign.theirs("repvggplus", "plus").items() if "_aux" in name}
+    path, out = foreign.write(tmp_path / "mixed.pth", {**bare, **heads}), tmp_path / "out.pt"
+    assert call("convert", path, out, "--dialect", "repvggplus")[0] == 0
+    assert_same(read(out), bare)
+    notice = f"{path} is fused and still holds auxiliary heads, which inference does not use: left out"
+    assert caplog.messages == [notice]
+    count = sum("num_batches" not in name for name in heads)
+    assert f"auxiliary heads ({count})" in call("convert", path, "--inspect")[1]
+
+    more = {**bare, **heads, "stage4_aux.0.conv.weight": heads[min(heads)]}
+    path = foreign.write(tmp_path / "more.pth", more)
+    status, _, err = call("convert", path, tmp_path / "no.ckpt")
+    assert (status, "1 unexpected: stage4_aux.0.conv.weight" in err) == (2, True)
 
 
 def test_a_plus_without_heads_stays_without(call, tmp_path):

@@ -221,6 +221,19 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path, make, text):
     assert "\n" not in message
 
 
+def test_an_array_that_is_no_weight(tmp_path):
+    """What optimizers keep beside the weights is left out, and told; bytes are refused."""
+    state = theirs("mindcv", "plain")
+    kept = {"global_step": torch.tensor([3]), "learning_rate": torch.linspace(0, 1, 9), "scale_sense": torch.tensor(2)}
+    found = import_weights(write(tmp_path / "a.ckpt", {**state, **kept}))
+    assert set(found.ignored) == set(kept)
+    note = torch.tensor(list(b'{"model": "repvgg_nano"}'), dtype=torch.uint8)
+    for name in ("a.ckpt", "a.safetensors"):
+        with pytest.raises(CheckpointError) as caught:
+            import_weights(write(tmp_path / name, {**state, "note": note}))
+        assert str(caught.value).endswith(f"{name} holds note (uint8 (24,)), which is no weight; get a fresh copy")
+
+
 # ------------------------------------------------------------------------------------------- our own files, and plus
 
 
