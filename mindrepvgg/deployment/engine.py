@@ -10,12 +10,18 @@ import numpy as np
 from mindrepvgg.deployment.graph import GraphOptions, build_onnx, require_onnx
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models.parameters import network_arrays
+from mindrepvgg.models.preprocessing import DESCRIBED_KEYS
 from mindrepvgg.models.variants import DEPLOY
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.runtime.optional import import_optional
+from mindrepvgg.text import quoted
 from mindrepvgg.version import __version__
+from mindrepvgg.weights.description import Description
 
 _LONGEST_REASON = 200  # characters; onnxruntime's messages carry whole signatures
+
+# Of an exported file's metadata, those that a checkpoint's description has under the same name.
+_DESCRIBED = ("model", "model_args", "form", "num_classes", "in_channels", "class_names", "dataset", "image_size")
 
 # ONNX's types as onnxruntime names them.
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -37,7 +43,8 @@ class OnnxEngine:
 
     Raises:
         UserError: onnxruntime is missing.
-        CheckpointError: there is no such file, it is not ONNX, or it is not a network of images.
+        CheckpointError: there is no such file, it is not ONNX, it is not a network of images, or its metadata cannot be
+            used or are another network's.
     """
 
     def __init__(self, model, num_threads: int | None = None):
@@ -80,6 +87,23 @@ class OnnxEngine:
         except UnicodeDecodeError:
             raise CheckpointError(f"{self._name} is damaged: its metadata are not UTF-8; get a fresh copy") from None
         self.metadata = {key: _from_json(text) for key, text in texts.items()} if "mindrepvgg" in texts else {}
+        if self.metadata:
+            self._check_metadata()
+
+    def _check_metadata(self):
+        """Raise CheckpointError where the metadata cannot be used, or the graph is another network's."""
+        told = {key: self.metadata[key] for key in _DESCRIBED if key in self.metadata}
+        told["preprocessing"] = {key: self.metadata[key] for key in DESCRIBED_KEYS if key in self.metadata}
+        told["versions"] = {"mindrepvgg": self.metadata["mindrepvgg"]}
+        Description.read(told, self._name)
+        channels = self._shape[3 if self.preprocesses else 1]
+        size = self.image_size and list(self.image_size)
+        for key, has in (("num_classes", self.num_classes), ("in_channels", channels), ("image_size", size)):
+            if has is not None and told.get(key, has) != has:
+                raise CheckpointError(
+                    f"{self._name} is not described rightly: its metadata say {key} {quoted(told[key])}, its graph "
+                    f"has {has}; get a fresh copy"
+                )
 
     def __call__(self, images):
         """Compute logits (N, classes), or the probabilities of a file that has a softmax.

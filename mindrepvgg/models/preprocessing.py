@@ -15,7 +15,7 @@ LARGEST_SIDE = 65_536
 RESIZE_BACKENDS = ("pillow", "opencv", "mindspore")
 
 # Of the fields below, those that a checkpoint's description keeps under "preprocessing".
-_DESCRIBED = ("mean", "std", "crop_pct", "interpolation")
+DESCRIBED_KEYS = ("mean", "std", "crop_pct", "interpolation")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Preprocessing:
 
     def describe(self) -> dict:
         """The entries of a checkpoint's description, in types that JSON has."""
-        values = {name: getattr(self, name) for name in _DESCRIBED}
+        values = {name: getattr(self, name) for name in DESCRIBED_KEYS}
         values.update(mean=list(self.mean), std=list(self.std))
         return {"image_size": list(self.image_size), "preprocessing": values}
 

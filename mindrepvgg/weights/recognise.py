@@ -60,7 +60,7 @@ def recognise(arrays: dict[str, np.ndarray]) -> Recognised:
     """
     translation = min((translate(arrays, d) for d in DIALECTS.values()), key=lambda found: len(found.unknown))
     form = _form(arrays, translation)
-    found, left_out = translation.arrays, ()
+    found, left_out = translation.arrays, tuple[str, ...]()
     if form == DEPLOY and f"stage3_first.0{_KERNELS[DEPLOY]}" in found:
         left_out = tuple(translation.theirs[name] for name in found if name.startswith(AUX_HEADS))
         found = {name: array for name, array in found.items() if not name.startswith(AUX_HEADS)}
