@@ -14,7 +14,7 @@ from mindrepvgg.training import custom_l2
 from mindrepvgg.training.freeze import freeze
 from mindrepvgg.training.loss import build_loss
 from mindrepvgg.training.optim import build_optimizer
-from mindrepvgg.training.schedule import learning_rates, scaled_lr
+from mindrepvgg.training.schedule import SCHEDULE, learning_rates, scaled_lr
 from mindrepvgg.training.step import LossScale, NetworkWithLoss, TrainStep
 from mindrepvgg.weights.load import create_model, load_weights
 
@@ -30,7 +30,7 @@ def count_steps(recipe, loader) -> int:
     return steps
 
 
-def build_learning_rates(recipe, steps_per_epoch, images_per_step):
+def build_learning_rates(recipe, steps_per_epoch, images_per_step, schedule=SCHEDULE):
     """The learning rate of every step, scaled to the global batch where the recipe asks for it."""
     return learning_rates(
         scheduler=recipe.scheduler,
@@ -46,6 +46,7 @@ def build_learning_rates(recipe, steps_per_epoch, images_per_step):
         num_cycles=recipe.num_cycles,
         cycle_decay=recipe.cycle_decay,
         lr_epoch_stair=recipe.lr_epoch_stair,
+        schedule=schedule,
     )
 
 

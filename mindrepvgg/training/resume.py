@@ -56,11 +56,14 @@ _RATES, _UPDATES = "learning_rate", "global_step"
 class Position:
     """How far a run has come; `interval_losses` are those of the steps since the last log record.
 
-    ranks, images_per_step: what the run is counted in. skipped: steps whose update was left out after an overflow.
+    ranks, images_per_step: what the run is counted in.
+    schedule: how its learning rate ends, see `schedule.SCHEDULE`; 0.1 had only one and did not tell it.
+    skipped: steps whose update was left out after an overflow.
     """
 
     ranks: int = 1
     images_per_step: int = 0
+    schedule: int = 1
     epoch: int = 0  # epochs completed
     step_in_epoch: int = 0  # steps completed in the epoch under way
     skipped: int = 0
@@ -106,6 +109,8 @@ def restore(path, run, now: Position) -> Position:
     _check_same_recipe(path, saved, run.recipe, before, now)
     of_ranks = arrays.pop(rank_statistics.KEY, None)
     rates, updates = arrays[_RATES], int(arrays[_UPDATES].item())
+    if before.schedule != now.schedule:
+        run.lr = run.learning_rates(before.schedule)
     prolonged = saved.epoch_size != run.recipe.epoch_size
     if prolonged or before.images_per_step != now.images_per_step:
         arrays[_RATES] = run.lr

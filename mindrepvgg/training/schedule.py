@@ -1,7 +1,7 @@
 """The learning rate of every step of a run, as one array computed before the run starts.
 
-Why not MindCV's schedules: its cosine and polynomial end a step after the last one, so that no step has min_lr, and its
-one_cycle has no form with one rate an epoch.
+The rates are those of MindCV, timm and PyTorch, to float32. Why not their code: MindCV's one_cycle has no form with one
+rate an epoch and its polynomial no lower end, and a run of ours keeps the schedule that it began with.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ _RISE = 0.3
 _START = 1 / 25
 
 
+# How cosine and polynomial end. 1: at min_lr in their last step, as mindrepvgg 0.1 had it. 2: a step before min_lr, as
+# MindCV, timm and PyTorch have it. A run keeps the one that it began with.
+SCHEDULE = 2
+
+
 class _Decay(NamedTuple):
     """What a curve is drawn from: steps (n,) int and epochs (n,) float64 since the warm-up, the decay's length..."""
 
@@ -28,6 +33,12 @@ class _Decay(NamedTuple):
     milestones: Sequence[float]
     num_cycles: int
     cycle_decay: float
+    schedule: int
+
+    @property
+    def span(self):
+        """The steps from the decay's first to the one that would have min_lr."""
+        return self.length if self.schedule == SCHEDULE else max(self.length - 1, 1)
 
     def falling(self, factor):
         """The factor times lr, but not below min_lr."""
@@ -48,7 +59,7 @@ def _half_cosine(progress):
 def _cosine(decay):
     cycle, step = np.divmod(decay.step, decay.length)
     peak = decay.falling(decay.cycle_decay**cycle)
-    rates = _between(peak, decay.min_lr, _half_cosine(step / max(decay.length - 1, 1)))
+    rates = _between(peak, decay.min_lr, _half_cosine(step / decay.span))
     return np.where(cycle < decay.num_cycles, rates, decay.min_lr)
 
 
@@ -66,7 +77,7 @@ def _exponential(decay):
 
 
 def _polynomial(decay):
-    progress = np.minimum(decay.step / max(decay.length - 1, 1), 1.0)
+    progress = np.minimum(decay.step / decay.span, 1.0)
     return _between(decay.lr, decay.min_lr, (1 - progress) ** decay.rate)
 
 
@@ -109,26 +120,29 @@ def learning_rates(
     num_cycles: int = 1,
     cycle_decay: float = 1.0,
     lr_epoch_stair: bool = False,
+    schedule: int = SCHEDULE,
 ) -> np.ndarray:
     """Learning rate of each step: a line up to `lr`, then the scheduler's curve.
 
     With W = warmup_epochs * steps_per_epoch and f = warmup_factor, step t < W has lr * (f + (1 - f) * t / W). After it,
     with s = t - W, e = s / steps_per_epoch and D = decay_epochs * steps_per_epoch (None: all steps after W):
-        cosine_decay: c * peak + (1 - c) * min_lr, c = (1 + cos(pi * p)) / 2, p = (s mod D) / (D - 1), in cycle
+        cosine_decay: c * peak + (1 - c) * min_lr, c = (1 + cos(pi * p)) / 2, p = (s mod D) / D, in cycle
             k = floor(s / D) of num_cycles from peak = max(lr * cycle_decay ** k, min_lr); min_lr after the last cycle
         step_decay: lr * decay_rate ** floor(s / D)
         multi_step_decay: lr * decay_rate ** (how many multi_step_decay_milestones are at most e)
         exponential_decay: lr * decay_rate ** e
-        polynomial_decay: c * lr + (1 - c) * min_lr, c = (1 - p) ** decay_rate, p = min(s / (D - 1), 1)
+        polynomial_decay: c * lr + (1 - c) * min_lr, c = (1 - p) ** decay_rate, p = min(s / D, 1)
         one_cycle: half a cosine from lr / 25 to lr over 30 % of the run, another half to min_lr over the rest
         constant: lr
     The powers of decay_rate stop at min_lr where they would fall below it. With lr_epoch_stair every step of an epoch
     has the rate of its first.
-    Without it, step 0 has exactly warmup_factor * lr (when W > 0) and step W, unless with one_cycle, exactly lr; the
-    last step of a cosine's cycle, of the polynomial (W + D - 1) and of one_cycle has exactly min_lr. A cosine or
-    polynomial of a single step has lr.
+    Without it, step 0 has exactly warmup_factor * lr (when W > 0), step W, unless with one_cycle, exactly lr, and the
+    last step of one_cycle exactly min_lr. The cosine comes to min_lr in step W + num_cycles * D, the polynomial in step
+    W + D: a run that ends there has no step of min_lr.
 
-    Args: the recipe's keys of the same names, which `Recipe` has checked, and steps_per_epoch.
+    Args: the recipe's keys of the same names, which `Recipe` has checked, and:
+        steps_per_epoch: steps of an epoch.
+        schedule: 1 for a run that mindrepvgg 0.1 began: D - 1 takes the place of D in both p.
 
     Returns:
         (epoch_size * steps_per_epoch,) float32, computed in float64.
@@ -150,6 +164,7 @@ def learning_rates(
             milestones=multi_step_decay_milestones,
             num_cycles=num_cycles,
             cycle_decay=cycle_decay,
+            schedule=schedule,
         )
     )
     rates = np.concatenate([lr * rising, after_warmup]).astype(np.float32)

@@ -22,6 +22,7 @@ from mindrepvgg.training.rank_statistics import RankStatistics
 from mindrepvgg.training.result import RunResult
 from mindrepvgg.training.resume import Position, restore
 from mindrepvgg.training.run_folder import RunFolder
+from mindrepvgg.training.schedule import SCHEDULE
 from mindrepvgg.training.state import TrainingState
 
 _DRY_STEPS = 5
@@ -56,18 +57,22 @@ class Trainer:
             raise DataError("the training and validation splits have different classes; give both the same folders")
         self.steps_per_epoch = count_steps(recipe, self.train_loader)
         self.images_per_step = recipe.global_batch(self.ranks.size)
-        self.lr = build_learning_rates(recipe, self.steps_per_epoch, self.images_per_step)
+        self.lr = self.learning_rates(SCHEDULE)
         weights = recipe.pretrained if recipe.pretrained and resume is None else None
         self.net = build_network(recipe, self.ranks, weights)
         self.step = build_step(recipe, self.net, self.lr, self.ranks)
         self.loss_scale = self.step.loss_scale
         self.statistics = RankStatistics(self.net, self.step, self.ranks)
         self.state = TrainingState(self.net, self.step)
-        self.position = Position(self.ranks.size, self.images_per_step)
+        self.position = Position(self.ranks.size, self.images_per_step, SCHEDULE)
         self._resumed_at = None
         if resume is not None:
             self.position = restore(resume, self, self.position)
             self._resumed_at = self.net.metadata["step"]
+
+    def learning_rates(self, schedule: int) -> np.ndarray:
+        """The learning rate of every step; `schedule` as in `schedule.learning_rates`."""
+        return build_learning_rates(self.recipe, self.steps_per_epoch, self.images_per_step, schedule)
 
     @property
     def steps_done(self) -> int:

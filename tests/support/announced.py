@@ -2,6 +2,10 @@
 
 Only the signatures are announced. The parameters' names are those of `mindspore.mint.nn`, whose classes have the same
 signatures: a package that gets along with these gets along with today's names as well.
+
+    python -m pytest --announced-signatures tests/reparam
+
+runs tests on them. Those of blocks, fusion, steps and conversion, which `reparam/test_layers.py` names, must pass.
 """
 
 import importlib.util

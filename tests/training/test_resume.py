@@ -3,14 +3,20 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+from mindspore import Tensor
 from support import FROZEN
 
+from mindrepvgg import create_model
 from mindrepvgg.errors import TrainingError
 from mindrepvgg.recipe.provenance import COMMAND_LINE
 from mindrepvgg.recipe.sources import load_recipe
-from mindrepvgg.training.resume import Position, find_run
+from mindrepvgg.training.assemble import build_learning_rates
+from mindrepvgg.training.resume import Position, find_run, recipe_of_run, restore
+from mindrepvgg.training.schedule import SCHEDULE
 
 
 class TestPosition:
@@ -84,3 +90,28 @@ class TestFindRun:
         for resume in (True, "."):
             with pytest.raises(TrainingError, match=r"_last\.ckpt does not exist: there is no run to resume"):
                 find_run(resume, None, {})
+
+
+class TestScheduleOfAnOlderRun:
+    """The run that 0.1 stopped: a cosine whose last step has min_lr, where one of today has its step before that."""
+
+    RUN = FROZEN / "run" / "repvgg_last.ckpt"
+
+    def resumed(self, epochs):
+        """Take the run up: the trainer's rates, those of its optimizer, and its position."""
+        recipe = recipe_of_run(self.RUN).replace(epoch_size=epochs)
+        run = mock.MagicMock(recipe=recipe, steps_per_epoch=10)
+        run.net = create_model(recipe.model, recipe.num_classes, recipe.in_channels, **recipe.model_args)
+        run.learning_rates = lambda schedule: build_learning_rates(recipe, 10, 400, schedule)
+        run.lr = run.learning_rates(SCHEDULE)
+        run.step = SimpleNamespace(set_train=lambda: None, optimizer=SimpleNamespace(global_step=Tensor([14])))
+        position = restore(self.RUN, run, Position(1, recipe.global_batch(1), SCHEDULE))
+        return run.lr, run.state.put_back.call_args.args[0]["learning_rate"], position
+
+    @pytest.mark.parametrize("epochs", [3, 7])
+    def test_it_keeps_its_own(self, epochs):
+        shown, used, position = self.resumed(epochs)
+        assert position.schedule == 1
+        assert len(shown) == 10 * epochs
+        assert shown[-1] == 0
+        assert (used == shown).all()

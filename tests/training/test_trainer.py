@@ -112,7 +112,7 @@ class TestAWholeRun:
             assert record["images_per_second"] > 0
         trained = [record for record in lines if record["event"] == "train"]
         assert [record["progress"] for record in trained] == [0.4, 0.8, 1.0, 1.2, 1.6, 2.0]
-        rates = [0.05 * (1 + math.cos(math.pi * (record["step"] - 1) / (STEPS - 1))) for record in trained]
+        rates = [0.05 * (1 + math.cos(math.pi * (record["step"] - 1) / STEPS)) for record in trained]
         np.testing.assert_allclose([record["lr"] for record in trained], rates, atol=1e-7)
         judged = [record for record in lines if record["event"] == "validate"]
         assert all(r["num_images"] == 1000 and r["correct"] == round(10 * r["top1"]) for r in judged)
@@ -231,10 +231,11 @@ class TestResuming:
         before = records(folder)
         recipe, last = find_run(folder, None, {"epoch_size": 3, "precise_bn_steps": 0})
         trainer = Trainer(recipe, resume=last)
-        expected = [0.05 * (1 + math.cos(math.pi * step / (STEPS + STEPS_PER_EPOCH - 1))) for step in range(STEPS, 30)]
+        expected = [0.05 * (1 + math.cos(math.pi * step / (STEPS + STEPS_PER_EPOCH))) for step in range(STEPS, 30)]
+        last_rate = 0.05 * (1 + math.cos(math.pi * (STEPS - 1) / STEPS))
         (told,) = caplog.messages
         assert told.endswith(
-            f"_last.ckpt is prolonged from 2 to 3 epochs: the learning rate was 0 in the last step and is "
+            f"_last.ckpt is prolonged from 2 to 3 epochs: the learning rate was {last_rate:.4g} in the last step and is "
             f"{expected[0]:.4g} in the next, as cosine_decay has it over 3 epochs"
         )
         state = read_weights(last).arrays
