@@ -232,10 +232,10 @@ class TestResuming:
         recipe, last = find_run(folder, None, {"epoch_size": 3, "precise_bn_steps": 0})
         trainer = Trainer(recipe, resume=last)
         expected = [0.05 * (1 + math.cos(math.pi * step / (STEPS + STEPS_PER_EPOCH))) for step in range(STEPS, 30)]
-        last_rate = 0.05 * (1 + math.cos(math.pi * (STEPS - 1) / STEPS))
+        rate = 0.05 * (1 + math.cos(math.pi * (STEPS - 1) / STEPS))
         (told,) = caplog.messages
         assert told.endswith(
-            f"_last.ckpt is prolonged from 2 to 3 epochs: the learning rate was {last_rate:.4g} in the last step and is "
+            f"_last.ckpt is prolonged from 2 to 3 epochs: the learning rate was {rate:.4g} in the last step and is "
             f"{expected[0]:.4g} in the next, as cosine_decay has it over 3 epochs"
         )
         state = read_weights(last).arrays
