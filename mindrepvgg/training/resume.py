@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mindspore import Tensor
 
 from mindrepvgg.errors import TrainingError
@@ -108,7 +109,7 @@ def restore(path, run, now: Position) -> Position:
     saved, before = _read_run(path, run.net.metadata)
     _check_same_recipe(path, saved, run.recipe, before, now)
     of_ranks = arrays.pop(rank_statistics.KEY, None)
-    rates, updates = arrays[_RATES], int(arrays[_UPDATES].item())
+    rates, updates = _counted(path, arrays)
     if before.schedule != now.schedule:
         run.lr = run.learning_rates(before.schedule)
     prolonged = saved.epoch_size != run.recipe.epoch_size
@@ -127,6 +128,17 @@ def restore(path, run, now: Position) -> Position:
             *(run.recipe.scheduler, run.recipe.epoch_size),
         )
     return position
+
+
+def _counted(path, arrays) -> tuple[np.ndarray, int]:
+    """The learning rate of every step of the saved run, and the number of its updates."""
+    rates, updates = (np.ravel(arrays.get(name, ())) for name in (_RATES, _UPDATES))
+    if not len(rates) or len(updates) != 1 or not 0 <= updates[0] <= len(rates):
+        raise TrainingError(
+            f"{path} lacks the optimizer's state, or tells of more updates than its run has steps: it is no checkpoint "
+            f"of a run to go on with; give another *_last.ckpt"
+        )
+    return rates, int(updates[0])
 
 
 def _elsewhere(path, before: Position, run, now: Position) -> Position:

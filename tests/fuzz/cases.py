@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from mindrepvgg.cli import entry
 from mindrepvgg.errors import EquivalenceError, UserError
 
-LONGEST_LINE = 500
+LONGEST_LINE = 600  # three differences of three kinds, each named with its shapes
 LONGEST_OUTPUT = 100_000
 
 ACCEPTED, REFUSED, TRACEBACK, MESSAGE = "accepted", "refused", "traceback", "message"

@@ -59,7 +59,7 @@ def _lies(draw):
     """A description with one to three entries changed, at any depth."""
     told = copy.deepcopy(samples.described()[1])
     value = json_values() | st.sampled_from(_LIKELY) | sizes() | st.lists(sizes(), max_size=3)
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
         place = told
         while True:
             keys = list(place) if isinstance(place, dict) else list(range(len(place)))
@@ -84,6 +84,7 @@ def _lies(draw):
 
 def cases():
     """A lie, in either container, at any door; the cheap doors most often."""
+    samples.described()  # no strategy may make it: a run draws from `random`
     doors = [*["load", "use", "resume", "inspect", "summary"] * 3, "predict", "export", "validate"]
 
     def made(door, told, suffix):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fuzz.cases import Case, json_values, mixed, mutated
 from mindrepvgg.cli import verbs
 from mindrepvgg.models.summary import summarise
+from mindrepvgg.models.variants import list_models
 from mindrepvgg.recipe import configs, mindcv_keys
 from mindrepvgg.recipe.schema import KEYS
 from mindrepvgg.recipe.sources import explain_recipe, format_recipe, load_recipe
@@ -147,6 +148,22 @@ def _values():
     )
 
 
+def _plausible(name):
+    """A key with a value of its own type, as large as nobody bounded it."""
+    number = st.sampled_from([0, 1, 2, 5, 100, 10**4, 10**6, 10**8, 10**9, 10**15, 10**30, 0.5, 1e-30, 1e300])
+    default = KEYS[name].default
+    if isinstance(default, bool):
+        value = st.sampled_from(["true", "false"])
+    elif isinstance(default, int | float) or default is None:
+        value = number.map(str)
+    elif isinstance(default, tuple):
+        value = st.lists(number, min_size=1, max_size=4).map(str)
+    else:
+        choices = [str(choice) for choice in KEYS[name].kind.metavar.split("|")]
+        value = st.sampled_from([*choices, *list_models()]) | st.text(max_size=12)
+    return value.map(lambda text: (name, text))
+
+
 def _sizes():
     number = st.sampled_from([0, 1, 2, 4, 8, 63, -1, 800_000, 10**9, 10**18])
 
@@ -161,8 +178,10 @@ def _sizes():
 @st.composite
 def _texts(draw):
     names = st.sampled_from([*KEYS, *KEYS, "base", "<<", "augmentation", *mindcv_keys.RULES])
-    lines = draw(st.lists(st.tuples(names | st.text(max_size=8), _values()).map(": ".join), max_size=5))
-    if draw(st.booleans()):
+    odd = st.tuples(names | st.text(max_size=8), _values())
+    plausible = st.sampled_from(list(KEYS)).flatmap(_plausible)
+    lines = draw(st.lists(mixed((1, odd), (3, plausible)).map(": ".join), min_size=1, max_size=5))
+    if draw(st.integers(0, 3)) == 0:
         lines.append(f"model: repvgg\nmodel_args: {draw(_sizes())}")
     return "\n".join(lines).encode("utf-8", "surrogatepass")
 
@@ -170,7 +189,7 @@ def _texts(draw):
 @st.composite
 def _chains(draw):
     """Files that name each other as `base`."""
-    count = draw(st.sampled_from([1, 2, 3, 5, 1200]))
+    count = draw(st.sampled_from([1, 2, 3, 5, 20, 20, 1200]))
     bases = [draw(st.sampled_from(BASES)) for _ in range(min(count, 5))]
     files = {f"{i}.yaml": f"base: {i + 1}.yaml\n".encode() for i in range(count)}
     files |= {
@@ -184,8 +203,10 @@ def cases():
     recipes = [path.read_bytes() for path in configs.recipes().values()]
     content = mixed((4, _texts()), (3, mutated(recipes)), (1, st.binary(max_size=60)))
     doors = st.sampled_from(["file", "file", "file", "train"])
-    files = st.builds(lambda door, data: Case(door, "r.yaml", {"r.yaml": data}), doors, content)
-    given = st.tuples(st.sampled_from(list(KEYS)), _values() | st.text(max_size=12)).map("=".join)
+    bases = {f"base/{path.name}": path.read_bytes() for path in (configs.folder() / "base").glob("*.yaml")}
+    files = st.builds(lambda door, data: Case(door, "r.yaml", {**bases, "r.yaml": data}), doors, content)
+    odd = st.tuples(st.sampled_from(list(KEYS)), _values() | st.text(max_size=12))
+    given = mixed((1, odd), (1, st.sampled_from(list(KEYS)).flatmap(_plausible))).map("=".join)
     options = given.map(lambda text: Case("option", text))
     model_args = (_sizes() | _values()).map(lambda text: Case("model_args", text))
     return mixed((4, files), (3, options), (2, model_args), (1, _chains()))

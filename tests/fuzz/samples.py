@@ -18,13 +18,16 @@ from mindrepvgg.deployment.engine import network_facts
 from mindrepvgg.deployment.graph import GraphOptions, build_onnx
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.models.preprocessing import Preprocessing
+from mindrepvgg.recipe.sources import recipe_from_dict
 from mindrepvgg.reparam.deploy import to_deploy
+from mindrepvgg.training.trainer import Trainer
 from mindrepvgg.weights.checkpoint import save_checkpoint
 from mindrepvgg.weights.containers import read_weights, write_weights
 from mindrepvgg.weights.load import create_model
 
 RECIPE = {"model": "repvgg", "model_args": {"num_blocks": [1, 1, 1, 1], "widths": [4] * 5}, "num_classes": 10}
 RECIPE |= {"in_channels": 1, "dataset": "mnist5k", "image_resize": 16, "mean": [0.1], "std": [0.3], "batch_size": 400}
+RECIPE |= {"mode": 1, "num_parallel_workers": 1, "val_while_train": False}
 TOLD = {
     "class_names": [f"digit {number}" for number in range(10)],
     "dataset": "mnist5k",
@@ -60,8 +63,10 @@ def in_file(write, suffix) -> bytes:
 
 @functools.cache
 def described(suffix=".ckpt"):
-    """The arrays and the description of a checkpoint of a run."""
-    found = read_weights_of(in_file(lambda path: save_checkpoint(network(), path, **TOLD), suffix), suffix)
+    """The arrays and the description of an unfinished run's checkpoint."""
+    run = Trainer(recipe_from_dict({**RECIPE, "ckpt_save_dir": "nowhere"}))
+    state = run.state.arrays()
+    found = read_weights_of(in_file(lambda path: save_checkpoint(run.net, path, state, **TOLD), suffix), suffix)
     return found.arrays, found.description
 
 

@@ -6,6 +6,7 @@ import shutil
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 from mindspore import Tensor
 from support import FROZEN
@@ -17,6 +18,8 @@ from mindrepvgg.recipe.sources import load_recipe
 from mindrepvgg.training.assemble import build_learning_rates
 from mindrepvgg.training.resume import Position, find_run, recipe_of_run, restore
 from mindrepvgg.training.schedule import SCHEDULE
+from mindrepvgg.training.trainer import Trainer
+from mindrepvgg.weights.containers import read_weights, write_weights
 
 
 class TestPosition:
@@ -115,3 +118,20 @@ class TestScheduleOfAnOlderRun:
         assert len(shown) == 10 * epochs
         assert shown[-1] == 0
         assert (used == shown).all()
+
+
+class TestStateThatLies:
+    """Whole, sealed checkpoints whose optimizer's state is missing, or of no run."""
+
+    @pytest.mark.parametrize("value", [None, np.array([10**6]), np.array([1, 2])])
+    def test_updates(self, tmp_path, value):
+        found = read_weights(FROZEN / "run" / "repvgg_last.ckpt")
+        name = "training_state.global_step"
+        assert name in found.arrays
+        found.arrays[name] = value
+        arrays = {name: array for name, array in found.arrays.items() if array is not None}
+        path = tmp_path / "x.ckpt"
+        write_weights(path, arrays, found.description)
+        recipe = recipe_of_run(path).replace(ckpt_save_dir=str(tmp_path / "run"))
+        with pytest.raises(TrainingError, match=r"x\.ckpt lacks the optimizer's state, or tells of more updates"):
+            Trainer(recipe, path)
