@@ -49,7 +49,7 @@ def nearest(name: str, known: Iterable[str], synonyms: Mapping[str, str] | None 
         synonyms: names of other programs for some of them, tried first.
     """
     known = list(known)
-    name = name.lower().replace("-", "_")
+    name = name[:100].lower().replace("-", "_")  # comparing takes quadratic time
     synonym = (synonyms or {}).get(name)
     if synonym in known:
         return synonym

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from mindrepvgg.errors import DataError
+from mindrepvgg.files import MEGABYTE, open_regular, read_regular
 
 INDEX = "mindrecord.json"
 PROGRESS = "mindrecord.partial.json"  # stands in for the index until the split is whole
@@ -38,7 +39,7 @@ _ENTRY = {"file": str, "images": int, "next": int, "bytes": int, "sha256": str, 
 # A header holds less than 256 bytes for each page, and a shard of the largest size has at most 1024 half full ones.
 HEADER_SIZE = 256 << 10
 LENGTH = struct.Struct("<Q")
-MEGABYTE = 1 << 20
+_LARGEST_INDEX = 1 << 30  # bytes
 
 
 def is_record_folder(folder):
@@ -61,16 +62,15 @@ class RecordFiles:
         folder = Path(folder)
         index = _read_index(folder)
         self.class_names = tuple(index["class_names"])
-        descriptors = []
-        weakref.finalize(self, _close_all, descriptors)  # also when a shard that follows is refused
+        files = []
+        weakref.finalize(self, _close_all, files)  # also when a shard that follows is refused
         columns = []
         for shard in index["shards"]:
             path = folder / shard["file"]
-            descriptor = open_file(path)
-            descriptors.append(descriptor)
-            columns.append(_rows(path, descriptor, shard, len(self.class_names)))
+            files.append(open_file(path))
+            columns.append(_rows(path, files[-1].fileno(), shard, len(self.class_names)))
         self._paths = [folder / shard["file"] for shard in index["shards"]]
-        self._descriptors = descriptors
+        self._descriptors = [file.fileno() for file in files]
         self._starts = np.cumsum([0, *(shard["images"] for shard in index["shards"])]).tolist()
         self._places, self._sizes, self.labels = map(np.concatenate, zip(*columns, strict=True))
         self._names = [None] * len(self._paths)  # of each shard, when one of its names is asked for
@@ -108,30 +108,27 @@ class RecordFiles:
         return shard, index - self._starts[shard]
 
 
-def _close_all(descriptors):
-    while descriptors:
-        os.close(descriptors.pop())
+def _close_all(files):
+    while files:
+        files.pop().close()
 
 
 def _read_index(folder):
     """Return the index of a packed split."""
-    try:
-        return parse_index(folder / INDEX)
-    except FileNotFoundError:
-        if (folder / PROGRESS).is_file():
-            raise DataError(f"{folder} is not packed to its end; run mindrepvgg pack again, which continues") from None
-        raise DataError(f"{folder} has no {INDEX}, which says what its shards hold; {_ANEW}") from None
+    path = folder / INDEX
+    if path.exists():
+        return parse_index(path)
+    if (folder / PROGRESS).is_file():
+        raise DataError(f"{folder} is not packed to its end; run mindrepvgg pack again, which continues")
+    raise DataError(f"{folder} has no {INDEX}, which says what its shards hold; {_ANEW}")
 
 
 def parse_index(path):
     """Return an index or a progress as a dict whose parts are there and of the right types."""
+    content = read_regular(path, "the index of a packed data set", DataError, _LARGEST_INDEX)
     try:
-        index = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:  # of JSON or of UTF-8
+        index = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # ValueError: of JSON or of UTF-8
         raise DataError(f"{path} is damaged: it is not JSON; {_ANEW}") from error
     _check_index(index, path)
     return index
@@ -166,13 +163,10 @@ def database_of(path):
 
 
 def open_file(path):
-    """Return a descriptor to read a file of a packed split. Raises DataError when it is not there."""
-    try:
-        return os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; copy it there or {_AGAIN}") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    """Open a file of a packed split to read it. Raises DataError when it is not there."""
+    if not path.exists():
+        raise DataError(f"{path} is missing; copy it there or {_AGAIN}")
+    return open_regular(path, "a file of a packed data set", DataError)
 
 
 def _rows(path, descriptor, shard, num_classes):
@@ -230,9 +224,8 @@ def _query(database, statement):
 def sha256_of(path):
     """Return the SHA-256 of a file in hexadecimal digits. Raises DataError when it cannot be read."""
     digest, buffer = hashlib.sha256(), bytearray(MEGABYTE)
-    descriptor = open_file(path)
     try:
-        with open(descriptor, "rb", buffering=0) as file:
+        with open_file(path) as file:
             while count := file.readinto(buffer):
                 digest.update(memoryview(buffer)[:count])
     except OSError as error:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError, DataError
+from mindrepvgg.files import open_regular
 from mindrepvgg.weights.pickles import AGAIN, is_pickle_file, read_pickle_file
 
 _IDX_PREFIXES = {"train": "train", "val": "t10k"}
@@ -27,6 +28,10 @@ _CIFAR_PIXELS = math.prod(_CIFAR_PLANES)
 
 _TAKE_BINARY = "or take the data set's binary version"
 _BINARY = f"{AGAIN}, {_TAKE_BINARY}"
+
+
+# Bytes, unpacked: CIFAR-100's training images are the largest file of all, with less than 160 million.
+_LARGEST_FILE = 1 << 28
 
 
 class _Cifar(NamedTuple):
@@ -198,12 +203,15 @@ def _read_idx(path, item_shape):
 def _content(path):
     """Return a file's bytes, unpacked where its name ends in .gz."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            return file.read()
+        with open_regular(path, "a file of the data set", DataError, _LARGEST_FILE) as file:
+            content = (gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file).read(_LARGEST_FILE + 1)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path} is not a gzip file, or a damaged one ({error}); {AGAIN}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if len(content) > _LARGEST_FILE:
+        raise DataError(f"{path} unpacks to more than any file of these data sets; {AGAIN}")
+    return content
 
 
 def _binary_names(path, _cifar):

@@ -13,7 +13,6 @@ from pathlib import Path
 from mindrepvgg.data.mindrecord import (
     HEADER_SIZE,
     LENGTH,
-    MEGABYTE,
     database_of,
     open_file,
     read_header,
@@ -21,6 +20,7 @@ from mindrepvgg.data.mindrecord import (
     shard_name,
 )
 from mindrepvgg.errors import DataError
+from mindrepvgg.files import MEGABYTE
 
 PARTIAL = ".partial"  # ends the names of work folders and unfinished files
 
@@ -154,11 +154,8 @@ def _reason(error):
 
 
 def _entry(path, images, following):
-    descriptor = open_file(path)
-    try:
-        header = read_header(descriptor)
-    finally:
-        os.close(descriptor)
+    with open_file(path) as file:
+        header = read_header(file.fileno())
     return {
         "file": path.name,
         "images": images,

@@ -9,6 +9,7 @@ import numpy as np
 
 from mindrepvgg.deployment.graph import GraphOptions, build_onnx, require_onnx
 from mindrepvgg.errors import CheckpointError, UserError
+from mindrepvgg.files import open_regular
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.models.preprocessing import DESCRIBED_KEYS
 from mindrepvgg.models.variants import DEPLOY
@@ -18,6 +19,7 @@ from mindrepvgg.text import quoted
 from mindrepvgg.version import __version__
 from mindrepvgg.weights.description import Description
 
+_LARGEST_FILE = 1 << 31  # bytes; a protobuf message has less
 _LONGEST_REASON = 200  # characters; onnxruntime's messages carry whole signatures
 
 # Of an exported file's metadata, those that a checkpoint's description has under the same name.
@@ -52,9 +54,8 @@ class OnnxEngine:
         in_memory = isinstance(model, (bytes, bytearray))
         self.path = None if in_memory else Path(model)
         self._name = str(self.path or "the model")
-        if self.path is not None and not self.path.is_file():
-            what = "is a folder" if self.path.is_dir() else "does not exist"
-            raise CheckpointError(f"{self.path} {what}, expected an ONNX file")
+        if self.path is not None:
+            open_regular(self.path, "an ONNX file", CheckpointError, _LARGEST_FILE).close()
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only; they are raised as well
         # Threads that wait shall sleep. Spinning threads take the processor from the machine's other work, and on a

@@ -17,7 +17,7 @@ from mindrepvgg.deployment.mindir import write_mindir
 from mindrepvgg.deployment.pictures import Pictures
 from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
 from mindrepvgg.evaluation.crosscheck import CrossCheck, cross_check
-from mindrepvgg.files import atomic_path, write_json
+from mindrepvgg.files import atomic_path, open_regular, write_json
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.equivalence import EquivalenceReport, verify_equivalence
@@ -196,7 +196,7 @@ def facts_of(net, pictures, options, source) -> dict:
 
 def _sha256(path):
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with open_regular(path, "a file", CheckpointError) as stream:
         while block := stream.read(2**20):
             digest.update(block)
     return digest.hexdigest()

@@ -18,7 +18,10 @@ from mindrepvgg.data.loaders import loader_of
 from mindrepvgg.data.source import ImageFiles, Source
 from mindrepvgg.errors import UserError
 from mindrepvgg.evaluation.inference import ArrayFunction, as_function
+from mindrepvgg.files import MEGABYTE, read_regular
 from mindrepvgg.recipe.network import recipe_of
+
+_LARGEST_NAMES = 16 * MEGABYTE
 
 
 @dataclass(frozen=True)
@@ -130,12 +133,11 @@ def class_names_of(net, path=None) -> list[str] | None:
     """
     if path is None:
         return net.metadata.get("class_names")
+    content = read_regular(path, "a file of class names", most=_LARGEST_NAMES)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
         names = json.loads(text) if text.lstrip().startswith("[") else text.rstrip().splitlines()
-    except OSError as error:
-        raise UserError(f"class names {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # also what is not UTF-8
+    except (ValueError, RecursionError) as error:  # ValueError: also what is not UTF-8
         raise UserError(f"class names {path} are neither UTF-8 text nor a JSON list: {error}") from None
     if not all(isinstance(name, str) for name in names):
         raise UserError(f"class names {path}: all items of the JSON list must be text")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError
+from mindrepvgg.files import open_regular
 from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.weights.containers import read_weights
 from mindrepvgg.weights.pickles import is_pickle_file, read_pickle_file
@@ -203,7 +204,7 @@ def read_tensors(path, averaged=False):
     """
     torch = import_torch()
     path = Path(path)
-    with path.open("rb") as file:
+    with open_regular(path, "a checkpoint", CheckpointError) as file:
         start = file.read(9)
     try:
         return _read_tensors(path, start, torch, averaged)

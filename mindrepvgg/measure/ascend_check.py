@@ -17,6 +17,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindrepvgg.errors import UserError
+from mindrepvgg.files import MEGABYTE, read_regular
 from mindrepvgg.measure.ascend_check_report import CheckFailed, CheckSkipped, versions
 from mindrepvgg.measure.device_checks import (
     check_collectives,
@@ -234,9 +235,10 @@ REFERENCE = Path(__file__).with_name("ascend_reference.json")
 
 def read_reference(path) -> dict:
     """Read a reference file that `record` made; raise UserError where it is another file, or of another rule."""
+    content = read_regular(path, "a reference file", most=16 * MEGABYTE)
     try:
-        reference = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        reference = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(reference, dict) or not isinstance(reference.get("networks"), dict):
         raise UserError(f"{path} is no reference file; make one with --record")

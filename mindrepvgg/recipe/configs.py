@@ -53,7 +53,7 @@ def find(recipe: str | os.PathLike) -> str:
         return text  # its reader says what is wrong with it
     near = nearest(name, known)
     hint = f"did you mean {near}?" if near else f"there are {listed(list(known))}; mindrepvgg train --list names them"
-    raise RecipeError(f"there is no recipe {text!r}: {hint}")
+    raise RecipeError(f"there is no recipe {quoted(text)}: {hint}")
 
 
 def listing() -> str:

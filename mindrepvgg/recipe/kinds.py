@@ -117,9 +117,11 @@ def _read_size(value) -> int | tuple[int, int]:
 
 
 def _read_text(value, allow_empty: bool) -> str:
-    """Text or a path, without line breaks, so that it fits into a line of `format_recipe`."""
+    """Text or a path, without line breaks, so that it fits into a line of `format_recipe`, and possible in a path."""
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(value, str) or "".join(value.splitlines()) != value or not (value or allow_empty):
+        raise ValueError
+    if b"\0" in os.fsencode(value):  # which raises ValueError for surrogates that stand for no byte
         raise ValueError
     return value
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+
+from mindrepvgg.text import printable, quoted
 
 # The sources besides yaml files, which are named by their paths.
 DEFAULT, COMMAND_LINE, CODE, MINDCV = "default", "command line", "code", "MindCV's default"
@@ -17,7 +20,9 @@ def place(source: str) -> str:
 
 def describe(name: str, value, source: str) -> str:
     """The key with its value and origin: `lr (=-1 in configs/x.yaml)`."""
-    return f"{name} (={plain(value)!r}{place(source)})"
+    with contextlib.suppress(RecursionError):
+        value = plain(value)
+    return f"{printable(name)} (={quoted(value)}{place(source)})"
 
 
 def plain(value):

@@ -8,7 +8,7 @@ from mindrepvgg.errors import RecipeError, UserError
 from mindrepvgg.models import variants
 from mindrepvgg.recipe.auto_augment import parse_policy
 from mindrepvgg.recipe.provenance import describe, place
-from mindrepvgg.text import nearest
+from mindrepvgg.text import nearest, quoted
 
 
 def check(recipe, shown: Mapping[str, str]):
@@ -184,4 +184,4 @@ def refuse_unknown(sources: Mapping[str, str], known: Collection[str]):
         if name not in known:
             near = nearest(str(name), known, ELSEWHERE)
             hint = f"did you mean {near!r}?" if near else "--help lists the keys"
-            raise RecipeError(f"unknown key {name!r}{place(source)}; {hint}")
+            raise RecipeError(f"unknown key {quoted(name)}{place(source)}; {hint}")

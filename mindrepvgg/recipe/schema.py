@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import yaml
-
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.models import variants
 from mindrepvgg.models.preprocessing import INTERPOLATIONS, RESIZE_BACKENDS, Preprocessing
@@ -149,7 +147,7 @@ class Recipe:
             sources[name] = self.sources.get(name, DEFAULT if value == entry.default else CODE)
             try:
                 value = entry.kind.read(value)
-            except (ValueError, TypeError, OverflowError, yaml.YAMLError) as error:
+            except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise RecipeError(f"{describe(name, value, sources[name])} must be {entry.kind.expected}") from error
             shown[name] = describe(name, value, sources[name])
             object.__setattr__(self, name, value)

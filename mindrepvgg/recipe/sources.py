@@ -12,11 +12,16 @@ from typing import Any
 import yaml
 
 from mindrepvgg.errors import RecipeError
+from mindrepvgg.files import read_regular
 from mindrepvgg.recipe import configs, mindcv_keys, strict_yaml
 from mindrepvgg.recipe.provenance import COMMAND_LINE, describe, plain
 from mindrepvgg.recipe.rules import check_data_dir, refuse_unknown
 from mindrepvgg.recipe.schema import KEYS, Key, Recipe
 from mindrepvgg.runtime.environment import launched_processes
+from mindrepvgg.text import listed
+
+_LONGEST_CHAIN = 20
+_LARGEST_FILE = 1 << 16  # bytes; yaml's parser takes a second for as many
 
 
 def _resolve(layers: Iterable[tuple[Mapping, str | Mapping]]) -> Recipe:
@@ -85,12 +90,14 @@ def _yaml_line(name: str, value) -> str:
 
 def _read_chain(path: str) -> list[tuple[dict, str]]:
     """(values, path) of the file and of those its `base` keys lead to, the lowest first."""
-    chain = []
+    chain: list[tuple[dict, str]] = []
     while True:
-        if os.path.realpath(path) in [os.path.realpath(seen) for _, seen in chain]:
-            names = " -> ".join([*(seen for _, seen in chain), path])
-            raise RecipeError(f"the `base` keys go in a circle: {names}; remove one of them")
-        values = _read_yaml(path, f"; it is the base of {chain[-1][1]}" if chain else "")
+        values = _read_yaml(path, f" (the base of {chain[-1][1]})" if chain else "")
+        circle = os.path.realpath(path) in [os.path.realpath(seen) for _, seen in chain]
+        if circle or len(chain) == _LONGEST_CHAIN:
+            names = listed([*(seen for _, seen in chain), path], 5, " -> ")
+            problem = "go in a circle" if circle else f"lead through more than {_LONGEST_CHAIN} files"
+            raise RecipeError(f"the `base` keys {problem}: {names}; remove one of them")
         base = values.pop("base", None)
         chain.append((values, path))
         if base is None:
@@ -101,17 +108,12 @@ def _read_chain(path: str) -> list[tuple[dict, str]]:
 
 
 def _read_yaml(path: str, remark: str) -> dict:
-    """The mapping a yaml file holds, an empty file being an empty one; `remark` ends the error of a missing file."""
+    """The mapping a yaml file holds, an empty file being an empty one; `remark` says what else the file is."""
     try:
-        with open(path, encoding="utf-8") as file:
-            values = strict_yaml.load(file.read())
-    except OSError as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}{remark}; check the path") from error
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        values = strict_yaml.load(read_regular(path, f"a recipe{remark}", RecipeError, _LARGEST_FILE))
+    except strict_yaml.YamlError as error:
+        line = f", line {error.line}" if error.line else ""
         raise RecipeError(f"{path}{line}: {error.problem}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"{path} is not yaml text: {' '.join(str(error).split())}") from error
     return _require_mapping({} if values is None else values, path)
 
 

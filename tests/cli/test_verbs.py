@@ -59,7 +59,7 @@ QUICK = [
     ("convert.py", ["--help"], 0, "SRC"),
     ("train.py", ["--show_config", "--lr", "0.2"], 0, "lr: 0.2  # command line\n"),
     ("train.py", ["--lr", "-1"], 2, "error: lr (='-1' on the command line) must be a number above 0\n"),
-    ("train.py", ["-c", "no.yaml"], 2, "error: recipe no.yaml cannot be read: No such file or directory; check"),
+    ("train.py", ["-c", "no.yaml"], 2, "error: no.yaml does not exist, expected a recipe; check the path"),
     ("train.py", ["--epochs", "3"], 2, "error: unknown option --epochs; did you mean --epoch_size?\n"),
     ("validate.py", [], 2, "error: the following arguments are required: CKPT\n"),
     ("validate.py", ["--ckpt_path", "x", "--dataset_dir", "y"], 2, "did you mean --data_dir?\n"),

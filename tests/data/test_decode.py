@@ -209,5 +209,5 @@ def test_a_large_picture_is_converted_in_parts_to_the_same_pixels(picture, mode,
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):
-    with pytest.raises(UnreadableImageError, match=r"^cannot read .*gone\.jpg: No such file or directory$"):
+    with pytest.raises(UnreadableImageError, match=r"gone\.jpg does not exist, expected a picture"):
         read_file(tmp_path / "gone.jpg")

@@ -202,8 +202,8 @@ class TestFind:
             ),
             ("base/paper_s", "there is no recipe 'base/paper_s'"),
             ("../configs/quickstart", "there is no recipe '../configs/quickstart'"),
-            ("none.yaml", "recipe none.yaml cannot be read: No such file or directory; check the path"),
-            ("/none", "recipe /none cannot be read: No such file or directory; check the path"),
+            ("none.yaml", "none.yaml does not exist, expected a recipe; check the path"),
+            ("/none", "/none does not exist, expected a recipe; check the path"),
         ],
     )
     def test_what_is_not_there(self, name, message, tmp_path, monkeypatch):

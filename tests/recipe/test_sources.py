@@ -39,11 +39,18 @@ def test_base_cycle_is_refused(write):
     )
 
 
+def test_a_long_chain_of_bases_is_refused(write):
+    for number in range(1, 1200):
+        write(f"base: {number}.yaml\n", f"configs/{number - 1}.yaml")
+    message = refusal("configs/0.yaml")
+    assert message.startswith("the `base` keys lead through more than 20 files: configs/0.yaml -> configs/1.yaml")
+    assert len(message) < 300
+
+
 def test_unusable_base_is_refused(write):
     path = write("base: none.yaml\n")
     assert refusal(path) == (
-        "recipe configs/none.yaml cannot be read: No such file or directory; it is the base of configs/x.yaml; "
-        "check the path"
+        "configs/none.yaml does not exist, expected a recipe (the base of configs/x.yaml); check the path"
     )
     path = write("base: 3\n")
     assert refusal(path) == ("base (=3 in configs/x.yaml) must be another yaml file's path, relative to this one")
@@ -58,8 +65,15 @@ def test_unusable_base_is_refused(write):
         ("seed: 1\nlr: 'a\n", "configs/x.yaml, line 3: found unexpected end of stream"),
         ("seed: 1\nscale: [0.1, 1.0\nlr: 1\n", "configs/x.yaml, line 3: expected ',' or ']', but got ':'"),
         ("lr: !!python/object:a.b {}\n", "configs/x.yaml, line 1: could not determine a constructor for the tag"),
-        ("seed: 2026-99-99\n", "configs/x.yaml is not yaml text: month must be in 1..12"),
-        ("seed: \0\n", "configs/x.yaml is not yaml text: unacceptable character #x0000"),
+        ("seed: 2026-99-99\n", "configs/x.yaml, line 1: '2026-99-99' is not of yaml's type 'timestamp'"),
+        ("seed: \0\n", r"configs/x.yaml, line 1: '\x00' is not allowed in yaml"),
+        ("mode: 0\nseed: &a [*a]\n", "configs/x.yaml, line 2: the alias '*a' is not read; write its value out"),
+        (r'data_dir: "a\0b"', r"data_dir (='a\x00b' in configs/x.yaml) must be one line of text"),
+        (r'data_dir: "a\ud800b"', r"data_dir (='a\ud800b' in configs/x.yaml) must be one line of text"),
+        (r'base: "a\0b"', r"configs/a\x00b is no possible file name"),
+        ("a" * 1000 + ": 1", "unknown key 'aaa"),
+        ("model: " + "a" * 10_000, "model in configs/x.yaml: "),
+        ("lr: " + "a" * 10_000, "lr (='aaa"),
     ],
 )
 def test_unreadable_yaml_is_refused_with_the_line(write, text, message):
@@ -68,10 +82,15 @@ def test_unreadable_yaml_is_refused_with_the_line(write, text, message):
 
 def test_a_missing_file_a_folder_and_bytes_are_refused(write, tmp_path):
     write("", "configs/empty.yaml")
-    assert refusal("no.yaml") == "recipe no.yaml cannot be read: No such file or directory; check the path"
-    assert refusal("configs") == "recipe configs cannot be read: Is a directory; check the path"
+    os.mkfifo("pipe.yaml")
+    assert refusal("no.yaml") == "no.yaml does not exist, expected a recipe; check the path"
+    assert refusal("configs") == "configs is a folder, expected a recipe"
+    assert refusal("pipe.yaml") == "pipe.yaml is a pipe, expected a recipe"
+    assert refusal("/dev/zero") == "/dev/zero is a device, expected a recipe"
+    write("#" * 2**17, "configs/large.yaml")
+    assert refusal("configs/large.yaml").startswith("configs/large.yaml has 131072 bytes, more than the 65536 bytes")
     (tmp_path / "image.yaml").write_bytes(b"\xff\xd8\xff")
-    assert refusal("image.yaml").startswith("image.yaml is not yaml text: 'utf-8' codec can't decode")
+    assert refusal("image.yaml") == "image.yaml, line 1: this is not UTF-8 text"
 
 
 def test_an_empty_file_changes_nothing(write):
