@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     StrPath = str | PathLike[str]
 
 DYNAMIC = "dynamic"
+_LARGEST_BATCH = 4096  # of an exported file, which is run and compared
 
 
 def train(
@@ -293,12 +294,13 @@ def _batch_size(value: int | str) -> int | None:
     """The fixed batch size; None for "dynamic"."""
     from mindrepvgg.errors import UserError
     from mindrepvgg.recipe.kinds import kind_of
+    from mindrepvgg.text import quoted
 
-    kind = kind_of("int", least=1)
+    kind = kind_of("int", least=1, most=_LARGEST_BATCH)
     try:
         return None if value == DYNAMIC else kind.read(value)
     except (TypeError, ValueError):
-        raise UserError(f"batch_size (={value!r}) must be {kind.expected}, or {DYNAMIC}") from None
+        raise UserError(f"batch_size (={quoted(value)}) must be {kind.expected}, or {DYNAMIC}") from None
 
 
 def quantize(

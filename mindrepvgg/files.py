@@ -63,6 +63,8 @@ def read_regular(path, what: str, error: type[UserError] = UserError, most: int 
             return file.read(os.fstat(file.fileno()).st_size)
         except OSError as cause:
             raise error(f"{printable(path, 200)} cannot be read: {cause.strerror}") from cause
+        except MemoryError as cause:
+            raise error(f"{printable(path, 200)} needs more memory than is free; check what it is") from cause
 
 
 def _refusal(path, what, cause):
@@ -96,9 +98,17 @@ def atomic_path(path):
 
     Args:
         path: where the file is to appear.
+
+    Raises:
+        UserError: no file can have this name.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):
+            os.lstat(path)
+    except ValueError as cause:  # a character that no file name can have
+        raise UserError(f"{printable(path, 200)} is no possible file name") from cause
     prefix = f".{path.name}."
     with naming(path, prefix):
         handle, temporary = tempfile.mkstemp(prefix=prefix, suffix=_PARTIAL, dir=path.parent)

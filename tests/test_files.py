@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from mindrepvgg.errors import DataError
+from mindrepvgg.errors import DataError, UserError
 from mindrepvgg.files import atomic_write, open_regular, read_regular, remove_leftovers, write_json
 
 pytestmark = pytest.mark.compat
@@ -70,6 +70,13 @@ def test_text_is_utf8(tmp_path):
     with atomic_write(tmp_path / "text", "w") as stream:
         stream.write("Größe × 3\n")
     assert (tmp_path / "text").read_bytes() == "Größe × 3\n".encode()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\0b/c", "a\ud800b"])
+def test_a_name_that_no_file_can_have_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="is no possible file name"), atomic_write(tmp_path / name):
+        pass
+    assert names(tmp_path) == []
 
 
 def test_write_json(tmp_path):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mindrepvgg.errors import EquivalenceError, UserError
-from mindrepvgg.text import nearest
+from mindrepvgg.text import nearest, printable, quoted
 
 # The machine's refusals: the user can act on them and a traceback would not help. Any other OSError is a bug.
 _REFUSALS = frozenset(
@@ -23,6 +23,7 @@ _REFUSALS = frozenset(
         errno.EIO,
         errno.ESTALE,
         errno.ENOENT,
+        errno.ENOMEM,
         errno.EEXIST,
         errno.EISDIR,
         errno.ENOTDIR,
@@ -32,6 +33,8 @@ _REFUSALS = frozenset(
 
 
 _BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
+_SMALLER = "free memory, or make the batch, the images or the network smaller"
+_LONGEST_MESSAGE = 4000  # characters
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -73,7 +76,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def _describe(self, argument: str) -> str:
         """Why the argument is refused."""
         if not argument.startswith("-"):
-            return f"unexpected argument {argument!r}; --help shows the usage"
+            return f"unexpected argument {quoted(argument)}; --help shows the usage"
         option = argument.split("=")[0]
         # The dashed spellings are hidden from --help and must not be suggested.
         visible = (action for action in self._actions if action.help is not argparse.SUPPRESS)
@@ -99,7 +102,7 @@ def _checkpoint_first(args: list[str]) -> list[str]:
 def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
     """Call `main(argv)` and give the process's exit status: main's own (None: 0), or that of its error.
 
-    UserError and the machine's refusals (no permission, no space, no such file, a broken disk): one line on stderr, 2;
+    UserError and the machine's refusals (no permission, no space, no memory, a broken disk): one line on stderr, 2;
     a package that is missing: one line, 2; EquivalenceError: one line, 1; a pipe whose reader has gone: 141, without a
     word; Ctrl-C: 130; argparse's exits: their own.
     Other exceptions are bugs and propagate.
@@ -118,6 +121,8 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
         return _fail(1, str(error))
     except KeyboardInterrupt:
         return _fail(130, "interrupted")
+    except MemoryError as error:
+        return _fail(2, f"not enough memory{f': {error}' if str(error) else ''}; {_SMALLER}")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except ModuleNotFoundError as error:
@@ -139,4 +144,5 @@ def _fail(status: int, message: str) -> int:
 
 
 def _one_line(message: str) -> str:
-    return " ".join(message.split())
+    """The message on one line, without control characters of a file's name; argparse quotes arguments in full."""
+    return printable(" ".join(message.split()), _LONGEST_MESSAGE)

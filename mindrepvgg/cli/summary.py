@@ -15,6 +15,7 @@ from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.errors import UserError
 from mindrepvgg.recipe.schema import KEYS
+from mindrepvgg.text import quoted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +63,7 @@ def _read(option, key, text):
     try:
         return kind.read(text)
     except (TypeError, ValueError):
-        raise UserError(f"{option} (={text!r}) must be {kind.expected}") from None
+        raise UserError(f"{option} (={quoted(text)}) must be {kind.expected}") from None
 
 
 def _of_checkpoint(path, weights, sizes):

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from mindrepvgg.cli import entry
 from mindrepvgg.errors import UserError
-from mindrepvgg.text import nearest
+from mindrepvgg.text import nearest, quoted
 from mindrepvgg.version import __version__
 
 GROUPS = {
@@ -51,13 +51,13 @@ def load(verb: str) -> ModuleType:
     """
     if verb.startswith("-"):
         raise UserError(
-            f"the verb comes before its options, and {verb!r} is an option; mindrepvgg --help lists the verbs"
+            f"the verb comes before its options, and {quoted(verb)} is an option; mindrepvgg --help lists the verbs"
         )
     name = verb.replace("_", "-")
     if name not in VERBS:
         near = nearest(name, VERBS)
         hint = f"did you mean {near}?" if near else "mindrepvgg --help lists the verbs"
-        raise UserError(f"unknown verb {verb!r}; {hint}")
+        raise UserError(f"unknown verb {quoted(verb)}; {hint}")
     return importlib.import_module(f"mindrepvgg.cli.{name.replace('-', '_')}")
 
 

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from mindrepvgg.data.check_report import USUAL_SIDE, DataReport
-from mindrepvgg.data.datasets import IMAGE_SUFFIXES, SPLIT_FOLDERS, open_source
+from mindrepvgg.data.datasets import IMAGE_SUFFIXES, SPLIT_FOLDERS, class_folders, open_source
 from mindrepvgg.data.decode import decode, is_too_large
 from mindrepvgg.data.mindrecord import is_record_folder
 from mindrepvgg.data.source import SPLITS, ImageFiles, Source
@@ -71,7 +71,7 @@ def check_data(data_dir, dataset="imagenet", val_share=0.0, num_parallel_workers
     Args:
         data_dir, dataset, val_share: see `open_source`. A folder without train and val is one split, `UNDIVIDED`,
             unless val_share divides it.
-        num_parallel_workers: threads that decode.
+        num_parallel_workers: threads that decode, at most one for each core.
         show_progress: draw a progress bar on a terminal.
 
     Raises:
@@ -116,13 +116,13 @@ def _splits(data_dir, dataset, val_share):
             opened[split] = open_source(dataset, data_dir, split, val_share=val_share)
         except DataError as error:
             refused[split] = error
-    if not opened and not (data_dir and Path(data_dir).expanduser().is_dir()):
+    if not opened and not (data_dir and os.path.isdir(os.path.expanduser(data_dir))):
         raise next(iter(refused.values()))
     if dataset != "imagenet":
         if not opened:
             raise next(iter(refused.values()))
         return {name: _Split(source) for name, source in opened.items()}, [str(error) for error in refused.values()]
-    root = Path(data_dir).expanduser()
+    root = Path(os.path.expanduser(data_dir))
     folders = {
         split: next((root / name for name in names if (root / name).is_dir()), None)
         for split, names in SPLIT_FOLDERS.items()
@@ -158,7 +158,7 @@ def _folder_split(folder):
     problems, ignored = [], collections.Counter()
     here = _files(folder, problems, ignored, depth=1)
     try:
-        class_names = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
+        class_names = tuple(class_folders(folder))
     except OSError:  # which `_files` has noted
         class_names = ()
     paths, labels = [], []
@@ -205,7 +205,7 @@ def _look_at_all(source, num_workers):
         indices = range(start, min(start + _PICTURES_PER_TASK, len(source)))
         return [(index, look(source, index)) for index in indices]
 
-    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="mindrepvgg-check")
+    pool = ThreadPoolExecutor(min(num_workers, os.cpu_count() or 1), thread_name_prefix="mindrepvgg-check")
     try:
         for found in pool.map(task, starts):
             yield from found

@@ -13,7 +13,7 @@ from mindrepvgg.data.published import read_cifar, read_mnist
 from mindrepvgg.data.source import SPLITS, ImageFiles, Source
 from mindrepvgg.errors import DataError, RecipeError
 from mindrepvgg.runtime.optional import package_files
-from mindrepvgg.text import listed
+from mindrepvgg.text import listed, printable, quoted
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation")}
@@ -53,9 +53,9 @@ def open_source(
         RecipeError: val_share is impossible.
     """
     if dataset not in DATASETS:
-        raise DataError(f"unknown dataset {dataset!r}; choose one of: {', '.join(DATASETS)}")
+        raise DataError(f"unknown dataset {quoted(dataset)}; choose one of: {', '.join(DATASETS)}")
     if split not in SPLITS:
-        raise DataError(f"unknown split {split!r}; choose one of: {', '.join(SPLITS)}")
+        raise DataError(f"unknown split {quoted(split)}; choose one of: {', '.join(SPLITS)}")
     if not 0 <= val_share < 1:
         raise RecipeError(f"val_share (={val_share}) must be at least 0 and below 1")
     opener = DATASETS[dataset]
@@ -164,12 +164,12 @@ def _data_root(data_dir, what):
     """Return `data_dir` as a Path, after checking that it is a folder; what: the folder it should be."""
     if not data_dir:
         raise DataError(f"data_dir is not set; give {what}")
-    root = Path(data_dir).expanduser()
-    if not root.exists():
-        raise DataError(f"data_dir {root} does not exist; give {what}")
-    if not root.is_dir():
-        raise DataError(f"data_dir {root} is a file; give {what}")
-    return root
+    # The functions of os.path answer for every name; pathlib's raise errors for some.
+    root = os.path.expanduser(data_dir)
+    if not os.path.isdir(root):
+        problem = "is a file" if os.path.exists(root) else "does not exist"
+        raise DataError(f"data_dir {printable(root, 200)} {problem}; give {what}")
+    return Path(root)
 
 
 def _split_folder(root, split, val_share):
@@ -209,13 +209,18 @@ def _class_names(folder):
     if is_record_folder(folder):
         return RecordFiles(folder).class_names
     try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir())
+        names = class_folders(folder)
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error.strerror}") from error
     if not names:
         raise DataError(f"no class folders in {folder}; put the pictures of each class into a folder of its own there")
     return tuple(names)
+
+
+def class_folders(folder):
+    """Return the sorted names of the folders in `folder`, but hidden ones: a tool's own, as .ipynb_checkpoints."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def image_files(folder):
@@ -245,4 +250,4 @@ def _check_same_classes(class_names, folder, train_names, train_folder):
 
 
 def _quoted(names):
-    return listed([repr(name) for name in names], 5)
+    return listed([quoted(name, 80) for name in names], 5)

@@ -34,7 +34,7 @@ from mindrepvgg.data.mindrecord import (
 from mindrepvgg.data.shard import PARTIAL, add_shard, is_whole, page_size_for
 from mindrepvgg.errors import DataError, UnreadableImageError, UserError
 from mindrepvgg.files import write_json
-from mindrepvgg.text import listed
+from mindrepvgg.text import listed, quoted
 
 _POLICIES = ("error", "skip")
 _LARGEST_SHARD = 4096  # MB
@@ -60,7 +60,7 @@ class _Options(NamedTuple):
         if self.num_parallel_workers < 1:
             raise UserError(f"num_parallel_workers (={self.num_parallel_workers}) must be at least 1")
         if self.on_bad_image not in _POLICIES:
-            raise UserError(f"on_bad_image (={self.on_bad_image!r}) must be one of: {', '.join(_POLICIES)}")
+            raise UserError(f"on_bad_image (={quoted(self.on_bad_image)}) must be one of: {', '.join(_POLICIES)}")
 
     @property
     def recorded(self) -> dict:
@@ -99,7 +99,7 @@ def pack_folder(
             resizes) and stored as JPEG; the others keep their bytes. None: all keep their bytes.
         quality: of these JPEGs, 1 ... 95.
         shard_size: MB, 1 ... 4096; so much memory is used too.
-        num_parallel_workers: threads that decode.
+        num_parallel_workers: threads that decode, at most one for each core.
         on_bad_image: "skip" leaves out pictures that cannot be decoded, and lists them; "error" stops at the first.
         overwrite: begin anew.
         watch: watch(iterable, desc, total, initial) yields the items again, as tqdm does.
@@ -113,7 +113,7 @@ def pack_folder(
     """
     options = _Options(short_side, quality, shard_size, num_parallel_workers, on_bad_image)
     options.check()
-    src, dst = Path(src).expanduser(), Path(dst).expanduser()
+    src, dst = Path(os.path.expanduser(src)), Path(os.path.expanduser(dst))
     if dst.exists() and not dst.is_dir():
         raise DataError(f"{dst} is a file; give a folder to pack into")
     if src.is_dir() and dst.resolve().is_relative_to(src.resolve()):
@@ -294,7 +294,7 @@ def _stored_pictures(source, start, page_size, options):
             return UnreadableImageError(f"{name} needs {len(content)} bytes, more than MindRecord can hold in one page")
         return content
 
-    workers = options.num_parallel_workers
+    workers = min(options.num_parallel_workers, os.cpu_count() or 1)
     pool, pending = ThreadPoolExecutor(workers, thread_name_prefix="mindrepvgg-pack"), collections.deque()
     try:
         for number in range(start, len(source)):

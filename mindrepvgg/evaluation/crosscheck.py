@@ -18,6 +18,7 @@ from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.reparam.compare import difference, largest, relative
 from mindrepvgg.runtime.device import inference_mode
 from mindrepvgg.runtime.optional import import_optional
+from mindrepvgg.text import printable
 from mindrepvgg.weights.load import load_weights
 from mindrepvgg.weights.rename import from_ours
 
@@ -176,8 +177,9 @@ def _timm_network(path, averaged):
     options = {"num_classes": found.num_classes, "in_chans": found.in_channels}
     try:
         model = timm.create_model(found.variant.name, **options)
-    except RuntimeError as error:
-        raise UserError(f"timm {timm.__version__} has no {found.variant.name}: {error}") from None
+    except Exception as error:  # it imports further packages, which may raise anything
+        reason = printable(" ".join(str(error).split()), 200) or type(error).__name__
+        raise UserError(f"timm {timm.__version__} cannot build {found.variant.name}: {reason}") from error
     if found.deploy:
         model = timm.utils.model.reparameterize_model(model)
     model.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})

@@ -38,7 +38,7 @@ from mindrepvgg.models.variants import DEPLOY, TRAIN
 from mindrepvgg.reparam.compare import difference
 from mindrepvgg.runtime.optional import require_optional
 from mindrepvgg.runtime.timing import turns
-from mindrepvgg.text import nearest
+from mindrepvgg.text import nearest, quoted
 
 # What a network's logits may differ by between contestants, over the largest. Loose, because NPUs round float32
 # convolutions; a network that computes something else differs by about the largest itself.
@@ -92,7 +92,7 @@ def _check_packages(settings):
             if name not in mindcv.list_models():
                 near = nearest(name, mindcv.list_models())
                 hint = f"; did you mean {near}?" if near else ""
-                raise UserError(f"baselines (={name!r}) must be networks of MindCV, as {REFERENCE}{hint}")
+                raise UserError(f"baselines (={quoted(name)}) must be networks of MindCV, as {REFERENCE}{hint}")
 
 
 def _prepare(settings, folder) -> dict[str, Network]:

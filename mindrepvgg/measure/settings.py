@@ -11,6 +11,7 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.models import variants
 from mindrepvgg.models.variants import PLAIN_FORMS
 from mindrepvgg.recipe.kinds import Kind, kind_of
+from mindrepvgg.text import quoted
 
 MINDSPORE, ONNXRUNTIME, TORCH = ENGINES = ("mindspore", "onnxruntime", "torch")
 REFERENCE = "resnet18"  # whose speed is 1, as one may read the paper's table 4; without it, the first row's
@@ -130,7 +131,7 @@ def _read(option, value, kind):
     try:
         return kind.read(value)
     except (TypeError, ValueError):
-        raise UserError(f"{option} (={value!r}) must be {kind.expected}") from None
+        raise UserError(f"{option} (={quoted(value)}) must be {kind.expected}") from None
 
 
 def _read_list(option, value, kind):
@@ -143,5 +144,5 @@ def _read_top1(value) -> dict[str, float]:
     pairs = [item.rpartition("=")[::2] for item in value.split(",")] if isinstance(value, str) else value.items()
     kind = kind_of("float", least=0, most=100)
     if any(not name for name, _ in pairs):
-        raise UserError(f"top1 (={value!r}) must be NAME=PERCENT,...")
+        raise UserError(f"top1 (={quoted(value)}) must be NAME=PERCENT,...")
     return {name: _read(f"top1 of {name}", percent, kind) for name, percent in pairs}

@@ -12,11 +12,12 @@ from mindspore.nn.utils import no_init_parameters
 from mindrepvgg.errors import UserError
 from mindrepvgg.models.parameters import load_arrays
 from mindrepvgg.models.qat import to_fake_quantized, to_trainable_deploy
-from mindrepvgg.models.shapes import check_fit, parameter_shapes
-from mindrepvgg.models.variants import BN, QAT, TRAIN, Variant
+from mindrepvgg.models.shapes import check_fit, check_size, parameter_shapes
+from mindrepvgg.models.variants import BN, MOST_CHANNELS, MOST_CLASSES, QAT, TRAIN, Variant
 from mindrepvgg.reparam.blocks import ConvBN, RepVGGBlock
 from mindrepvgg.reparam.foldable import rep_blocks
 from mindrepvgg.reparam.layers import bias_init, kernel_init
+from mindrepvgg.text import quoted
 
 
 def _linear(features, num_classes):
@@ -189,11 +190,14 @@ def build(
         UserError: a number cannot be used.
         CheckpointError: the arrays are not the network's; the message names each that is not.
     """
-    for key, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if type(value) is not int or value < 1:
-            raise UserError(f"{key} (={value!r}) must be a whole number of at least 1")
-    if arrays is not None:  # before memory is taken for what may be nonsense
-        check_fit(parameter_shapes(variant, form, num_classes, in_channels, aux_heads), arrays, source)
+    for key, value, most in (("num_classes", num_classes, MOST_CLASSES), ("in_channels", in_channels, MOST_CHANNELS)):
+        if type(value) is not int or not 1 <= value <= most:
+            raise UserError(f"{key} (={quoted(value)}) must be a whole number of at least 1 and at most {most}")
+    # Before memory is taken for what may be nonsense.
+    shapes = parameter_shapes(variant, form, num_classes, in_channels, aux_heads)
+    if arrays is not None:
+        check_fit(shapes, arrays, source)
+    check_size(shapes)
     network = RepVGGPlus if variant.aux_heads else RepVGG
     # BN is inserted into a network that has values.
     with contextlib.nullcontext() if arrays is None or form in (BN, QAT) else no_init_parameters():

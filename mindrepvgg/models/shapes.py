@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from mindrepvgg.errors import CheckpointError
+from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models.variants import DEPLOY, QAT, TRAIN, BlockSpec, Variant
 from mindrepvgg.reparam.arithmetic import BN_LEAVES
 from mindrepvgg.text import listed, printable
+
+_MOST_PARAMETERS = 1 << 31  # 8 GiB in float32; the largest network of the family has 133 million
 
 
 def parameter_shapes(
@@ -45,6 +48,23 @@ def parameter_shapes(
     if form == QAT:
         _add_quantizer(shapes, "linear.input_quantizer")
     return shapes
+
+
+def check_size(shapes: Mapping[str, tuple[int, ...]]):
+    """Refuse a network that fits no memory.
+
+    Args:
+        shapes: see `parameter_shapes`.
+
+    Raises:
+        UserError: it has more parameters than `_MOST_PARAMETERS`.
+    """
+    count = sum(map(math.prod, shapes.values()))
+    if count > _MOST_PARAMETERS:
+        raise UserError(
+            f"the network has {count / 1e9:.1f} billion parameters, more than {_MOST_PARAMETERS / 1e9:.1f}; lower its "
+            "widths, num_blocks or num_classes"
+        )
 
 
 def _add_block(shapes, spec: BlockSpec, variant, form):

@@ -23,7 +23,7 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, TRAIN, Variant
-from mindrepvgg.text import table
+from mindrepvgg.text import quoted, table
 
 NOTES = """\
 MACs: multiply-accumulates of convolutions and linear layers, one image; the rest counts nothing, as published.
@@ -144,7 +144,7 @@ def summarise(
     numbers = {"num_classes": num_classes, "in_channels": in_channels, "batch_size": batch_size}
     for name, value in (*numbers.items(), *(("image_size", side) for side in size)):
         if not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} (={value!r}) must be a whole number of at least 1")
+            raise UserError(f"{name} (={quoted(value)}) must be a whole number of at least 1")
     places = {place.name: place for place in _places(variant, num_classes, in_channels, size, aux_heads)}
     figures, weights = {}, {}
     for form in PLAIN_FORMS:

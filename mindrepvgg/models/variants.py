@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mindrepvgg.errors import UserError
+from mindrepvgg.text import listed, printable, quoted
 
 # What a network can be: with its branches, fused, fused with BN inserted, and that with fake quantisation.
 FORMS = TRAIN, DEPLOY, BN, QAT = ("train", "deploy", "bn", "qat")
 PLAIN_FORMS = (TRAIN, DEPLOY)
+
+# The largest of the family has 24 blocks in a stage, and 2560 channels. Far above that a network fits no memory.
+MOST_BLOCKS, MOST_CHANNELS, MOST_CLASSES = 1000, 1 << 16, 1_000_000
 
 _BLOCKS_A = (2, 4, 14, 1)
 _BLOCKS_B = (4, 6, 16, 1)
@@ -114,21 +118,27 @@ class Variant:
 
 def _check_variant(variant: Variant):
     """Refuse a shape that cannot be built, with the values."""
-    if len(variant.num_blocks) != 4 or any(type(n) is not int or n < 1 for n in variant.num_blocks):
-        raise UserError(f"num_blocks (={variant.num_blocks}) must be four whole numbers of at least 1, for stages 1-4")
-    if len(variant.widths) != 5 or any(type(w) is not int or w < 1 for w in variant.widths):
-        raise UserError(f"widths (={variant.widths}) must be five whole numbers of at least 1, for stages 0-4")
+    for key, values, stages, most in (
+        ("num_blocks", variant.num_blocks, (1, 2, 3, 4), MOST_BLOCKS),
+        ("widths", variant.widths, (0, 1, 2, 3, 4), MOST_CHANNELS),
+    ):
+        fit = all(type(value) is int and 1 <= value <= most for value in values)
+        if not fit or len(values) != len(stages):
+            raise UserError(
+                f"{key} (={quoted(values)}) must be {len(stages)} whole numbers of at least 1 and at most {most}, for "
+                f"stages {stages[0]}-4"
+            )
     if type(variant.group_size) is not int or variant.group_size < 1:
-        raise UserError(f"group_size (={variant.group_size}) must be a whole number of at least 1")
+        raise UserError(f"group_size (={quoted(variant.group_size)}) must be a whole number of at least 1")
     if variant.se not in (None, "pre", "post"):
-        raise UserError(f"se (={variant.se!r}) must be None, 'pre' or 'post'")
+        raise UserError(f"se (={quoted(variant.se)}) must be None, 'pre' or 'post'")
     narrowest = min(variant.widths)
     if type(variant.se_ratio) is not int or variant.se_ratio < 1 or (variant.se and variant.se_ratio > narrowest):
         raise UserError(
-            f"se_ratio (={variant.se_ratio!r}) must be a whole number from 1 to the narrowest width ({narrowest})"
+            f"se_ratio (={quoted(variant.se_ratio)}) must be a whole number from 1 to the narrowest width ({narrowest})"
         )
     if type(variant.aux_heads) is not bool:
-        raise UserError(f"aux_heads (={variant.aux_heads!r}) must be true or false")
+        raise UserError(f"aux_heads (={quoted(variant.aux_heads)}) must be true or false")
     if variant.aux_heads and variant.num_blocks[2] < 2:
         raise UserError(f"aux_heads needs at least two blocks in stage 3 to split, num_blocks is {variant.num_blocks}")
     for spec in variant.block_specs():
@@ -193,12 +203,18 @@ def find(name: str, **shape) -> Variant:
     if key == "repvgg":
         return custom(**shape)
     if key not in _VARIANTS:
-        near = difflib.get_close_matches(key, list_models(), n=3, cutoff=0.4)
+        near = difflib.get_close_matches(key[:100], list_models(), n=3, cutoff=0.4)  # comparing takes quadratic time
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UserError(f"model (={name!r}) is not a network of the family; {hint}known: {', '.join(list_models())}")
+        known = ", ".join(list_models())
+        raise UserError(f"model (={quoted(name)}) is not a network of the family; {hint}known: {known}")
     if shape:
-        raise UserError(f"{key} has a fixed shape and takes no {', '.join(sorted(shape))}; the name 'repvgg' does")
+        raise UserError(f"{key} has a fixed shape and takes no {_names(shape)}; the name 'repvgg' does")
     return _VARIANTS[key]
+
+
+def _names(keys) -> str:
+    """Keyword arguments for a message."""
+    return listed([printable(key) for key in sorted(keys)])
 
 
 def custom(num_blocks=None, widths=None, **options) -> Variant:
@@ -213,12 +229,12 @@ def custom(num_blocks=None, widths=None, **options) -> Variant:
         UserError: they are missing, unknown or do not fit each other.
     """
     known = ("group_size", "se", "se_ratio", "aux_heads")
-    unknown = sorted(set(options) - set(known))
+    unknown = set(options) - set(known)
     if unknown:
-        raise UserError(f"repvgg does not know {', '.join(unknown)}; it takes num_blocks, widths, {', '.join(known)}")
+        raise UserError(f"repvgg does not know {_names(unknown)}; it takes num_blocks, widths, {', '.join(known)}")
     if num_blocks is None or widths is None:
         raise UserError("repvgg needs num_blocks (four numbers, stages 1-4) and widths (five numbers, stages 0-4)")
     for key, value in (("num_blocks", num_blocks), ("widths", widths)):
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{key} (={value!r}) must be a list of whole numbers")
+            raise UserError(f"{key} (={quoted(value)}) must be a list of whole numbers")
     return Variant("repvgg", tuple(num_blocks), tuple(widths), **options)

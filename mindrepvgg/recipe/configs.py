@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from mindrepvgg.errors import RecipeError
-from mindrepvgg.text import listed, nearest, table
+from mindrepvgg.text import listed, nearest, quoted, table
 
 _PACKAGE = Path(__file__).parents[1]
 _SUFFIXES = (".yaml", ".yml")

@@ -46,6 +46,8 @@ def kind_of(annotation: str, *choices, allow_empty: bool = False, **bounds: floa
         words = f"one line of text{'' if allow_empty else ', not empty'}"
         quote = "in yaml, quote what looks like a number or a date"
         return Kind(lambda value: _read_text(value, allow_empty), f"{words} ({quote})", "TEXT")
+    if annotation == "int":
+        bounds = {"most": _LARGEST_INT, **bounds}
     read, expected, metavar = _KINDS[annotation]
     return Kind(lambda value: read(value, **bounds), expected.format(_words(bounds)), metavar)
 
@@ -67,7 +69,8 @@ _BOUNDS = {"least": operator.ge, "above": operator.gt, "most": operator.le, "bel
 
 def _words(bounds: Mapping[str, float]) -> str:
     """The interval in words: ` of at least 0 and below 1`."""
-    words = " and ".join(f"{'at ' * (name in ('least', 'most'))}{name} {bound}" for name, bound in bounds.items())
+    shown = {name: bounds[name] for name in _BOUNDS if name in bounds}  # the lower bound first
+    words = " and ".join(f"{'at ' * (name in ('least', 'most'))}{name} {bound}" for name, bound in shown.items())
     return f" of {words}" if words.startswith("at") else f" {words}".rstrip()
 
 
@@ -84,7 +87,7 @@ def _read_number(value, **bounds) -> float:
     return _within(float(value), bounds)
 
 
-def _read_whole(value, **bounds) -> int:
+def _read_whole(value, **bounds: float) -> int:
     """An int, from text too; never a float, whose fraction would be lost."""
     if isinstance(value, bool):
         raise TypeError
@@ -110,7 +113,8 @@ def _read_interval(value, **bounds) -> tuple[float, float]:
 
 
 def _read_size(value) -> int | tuple[int, int]:
-    sides = [_read_whole(item, least=1) for item in ([value] if isinstance(value, int) else _items(value))]
+    items = [value] if isinstance(value, int) else _items(value)
+    sides = [_read_whole(item, least=1, most=_LARGEST_SIDE) for item in items]
     if len(sides) > 2:
         raise ValueError
     return (sides[0], sides[1]) if len(sides) == 2 else sides[0]
@@ -133,6 +137,8 @@ def _read_mapping(value) -> dict[str, Any]:
     return plain(value)
 
 
+_LARGEST_INT = 2**31 - 1  # what MindSpore's counters hold
+_LARGEST_SIDE = 1 << 14  # pixels
 _SIZES = "a mapping such as {{num_blocks: [2, 4, 14, 1], widths: [48, 48, 96, 192, 1280]}}"
 # By a key's type: the reader, what it expects with a place for the bounds, and the value's name in --help.
 _KINDS = {
@@ -141,6 +147,6 @@ _KINDS = {
     "float": (_read_number, "a number{}", "X"),
     "tuple[float, ...]": (_read_numbers, "a list of numbers{}", "X,X,..."),
     "tuple[float, float]": (_read_interval, "two numbers [low, high]{}, low <= high", "LOW,HIGH"),
-    "int | tuple[int, int]": (_read_size, "a whole number of at least 1, or two of them [height, width]", "N|H,W"),
+    "int | tuple[int, int]": (_read_size, f"a whole number from 1 to {_LARGEST_SIDE}, or two [height, width]", "N|H,W"),
     "Mapping[str, Any]": (_read_mapping, _SIZES, "MAPPING"),
 }

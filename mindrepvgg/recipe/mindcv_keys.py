@@ -9,6 +9,7 @@ from mindrepvgg.errors import RecipeError
 from mindrepvgg.recipe.kinds import kind_of
 from mindrepvgg.recipe.provenance import MINDCV, describe
 from mindrepvgg.recipe.schema import KEYS, Recipe
+from mindrepvgg.text import quoted
 
 # MindCV's defaults that differ from the schema's. Not among them are distribute, device_target and data_dir: they say
 # where a run takes place, and its values (one device, Ascend, ./) would only keep a file from running elsewhere.
@@ -223,7 +224,7 @@ def translate(values: Mapping, path: str) -> tuple[dict, dict]:
                 others = " and ".join(describe(setter, file[setter], path) for setter in (origins[name], key))
                 raise RecipeError(f"{others} set {name} differently; keep one")
             ours[name], origins[name] = new, key
-            sources[name] = path if (name, new) == (key, values[key]) else f"{path}, from {key}: {value!r}"
+            sources[name] = path if (name, new) == (key, values[key]) else f"{path}, from {key}: {quoted(value)}"
     return ours, sources
 
 

@@ -10,6 +10,8 @@ from mindrepvgg.recipe.auto_augment import parse_policy
 from mindrepvgg.recipe.provenance import describe, place
 from mindrepvgg.text import nearest, quoted
 
+_MOST_PIXELS = 1 << 31  # of all channels of a batch, in float32 on one device
+
 
 def check(recipe, shown: Mapping[str, str]):
     """Refuse a recipe whose values do not fit each other.
@@ -30,6 +32,12 @@ def _images(recipe, shown) -> Iterator[str]:
     for name in ("mean", "std"):
         if len(getattr(recipe, name)) != recipe.in_channels:
             yield f"{shown[name]} must have one number for each of {shown['in_channels']}"
+    height, width = recipe.image_size
+    if recipe.batch_size * recipe.in_channels * height * width > _MOST_PIXELS:
+        yield (
+            f"{shown['batch_size']} images of {shown['image_resize']} need more than {_MOST_PIXELS >> 28} GiB a step; "
+            "lower one of them"
+        )
     if recipe.auto_augment is not None:
         try:
             parse_policy(recipe.auto_augment)

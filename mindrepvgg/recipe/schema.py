@@ -41,8 +41,8 @@ class Recipe:
 
     model: str = key("repvgg_a0", "network: repvgg_a0 ... repvggplus_l2pse, or repvgg (own sizes)", section="model")
     model_args: Mapping[str, Any] = key({}, "sizes of the network 'repvgg': num_blocks, widths, group_size, se...")
-    num_classes: int = key(1000, "classes the network tells apart", least=1)
-    in_channels: int = key(3, "channels of an image", least=1)
+    num_classes: int = key(1000, "classes the network tells apart", least=1, most=variants.MOST_CLASSES)
+    in_channels: int = key(3, "channels of an image", least=1, most=variants.MOST_CHANNELS)
     pretrained: str = key("", "checkpoint of any project to start from; another class count: a fresh head")
     freeze_stages: int = key(0, "first stages not trained, with their BN; 1: stage0; 5: all but head", least=0, most=5)
     freeze_bn: bool = key(False, "train no BN: its weights and statistics stay as they are")
@@ -81,9 +81,9 @@ class Recipe:
     mixup: float = key(0.0, "alpha of mixup's Beta(alpha, alpha); 0: none", least=0)
     cutmix: float = key(0.0, "alpha of cutmix's Beta(alpha, alpha); 0: none", least=0)
     cutmix_prob: float = key(1.0, "share of the batches that are mixed; both given: half each", least=0, most=1)
-    aug_repeats: int = key(0, "times an image is used in a step, augmented anew; 0 or 1: once", least=0)
+    aug_repeats: int = key(0, "times an image is used in a step, augmented anew; 0 or 1: once", least=0, most=1000)
 
-    epoch_size: int = key(120, "epochs of the run", section="optimisation", least=1)
+    epoch_size: int = key(120, "epochs of the run", section="optimisation", least=1, most=1_000_000)
     opt: str = key("momentum", "optimizer", choices.OPTIMIZERS)
     lr: float = key(0.1, "highest learning rate", above=0)
     lr_per_batch: int | None = key(None, "global batch lr is for: lr, min_lr are scaled to the run's own", least=1)
@@ -143,12 +143,13 @@ class Recipe:
     def __post_init__(self):
         sources, shown = {}, {}
         for name, entry in KEYS.items():
-            value = getattr(self, name)
-            sources[name] = self.sources.get(name, DEFAULT if value == entry.default else CODE)
+            given = getattr(self, name)
             try:
-                value = entry.kind.read(value)
+                value = entry.kind.read(given)
             except (ValueError, TypeError, OverflowError, RecursionError) as error:
-                raise RecipeError(f"{describe(name, value, sources[name])} must be {entry.kind.expected}") from error
+                shown_value = describe(name, given, self.sources.get(name, CODE))
+                raise RecipeError(f"{shown_value} must be {entry.kind.expected}") from error
+            sources[name] = self.sources.get(name, DEFAULT if value == entry.default else CODE)
             shown[name] = describe(name, value, sources[name])
             object.__setattr__(self, name, value)
         object.__setattr__(self, "sources", sources)

@@ -48,7 +48,7 @@ def load(content: str | bytes):
         problem = str(error.problem or error.context)
         if problem.startswith("but "):
             problem = f"{error.context}, {problem}"
-        raise YamlError(mark and mark.line + 1, printable(problem, 300)) from None
+        raise YamlError(mark.line + 1 if mark else None, printable(problem, 300)) from None
     except yaml.reader.ReaderError as error:
         problem = f"{quoted(chr(error.character))} is not allowed in yaml"
         raise YamlError(text.count("\n", 0, error.position) + 1, problem) from None
@@ -108,5 +108,5 @@ for _tag in _NUMBERS:
 
 
 def _fault(problem, place):
-    """yaml's own error at an event or a node."""
+    """Return yaml's own error at an event or a node."""
     return ConstructorError(None, None, problem, place.start_mark)

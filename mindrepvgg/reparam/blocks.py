@@ -18,6 +18,7 @@ from mindspore.nn.utils import no_init_parameters
 from mindrepvgg.reparam import arithmetic
 from mindrepvgg.reparam.foldable import FoldableBlock, bn_terms, norm_of
 from mindrepvgg.reparam.layers import batch_norm, conv2d
+from mindrepvgg.text import quoted
 
 
 class ConvBN(nn.Cell):
@@ -88,7 +89,7 @@ class RepVGGBlock(FoldableBlock):
                 f"groups (={groups})"
             )
         if se not in (None, "pre", "post"):
-            raise ValueError(f"se (={se!r}) must be None, 'pre' or 'post'")
+            raise ValueError(f"se (={quoted(se)}) must be None, 'pre' or 'post'")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.stride = stride

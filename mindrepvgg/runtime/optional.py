@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mindrepvgg.errors import UserError
+from mindrepvgg.text import printable
 
 
 def require_optional(package: str, extra: str, purpose: str, hint: str = "") -> None:
@@ -45,7 +46,8 @@ def import_optional(module: str, extra: str, purpose: str, hint: str = "") -> Mo
     try:
         return importlib.import_module(module)
     except Exception as error:  # a package built for another platform, or for another version, may raise anything
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        # The whole message on one line: NumPy's begins with blank ones.
+        reason = printable(" ".join(str(error).split()), 200) or type(error).__name__
         raise UserError(f"{purpose} needs {module}, which is installed and cannot be imported: {reason}") from error
 
 

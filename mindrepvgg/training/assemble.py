@@ -18,10 +18,16 @@ from mindrepvgg.training.schedule import SCHEDULE, learning_rates, scaled_lr
 from mindrepvgg.training.step import LossScale, NetworkWithLoss, TrainStep
 from mindrepvgg.weights.load import create_model, load_weights
 
+_MOST_STEPS = 100_000_000  # of a run; each has a learning rate in memory
+
 
 def count_steps(recipe, loader) -> int:
     """The steps of an epoch: groups of `gradient_accumulation_steps` batches; those that fill no group are left out."""
     steps = loader.steps_per_epoch // recipe.gradient_accumulation_steps
+    if steps * recipe.epoch_size > _MOST_STEPS:
+        raise RecipeError(
+            f"epoch_size (={recipe.epoch_size}) of {steps} steps each makes more than {_MOST_STEPS} steps; lower it"
+        )
     if not steps:
         raise DataError(
             f"gradient_accumulation_steps (={recipe.gradient_accumulation_steps}) is more than an epoch's "

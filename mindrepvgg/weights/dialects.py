@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mindrepvgg.errors import UserError
 from mindrepvgg.models.variants import Variant
 from mindrepvgg.reparam.arithmetic import BN_LEAVES
-from mindrepvgg.text import nearest
+from mindrepvgg.text import nearest, quoted
 
 BATCHES = "num_batches_tracked"  # what PyTorch's BN counts beside its statistics; it plays no part in inference
 
@@ -274,5 +274,5 @@ def find_dialect(name: str) -> Dialect:
     if name not in DIALECTS:
         near = nearest(str(name), DIALECTS)
         hint = f"did you mean {near}? " if near else ""
-        raise UserError(f"dialect (={name!r}) is unknown; {hint}known: {', '.join(DIALECTS)}")
+        raise UserError(f"dialect (={quoted(name)}) is unknown; {hint}known: {', '.join(DIALECTS)}")
     return DIALECTS[name]

@@ -7,7 +7,7 @@ from support import contents
 TRAIN = "-c {f}/tiny.yaml --ckpt_save_dir {f}/out"
 BAD_INPUT = [
     ("validate", "--ckpt_path {f}/none.ckpt", "none.ckpt does not exist"),
-    ("validate", "--ckpt_path {f}", "is a folder, expected a checkpoint file"),
+    ("validate", "--ckpt_path {f}", "is a folder, expected a checkpoint"),
     ("validate", "--ckpt_path {f}/train.ckpt/x.ckpt", "cannot be read: Not a directory"),
     ("validate", "--ckpt_path {f}/cut.ckpt", "cut.ckpt is damaged or no checkpoint: it is cut short"),
     ("validate", "--ckpt_path {f}/altered.ckpt", "altered.ckpt was altered after it was written"),

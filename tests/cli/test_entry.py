@@ -46,6 +46,19 @@ def test_run_passes_arguments_and_gives_mains_status():
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
         (PermissionError(errno.EACCES, "Permission denied", "out/a.ckpt"), 2, "error: out/a.ckpt: Permission denied\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device\n"),
+        (
+            MemoryError(),
+            2,
+            "error: not enough memory; free memory, or make the batch, the images or the network smaller\n",
+        ),
+        (
+            MemoryError("Unable to allocate 8. TiB for an array"),
+            2,
+            "error: not enough memory: Unable to allocate 8. TiB for an array; free memory, or make the batch, the "
+            "images or the network smaller\n",
+        ),
+        (DataError("\x1b[2J\0x.jpg"), 2, "error: \\x1b[2J\\x00x.jpg\n"),
+        (DataError("x" * 10**6), 2, f"error: {'x' * 2664}...{'x' * 1333}\n"),
         (FileExistsError(errno.EEXIST, "File exists", "outputs"), 2, "error: outputs: File exists\n"),
     ],
 )

@@ -77,6 +77,14 @@ def test_image_folder_classes_and_files_are_sorted(tmp_path):
     assert source.labels.dtype == np.int32
 
 
+def test_hidden_folders_are_no_classes(tmp_path):
+    make_folder(
+        tmp_path, ["train/b/1.jpg", "train/a/1.jpg", "train/.ipynb_checkpoints/1.jpg", "val/a/1.jpg", "val/b/1.jpg"]
+    )
+    assert open_source("imagenet", tmp_path, "train").class_names == ("a", "b")
+    assert open_source("imagenet", tmp_path, "val").class_names == ("a", "b")
+
+
 @pytest.mark.parametrize("name", ["val", "validation"])
 def test_either_name_of_the_validation_folder_is_found(tmp_path, name):
     make_folder(tmp_path, ["train/a/1.jpg", "train/b/1.jpg", f"{name}/a/2.jpg", f"{name}/b/3.jpg"])
@@ -123,7 +131,13 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_line(tmp_path, files, split
 
 @pytest.mark.parametrize(
     ("data_dir", "message"),
-    [(None, "data_dir is not set"), ("gone", "data_dir .*gone does not exist"), ("file", "data_dir .*file is a file")],
+    [
+        (None, "data_dir is not set"),
+        ("gone", "data_dir .*gone does not exist"),
+        ("file", "data_dir .*file is a file"),
+        ("a\0b", r"data_dir .*a\\x00b does not exist"),
+        ("x" * 10**6, "data_dir .*x does not exist"),
+    ],
 )
 def test_data_dir_must_be_a_folder(tmp_path, data_dir, message):
     (tmp_path / "file").touch()

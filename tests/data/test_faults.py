@@ -1,6 +1,7 @@
 """What unreadable pictures do to training and validation: nothing silently, and nothing to the batches' shapes."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from mindrepvgg.errors import DataError, UnreadableImageError
 USUAL = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "in_channels": 3}
 CLASSES = 5
 BAD = (2, 11)  # of classes 2 and 1
+PIPE = 6
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +175,15 @@ def test_evaluation_counts_no_unreadable_picture(files, policy):
         assert np.flatnonzero(~counted).tolist() == list(BAD)
         assert loader.unreadable == 2
     assert (batches[0][0][2] == 0).all()
+
+
+def test_a_pipe_is_an_unreadable_picture_and_not_waited_for(files, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    paths = list(files.paths)
+    paths[PIPE] = tmp_path / "pipe.jpg"
+    source = source_of(ImageFiles(paths))
+    loader = train_loader(source, on_bad_image="replace")
+    assert len(read(loader)[0]) == len(paths)
+    assert PIPE in loader.bad_images.of(0)
+    with pytest.raises(DataError, match=r"pipe\.jpg is a pipe, expected a picture"):
+        list(eval_loader(source, bad_image_limit=0.0, on_bad_image="skip"))

@@ -186,7 +186,11 @@ def test_the_command_for_programs(call, checkpoints, tmp_path):
         ("out.pb", [], "must end in one of .onnx, .mindir, .air"),
         ("out.onnx", ["--opset", "12"], "opset (=12) must be at least 13"),
         ("out.onnx", ["--opset", "99"], "opset (=99) must be at most"),
-        ("out.onnx", ["--batch_size", "many"], "batch_size (='many') must be a whole number of at least 1, or dynamic"),
+        (
+            "out.onnx",
+            ["--batch_size", "many"],
+            "batch_size (='many') must be a whole number of at least 1 and at most 4096, or dynamic",
+        ),
         ("out.onnx", ["--image_size", "big"], "image_resize"),
         ("out.onnx", ["--precision", "int4"], "invalid choice: 'int4'"),
         ("out.air", ["--batch_size", "1"], "MindSpore writes AIR on Ascend only"),

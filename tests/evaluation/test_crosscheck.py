@@ -326,10 +326,40 @@ def test_a_missing_package_is_said_in_one_line(source, call, monkeypatch, module
 
 
 @pytest.mark.parametrize(
+    ("at_import", "at_build", "reason"),
+    [
+        (
+            "import no_torchvision",
+            "",
+            "needs timm, which is installed and cannot be imported: No module named 'no_torch",
+        ),
+        (
+            "raise RuntimeError('operator torchvision::nms\\ndoes not exist')",
+            "",
+            "cannot be imported: operator torchvision::nms does not exist\n",
+        ),
+        ("", "import no_torchvision", "timm 1.0 cannot build repvgg"),
+    ],
+)
+def test_a_broken_torchvision_says_what_the_import_said(
+    source, call, monkeypatch, tmp_path, at_import, at_build, reason
+):
+    (tmp_path / "timm.py").write_text(
+        f"{at_import}\n__version__ = '1.0'\ndef create_model(*_, **__):\n    {at_build or 'pass'}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "timm", None)  # so that what the test imports is forgotten after it
+    monkeypatch.delitem(sys.modules, "timm")
+    status, out, err = call("validate", "--ckpt_path", source("plain"), "--cross_check", "timm", *SIZE)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert reason in err
+
+
+@pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda path: None, "No such file or directory"),
-        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: None, "does not exist, expected a checkpoint"),
+        (lambda path: path.mkdir(), "is a folder, expected a checkpoint"),
         (lambda path: path.write_text("weights"), "is damaged or no checkpoint"),
         (
             lambda path: write(path, {"conv1.weight": torch.ones(2, 3), "fc.bias": torch.ones(2)}),

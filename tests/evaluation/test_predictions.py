@@ -327,7 +327,7 @@ class TestClassNames:
             (b"[1, 2, 3]", "must be text"),
             (b'["a", ', "are neither UTF-8 text nor a JSON list"),
             (b"\xff\xfe", "are neither UTF-8 text nor a JSON list"),
-            (None, "cannot be read: No such file"),
+            (None, "names does not exist, expected a file of class names"),
         ],
     )
     def test_refused(self, tmp_path, content, words):
@@ -344,7 +344,7 @@ class TestClassNames:
         ("--ckpt_path {f}/a.png", "required: IMAGE|FOLDER|-"),
         ("--ckpt_path {c} {f}/none.png", "none.png does not exist; give pictures, folders of them, or -"),
         ("--ckpt_path {c} {f}/empty", "no pictures in {f}/empty: none of its files ends in .jpg"),
-        ("--ckpt_path {f}/empty {f}/a.png", "empty is a folder, expected a checkpoint file"),
+        ("--ckpt_path {f}/empty {f}/a.png", "empty is a folder, expected a checkpoint"),
         ("--ckpt_path {f}/a.png {f}/a.png", "a.png"),
         ("--ckpt_path {f}/none.ckpt {f}/a.png", "none.ckpt does not exist"),
         ("--ckpt_path {c} {f}/a.png --topk 0", "topk (=0) must be at least 1"),

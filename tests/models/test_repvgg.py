@@ -178,6 +178,13 @@ def test_names_are_the_documented_ones():
         ({"name": "repvgg_c0"}, "model (='repvgg_c0') is not a network of the family; did you mean repvgg_"),
         ({"name": "repvgg_a0", "widths": (8,) * 5}, "repvgg_a0 has a fixed shape and takes no widths"),
         ({"name": "repvgg"}, "repvgg needs num_blocks"),
+        ({"name": "x" * 10**6}, "model (='xxx"),
+        ({"num_classes": 10**9}, "num_classes (=1000000000) must be a whole number of at least 1 and at most 1000000"),
+        ({"in_channels": 10**9}, "in_channels (=1000000000) must be a whole number of at least 1 and at most 65536"),
+        (
+            {"name": "repvgg", "num_blocks": (1000, 1000, 1000, 1), "widths": (60_000,) * 5},
+            "the network has 108038.2 billion parameters, more than 2.1; lower its widths, num_blocks or num_classes",
+        ),
     ],
 )
 def test_networks_that_cannot_be_built_are_refused(change, text):

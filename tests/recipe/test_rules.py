@@ -36,6 +36,11 @@ def test_hints_for_names_of_other_programs_are_keys():
     ("overrides", "message"),
     [
         (
+            {"image_resize": 16384},
+            "batch_size (=128, the default) images of image_resize (=16384 on the command line) need more than 8 GiB a "
+            "step; lower one of them",
+        ),
+        (
             {"in_channels": 1},
             "mean (=[0.485, 0.456, 0.406], the default) must have one number for each of in_channels (=1",
         ),

@@ -11,6 +11,7 @@ from mindrepvgg.errors import RecipeError
 from mindrepvgg.recipe import choices
 from mindrepvgg.recipe.schema import KEYS, Recipe
 from mindrepvgg.recipe.sources import load_recipe
+from mindrepvgg.text import quoted
 from mindrepvgg.training import schedule
 
 
@@ -113,16 +114,24 @@ def test_image_size_is_height_and_width():
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("batch_size", "abc", "a whole number of at least 1"),
-        ("batch_size", 0, "a whole number of at least 1"),
-        ("batch_size", 1.5, "a whole number of at least 1"),
-        ("batch_size", True, "a whole number of at least 1"),
-        ("batch_size", None, "a whole number of at least 1"),
+        ("batch_size", "abc", "a whole number of at least 1 and at most 2147483647"),
+        ("batch_size", 0, "a whole number of at least 1 and at most 2147483647"),
+        ("batch_size", 1.5, "a whole number of at least 1 and at most 2147483647"),
+        ("batch_size", True, "a whole number of at least 1 and at most 2147483647"),
+        ("batch_size", None, "a whole number of at least 1 and at most 2147483647"),
         ("lr", 0, "a number above 0"),
         ("lr", float("nan"), "a number above 0"),
         ("lr", "inf", "a number above 0"),
         ("lr", [0.1], "a number above 0"),
         ("lr", 10**400, "a number above 0"),
+        ("epoch_size", 10**15, "a whole number of at least 1 and at most 1000000"),
+        ("epoch_size", "1" * 5000, "a whole number of at least 1 and at most 1000000"),
+        ("num_classes", 10**9, "a whole number of at least 1 and at most 1000000"),
+        ("in_channels", 10**9, "a whole number of at least 1 and at most 65536"),
+        ("image_resize", 10**8, "a whole number from 1 to 16384, or two [height, width]"),
+        ("num_parallel_workers", 10**10, "a whole number of at least 1 and at most 2147483647"),
+        ("ckpt_save_dir", "a\0b", "one line of text, not empty (in yaml, quote what looks like a number or a date)"),
+        ("pretrained", "a\ud800b", "one line of text (in yaml, quote what looks like a number or a date)"),
         ("label_smoothing", 1, "a number of at least 0 and below 1"),
         ("crop_pct", 0, "a number above 0 and at most 1"),
         ("seed", 2**32, "a whole number of at least 0 and at most 4294967295"),
@@ -135,9 +144,9 @@ def test_image_size_is_height_and_width():
         ("scale", 0.5, "two numbers [low, high] above 0 and at most 1, low <= high"),
         ("ratio", [1.0], "two numbers [low, high] above 0, low <= high"),
         ("mean", [123.675, 116.28, 103.53], "a list of numbers of at least 0 and at most 1"),
-        ("image_resize", [1, 2, 3], "a whole number of at least 1, or two of them [height, width]"),
-        ("image_resize", True, "a whole number of at least 1, or two of them [height, width]"),
-        ("decay_epochs", 0, "a whole number of at least 1, or null"),
+        ("image_resize", [1, 2, 3], "a whole number from 1 to 16384, or two [height, width]"),
+        ("image_resize", True, "a whole number from 1 to 16384, or two [height, width]"),
+        ("decay_epochs", 0, "a whole number of at least 1 and at most 2147483647, or null"),
         ("freeze_stages", 6, "a whole number of at least 0 and at most 5"),
         ("freeze_bn", "on", "true or false"),
         ("color_jitter", 1.5, "a number of at least 0 and at most 1"),
@@ -157,13 +166,13 @@ def test_image_size_is_height_and_width():
         ("re_value", "inf", "a number"),
         ("mixup", -0.1, "a number of at least 0"),
         ("cutmix_prob", 1.1, "a number of at least 0 and at most 1"),
-        ("aug_repeats", -1, "a whole number of at least 0"),
+        ("aug_repeats", -1, "a whole number of at least 0 and at most 1000"),
         ("opt", "adam", "momentum, sgd or adamw"),
-        ("lr_per_batch", 0, "a whole number of at least 1, or null"),
+        ("lr_per_batch", 0, "a whole number of at least 1 and at most 2147483647, or null"),
         ("decay_rate", 0, "a number above 0"),
         ("multi_step_decay_milestones", [30, -1], "a list of numbers of at least 0"),
         ("multi_step_decay_milestones", "", "a list of numbers of at least 0"),
-        ("num_cycles", 1.5, "a whole number of at least 1"),
+        ("num_cycles", 1.5, "a whole number of at least 1 and at most 2147483647"),
         ("cycle_decay", 2, "a number above 0 and at most 1"),
         ("momentum", 1, "a number of at least 0 and below 1"),
         ("betas", [0.9, 1], "two numbers [low, high] above 0 and below 1, low <= high"),
@@ -173,7 +182,7 @@ def test_image_size_is_height_and_width():
         ("quantization", "int8", "none, bn or qat"),
         ("loss", "MSE", "CE or BCE"),
         ("clip_value", 0, "a number above 0"),
-        ("gradient_accumulation_steps", 0, "a whole number of at least 1"),
+        ("gradient_accumulation_steps", 0, "a whole number of at least 1 and at most 2147483647"),
         ("ema_decay", 1, "a number of at least 0 and below 1"),
         ("amp_level", "O1", "O0, O2 or O3"),
         ("amp_dtype", "half", "float16 or bfloat16"),
@@ -181,7 +190,7 @@ def test_image_size_is_height_and_width():
         ("loss_scale", 0.5, "a number of at least 1"),
         ("distribute", "yes", "auto, True or False"),
         ("ckpt_save_policy", None, "latest_k or top_k"),
-        ("keep_checkpoint_max", -1, "a whole number of at least 0"),
+        ("keep_checkpoint_max", -1, "a whole number of at least 0 and at most 2147483647"),
         ("val_share", 1, "a number of at least 0 and below 1"),
         ("val_share", -0.1, "a number of at least 0 and below 1"),
         ("data_dir", 2012, "one line of text (in yaml, quote what looks like a number or a date)"),
@@ -190,12 +199,15 @@ def test_image_size_is_height_and_width():
     ],
 )
 def test_unfit_values_are_refused_with_value_place_and_expectation(key, value, expected):
-    assert refusal(None, {key: value}) == f"{key} (={value!r} on the command line) must be {expected}"
+    assert refusal(None, {key: value}) == f"{key} (={quoted(value)} on the command line) must be {expected}"
 
 
 def test_a_refusal_names_the_yaml_file(write):
     path = write("batch_size: abc\n")
-    assert refusal(path) == "batch_size (='abc' in configs/x.yaml) must be a whole number of at least 1"
+    assert (
+        refusal(path)
+        == "batch_size (='abc' in configs/x.yaml) must be a whole number of at least 1 and at most 2147483647"
+    )
 
 
 @pytest.mark.parametrize("value", ["{a: 1", "[1, 2]", "{1: 2}", "{a: 1, a: 2}", [1]])

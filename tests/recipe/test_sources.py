@@ -3,6 +3,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import yaml
 from support.recipes import parse, refusal
@@ -37,6 +38,16 @@ def test_base_cycle_is_refused(write):
     assert refusal("configs/a.yaml") == (
         "the `base` keys go in a circle: configs/a.yaml -> configs/b.yaml -> configs/a.yaml; remove one of them"
     )
+
+
+def test_values_from_python_that_are_no_values_are_refused_in_one_line():
+    loop = []
+    loop.append(loop)
+    for value in (loop, np.arange(3), {"a": loop}, 10**5000, {"x" * 10**6: 1}, object(), "a\0b", "\ud800"):
+        for key in KEYS:
+            message = refusal(None, {key: value})
+            assert len(message) < 700
+            assert message.isprintable()
 
 
 def test_a_long_chain_of_bases_is_refused(write):

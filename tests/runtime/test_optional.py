@@ -29,7 +29,8 @@ def test_a_missing_package_gives_the_pip_command(monkeypatch, name, look):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("raise RuntimeError('built for\\nanother version')", "built for"),
+        ("raise RuntimeError('built for\\nanother version')", "built for another version"),
+        (r"raise ImportError('\n\nadvice:\n' + 'x' * 1000)", f"advice: {'x' * 123}...{'x' * 66}"),
         ("raise OSError", "OSError"),
         ("import no_such_dependency", "No module named 'no_such_dependency'"),
     ],

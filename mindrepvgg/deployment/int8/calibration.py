@@ -11,6 +11,7 @@ from mindrepvgg.data.datasets import DATASETS, open_source
 from mindrepvgg.data.inputs import InputFiles
 from mindrepvgg.data.source import Source, spread
 from mindrepvgg.errors import DataError
+from mindrepvgg.text import quoted
 
 
 def calibration_source(recipe, given: str | None, count: int, validation: Source) -> tuple[Source, str]:
@@ -39,7 +40,7 @@ def calibration_source(recipe, given: str | None, count: int, validation: Source
         source = Source("pictures", tuple(folders.tolist()), labels.astype(np.int32), files=files)
         what = f"images of {given}"
     else:
-        raise DataError(f"calibration (={given!r}) is neither a folder nor a data set: {', '.join(DATASETS)}")
+        raise DataError(f"calibration (={quoted(given)}) is neither a folder nor a data set: {', '.join(DATASETS)}")
     _check_apart(source, validation)
     chosen = spread(source, count)
     # Mixed, so that every batch holds all classes: the first batch alone is used in several places.

@@ -20,6 +20,7 @@ import numpy as np
 from mindrepvgg.deployment.graph import INPUT, require_onnx
 from mindrepvgg.errors import UserError
 from mindrepvgg.runtime.optional import import_optional
+from mindrepvgg.text import quoted
 
 METHODS = ("minmax", "entropy", "percentile")
 LINEAR = "linear"
@@ -50,7 +51,7 @@ class IntegerOptions:
 
     def __post_init__(self):
         if self.method not in METHODS:
-            raise UserError(f"method (={self.method!r}) must be one of {', '.join(METHODS)}")
+            raise UserError(f"method (={quoted(self.method)}) must be one of {', '.join(METHODS)}")
         if not 50 < self.percentile <= 100:
             raise UserError(f"percentile (={self.percentile}) must be above 50 and at most 100")
         if self.weight_bits not in (7, 8):

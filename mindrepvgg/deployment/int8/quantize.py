@@ -28,7 +28,7 @@ from mindrepvgg.files import atomic_path, write_json
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.reparam.deploy import to_deploy
-from mindrepvgg.text import nearest
+from mindrepvgg.text import nearest, quoted
 from mindrepvgg.weights.load import load_weights
 
 # What equalising may change the logits by, over the largest of them: float32's rounding and no more.
@@ -185,7 +185,7 @@ def check_keep_float(keep_float: tuple[str, ...] | int | None, layers):
         if name not in layers:
             near = nearest(name, layers)
             hint = f"did you mean {near}? " if near else ""
-            raise UserError(f"keep_float: there is no layer {name!r}; {hint}they are {', '.join(layers)}")
+            raise UserError(f"keep_float: there is no layer {quoted(name)}; {hint}they are {', '.join(layers)}")
     if len(set(keep_float)) == len(layers):
         raise UserError("keep_float names every layer: mindrepvgg export writes the float file")
 
