@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mindrepvgg.errors import RecipeError
 from mindrepvgg.models.preprocessing import described_keys
 from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.recipe.sources import recipe_from_dict
+from mindrepvgg.version import update_hint
 
 
 def recipe_of(net, overrides: Mapping) -> Recipe:
@@ -22,4 +24,7 @@ def recipe_of(net, overrides: Mapping) -> Recipe:
     values["model"] = net.variant.name
     values["model_args"] = net.variant.to_dict() if net.variant.name == "repvgg" else {}
     values["num_classes"], values["in_channels"] = net.num_classes, net.in_channels
-    return recipe_from_dict(values, overrides=overrides)
+    try:
+        return recipe_from_dict(values, overrides=overrides)
+    except RecipeError as error:
+        raise RecipeError(f"{error}{update_hint((known.get('versions') or {}).get('mindrepvgg'))}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Parameter, Tensor
 
+from mindrepvgg.errors import TrainingError
 from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.training.step import TrainStep, bn_statistics, is_bn_statistic
@@ -43,11 +44,16 @@ class RankStatistics:
         own = np.concatenate([parameter.asnumpy() for parameter in self._parameters])
         return {KEY: self._ranks.gather(own)}
 
-    def put_back(self, of_ranks: np.ndarray | None):
-        """Take this rank's part of what `gather` gave; None, or of another number of ranks: keep what is there."""
+    def put_back(self, of_ranks: np.ndarray | None, source):
+        """Take this rank's part of what `gather` gave; None, or of another number of ranks: keep what is there.
+
+        source: the checkpoint it is from. Raises TrainingError for an array that `gather` cannot have given.
+        """
+        ends = np.cumsum([parameter.size for parameter in self._parameters])
+        if of_ranks is not None and (of_ranks.ndim != 2 or of_ranks.shape[1] != ends[-1]):
+            raise TrainingError(f"{source} holds {KEY} of the impossible shape {of_ranks.shape}; get a fresh copy")
         if of_ranks is not None and len(of_ranks) == self._ranks.size:
-            ends = np.cumsum([parameter.size for parameter in self._parameters])[:-1]
-            own = np.split(of_ranks[self._ranks.rank], ends)
+            own = np.split(of_ranks[self._ranks.rank], ends[:-1])
             for parameter, values in zip(self._parameters, own, strict=True):
                 parameter.set_data(Tensor(values))
         self._step.accept_statistics()

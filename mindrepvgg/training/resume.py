@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from mindrepvgg.recipe.sources import recipe_from_dict
 from mindrepvgg.text import quoted
 from mindrepvgg.training import rank_statistics
 from mindrepvgg.training.run_folder import find_last
-from mindrepvgg.weights.checkpoint import load_checkpoint_and_state
-from mindrepvgg.weights.containers import read_weights
+from mindrepvgg.training.schedule import SCHEDULE
+from mindrepvgg.weights.checkpoint import load_checkpoint_and_state, read_checkpoint
 from mindrepvgg.weights.description import Description
 
 log = logging.getLogger(__name__)
@@ -81,10 +81,53 @@ class Position:
         return {key: None if value == -math.inf else value for key, value in values.items()}
 
     @classmethod
-    def from_dict(cls, values):
-        """The position that `to_dict` wrote."""
+    def from_dict(cls, values: Mapping, source):
+        """The position that `to_dict` wrote.
+
+        Args:
+            values: the mapping in the file.
+            source: the file; it starts the message.
+
+        Raises:
+            TrainingError: an entry is not known, as a newer version may write it, or its value cannot be used.
+        """
+        for key, value in values.items():
+            if key not in _POSITION:
+                raise TrainingError(
+                    f"{source} holds a run that this version of mindrepvgg cannot continue: its position has the "
+                    f"unknown entry {quoted(key, 80)}; resume with the version that wrote it"
+                )
+            if not _POSITION[key](value):
+                raise TrainingError(f"{source} is not described rightly: position's {key} cannot be {quoted(value)}")
         restored: dict[str, Any] = {k: -math.inf if v is None else v for k, v in values.items()}
         return cls(**restored)
+
+
+def _is_count(value) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_measured(value) -> bool:
+    return value is None or type(value) in (int, float)
+
+
+def _is_list_of(is_item) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_item, value))
+
+
+def _is_kept(value) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_count(value[0]) and _is_measured(value[1])
+
+
+# What each entry of a position must be.
+_POSITION: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("ranks", "images_per_step", "epoch", "step_in_epoch", "skipped", "best_epoch"), _is_count),
+    **dict.fromkeys(("best_top1", "best_ema_top1"), _is_measured),
+    "schedule": lambda value: type(value) is int and 1 <= value <= SCHEDULE,
+    "kept": _is_list_of(_is_kept),
+    "interval_losses": _is_list_of(_is_measured),
+    "bad_images": _is_list_of(_is_count),
+}
 
 
 def restore(path, run, now: Position) -> Position:
@@ -106,8 +149,9 @@ def restore(path, run, now: Position) -> Position:
             allowed.
     """
     _, arrays = load_checkpoint_and_state(path, net=run.net)
-    saved, before = _read_run(path, run.net.metadata)
+    saved, before = _read_run(path, Description.read(run.net.metadata, path))
     _check_same_recipe(path, saved, run.recipe, before, now)
+    _check_position(path, before, saved, run, now)
     of_ranks = arrays.pop(rank_statistics.KEY, None)
     rates, updates = _counted(path, arrays)
     if before.schedule != now.schedule:
@@ -116,7 +160,7 @@ def restore(path, run, now: Position) -> Position:
     if prolonged or before.images_per_step != now.images_per_step:
         arrays[_RATES] = run.lr
     run.state.put_back(arrays, path)
-    run.statistics.put_back(of_ranks)
+    run.statistics.put_back(of_ranks, path)
     run.step.set_train()  # loading a network sets it to inference
     position = before if before.ranks == now.ranks else _elsewhere(path, before, run, now)
     if prolonged:
@@ -139,6 +183,17 @@ def _counted(path, arrays) -> tuple[np.ndarray, int]:
             f"of a run to go on with; give another *_last.ckpt"
         )
     return rates, int(updates[0])
+
+
+def _check_position(path, before: Position, saved: Recipe, run, now: Position):
+    """Refuse a position that no run of the recipe has."""
+    steps = run.steps_per_epoch if before.images_per_step == now.images_per_step else math.inf
+    last = steps if before.epoch < saved.epoch_size else 0
+    if before.epoch > saved.epoch_size or before.step_in_epoch > last or before.ranks < 1:
+        raise TrainingError(
+            f"{path} is not described rightly: its position is epoch {before.epoch}, step {before.step_in_epoch}, of "
+            f"{saved.epoch_size} epochs of {steps} steps"
+        )
 
 
 def _elsewhere(path, before: Position, run, now: Position) -> Position:
@@ -184,18 +239,17 @@ def find_run(resume, recipe: Recipe | None, overrides: Mapping, source: str = CO
 
 def recipe_of_run(path) -> Recipe:
     """The recipe a run's checkpoint was made with."""
-    recipe, _ = _read_run(path, read_weights(path).description)
+    recipe, _ = _read_run(path, read_checkpoint(path)[1])
     return recipe
 
 
-def _read_run(path, metadata) -> tuple[Recipe, Position]:
+def _read_run(path, description: Description) -> tuple[Recipe, Position]:
     """The recipe of a run, and where it was when its checkpoint was saved."""
-    description = Description.read(metadata, path)
-    if description.position is None or description.recipe is None:
+    if description.position is None or description.recipe is None or description.step is None:
         raise TrainingError(
             f"{path} holds a network but not the state of a run; resume from the *_last.ckpt of the run's folder"
         )
-    return recipe_from_dict(description.recipe, str(path)), Position.from_dict(description.position)
+    return recipe_from_dict(description.recipe, str(path)), Position.from_dict(description.position, path)
 
 
 def _check_same_recipe(path, saved: Recipe, wanted: Recipe, before: Position, now: Position):

@@ -50,3 +50,12 @@ def test_a_key_of_a_later_version():
     net = known(preprocessing=PREPROCESSING, recipe={"colour_of_2030": 0.4}, dataset="mnist5k")
     with pytest.raises(RecipeError, match="unknown key 'colour_of_2030' in the checkpoint"):
         recipe_of(net, {})
+
+
+@pytest.mark.parametrize(("wrote", "ends"), [("0.1.0", False), ("9.0.0", True), (None, False)])
+def test_a_recipe_of_a_newer_version(wrote, ends):
+    versions = {"versions": {"mindrepvgg": wrote}} if wrote else {}
+    net = known(recipe={"lars": 1}, preprocessing=PREPROCESSING, **versions)
+    with pytest.raises(RecipeError, match="unknown key 'lars'") as caught:
+        recipe_of(net, {"dataset": "mnist5k"})
+    assert str(caught.value).endswith(": update mindrepvgg") is ends

@@ -12,7 +12,7 @@ from mindspore import Tensor
 from support import FROZEN
 
 from mindrepvgg import create_model
-from mindrepvgg.errors import TrainingError
+from mindrepvgg.errors import TrainingError, UserError
 from mindrepvgg.recipe.provenance import COMMAND_LINE
 from mindrepvgg.recipe.sources import load_recipe
 from mindrepvgg.training.assemble import build_learning_rates
@@ -36,16 +36,97 @@ class TestPosition:
             interval_losses=[0.5, None, 0.1],
         )
         text = json.dumps(position.to_dict(), allow_nan=False)
-        found = Position.from_dict(json.loads(text))
+        found = Position.from_dict(json.loads(text), "x.ckpt")
         assert found == position
         assert found.best_ema_top1 == -math.inf
         assert json.loads(text)["best_ema_top1"] is None
 
     def test_a_fresh_one(self):
-        found = Position.from_dict(json.loads(json.dumps(Position().to_dict(), allow_nan=False)))
+        found = Position.from_dict(json.loads(json.dumps(Position().to_dict(), allow_nan=False)), "x.ckpt")
         assert found == Position()
         assert found.best_top1 == -math.inf
         assert found.kept is not Position().kept
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            {"epoch": "3"}, {"epoch": 1.0}, {"epoch": -1}, {"epoch": 10**30}, {"epoch": None}, {"ranks": True},
+            {"best_top1": "high"}, {"kept": 3}, {"kept": [3]}, {"kept": [[1, "a"]]}, {"kept": [["../x", 1.0]]},
+            {"interval_losses": {"a": 1}}, {"interval_losses": [[1]]}, {"bad_images": [0.5]}, {"skipped": "x" * 10**6},
+            {"schedule": 0}, {"schedule": 3}, {"schedule": True},
+        ],
+        ids=lambda entry: str(entry)[:40],
+    )  # fmt: skip
+    def test_an_entry_that_cannot_be(self, entry):
+        (key,) = entry
+        with pytest.raises(TrainingError, match=f"^x.ckpt is not described rightly: position's {key} cannot") as caught:
+            Position.from_dict({**Position().to_dict(), **entry}, "x.ckpt")
+        assert len(str(caught.value)) < 300
+
+    def test_an_entry_of_a_newer_version(self):
+        with pytest.raises(TrainingError, match="has the unknown entry 'rng'; resume with the version that wrote it"):
+            Position.from_dict({**Position().to_dict(), "rng": [1, 2]}, "x.ckpt")
+
+
+class TestALyingCheckpoint:
+    """Sealed, and of no run all the same."""
+
+    @pytest.fixture(scope="class")
+    def run(self, tmp_path_factory):
+        """A run before its first step, of the frozen run's recipe."""
+        pytest.importorskip("mlxtend")
+        folder = tmp_path_factory.mktemp("run")
+        return Trainer(load_recipe(FROZEN / "run" / "recipe.yaml", {"ckpt_save_dir": str(folder)}))
+
+    def refusal(self, run, path, description=None, **arrays):
+        """The text with which a changed copy of the frozen run is refused; None for an array leaves it out."""
+        found = read_weights(FROZEN / "run" / "repvgg_last.ckpt")
+        kept = {name: array for name, array in {**found.arrays, **arrays}.items() if array is not None}
+        write_weights(path, kept, {**found.description, **(description or {})})
+        with pytest.raises(UserError) as caught:
+            restore(path, run, Position(run.ranks.size, run.images_per_step, SCHEDULE))
+        assert str(path) in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+        return str(caught.value)
+
+    def test_the_honest_one_is_taken(self, run):
+        """Negative control of the tests below."""
+        found = restore(
+            FROZEN / "run" / "repvgg_last.ckpt", run, Position(run.ranks.size, run.images_per_step, SCHEDULE)
+        )
+        assert (found.epoch, found.step_in_epoch) == (1, 7)
+
+    def test_a_position(self, run, tmp_path):
+        own = read_weights(FROZEN / "run" / "repvgg_last.ckpt").description
+        for entry, words in (
+            ({"epoch": 4}, "its position is epoch 4, step 7, of 3 epochs of 10 steps"),
+            ({"epoch": 3}, "its position is epoch 3, step 7, of 3 epochs of 10 steps"),
+            ({"step_in_epoch": 11}, "its position is epoch 1, step 11, of 3 epochs of 10 steps"),
+            ({"ranks": 0}, "is not described rightly: its position is"),
+            ({"rng": 1}, "its position has the unknown entry 'rng'"),
+        ):
+            assert words in self.refusal(run, tmp_path / "x.ckpt", {"position": {**own["position"], **entry}})
+        assert "holds a network but not the state" in self.refusal(run, tmp_path / "x.ckpt", {"step": None})
+        assert "unknown key 'momenta'" in self.refusal(
+            run, tmp_path / "x.ckpt", {"recipe": {**own["recipe"], "momenta": 1}}
+        )
+
+    def test_the_optimizer_s_state(self, run, tmp_path):
+        path = tmp_path / "x.ckpt"
+        for name, array in (
+            ("learning_rate", None),
+            ("global_step", None),
+            ("global_step", np.array([1, 2], np.int32)),
+            ("global_step", np.array([-1], np.int32)),
+            ("global_step", np.array([10**6], np.int32)),
+        ):
+            text = self.refusal(run, path, **{f"training_state.{name}": array})
+            assert "lacks the optimizer's state, or tells of more updates than its run has steps" in text
+        moment = "training_state.accum.linear.bias"
+        assert "1 missing: accum.linear.bias" in self.refusal(run, path, **{moment: None})
+        for shape in ((), (3,), (1, 3), (2, 2, 2)):
+            text = self.refusal(run, path, **{"training_state.statistics_of_ranks": np.zeros(shape, np.float32)})
+            assert f"holds statistics_of_ranks of the impossible shape {shape}" in text
 
 
 class TestFindRun:
@@ -118,20 +199,3 @@ class TestScheduleOfAnOlderRun:
         assert len(shown) == 10 * epochs
         assert shown[-1] == 0
         assert (used == shown).all()
-
-
-class TestStateThatLies:
-    """Whole, sealed checkpoints whose optimizer's state is missing, or of no run."""
-
-    @pytest.mark.parametrize("value", [None, np.array([10**6]), np.array([1, 2])])
-    def test_updates(self, tmp_path, value):
-        found = read_weights(FROZEN / "run" / "repvgg_last.ckpt")
-        name = "training_state.global_step"
-        assert name in found.arrays
-        found.arrays[name] = value
-        arrays = {name: array for name, array in found.arrays.items() if array is not None}
-        path = tmp_path / "x.ckpt"
-        write_weights(path, arrays, found.description)
-        recipe = recipe_of_run(path).replace(ckpt_save_dir=str(tmp_path / "run"))
-        with pytest.raises(TrainingError, match=r"x\.ckpt lacks the optimizer's state, or tells of more updates"):
-            Trainer(recipe, path)
