@@ -2,7 +2,14 @@
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used; the message says what was wrong, what was expected and what to do."""
+    """Something the user gave cannot be used; the message says what was wrong, what was expected and what to do.
+
+    Args:
+        message: one line. Where a name in it brings line breaks, spaces stand in their place.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
 
 
 class RecipeError(UserError):

@@ -10,8 +10,17 @@ from fuzz.watch import CRASH, HANG, MEMORY
 from mindrepvgg.errors import UserError
 
 
+class _TwoLinesError(UserError):
+    def __str__(self):
+        return "one\ntwo"
+
+
 def _refuse(given):
     raise UserError(given)
+
+
+def _refuse_in_two_lines(given):
+    raise _TwoLinesError(given)
 
 
 def _stumble(given):
@@ -27,7 +36,7 @@ EXPECTED = {
 DOORS = {
     "take": len,
     "refuse": _refuse,
-    "refuse in two lines": lambda given: _refuse(f"a\nb{given}"),
+    "refuse in two lines": _refuse_in_two_lines,
     "refuse at length": lambda given: _refuse("long" * 200),
     "say nothing": lambda given: 2,
     "stumble": _stumble,

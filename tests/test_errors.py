@@ -1,0 +1,20 @@
+"""The errors a user can cause."""
+
+import pickle
+
+import pytest
+
+from mindrepvgg.data.inputs import InputFiles
+from mindrepvgg.errors import CheckpointError, DataError
+
+pytestmark = pytest.mark.compat
+
+
+def test_a_name_with_line_breaks_leaves_the_message_on_one_line():
+    with pytest.raises(DataError, match=r"^a b c d does not exist; give pictures"):
+        InputFiles(["a\nb\x85c\u2028d"])
+
+
+def test_an_error_travels_between_processes():
+    error = pickle.loads(pickle.dumps(CheckpointError("one line")))
+    assert (type(error), str(error)) == (CheckpointError, "one line")
