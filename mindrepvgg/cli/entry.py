@@ -133,7 +133,7 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-        place = f"{error.filename}: " if error.filename else ""
+        place = f"{printable(error.filename, 300)}: " if error.filename else ""
         return _fail(2, f"{place}{error.strerror}")
 
 

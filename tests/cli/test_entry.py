@@ -47,6 +47,11 @@ def test_run_passes_arguments_and_gives_mains_status():
         (PermissionError(errno.EACCES, "Permission denied", "out/a.ckpt"), 2, "error: out/a.ckpt: Permission denied\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device\n"),
         (
+            OSError(errno.ENAMETOOLONG, "File name too long", f"{'x' * 300}{'y' * 300}"),
+            2,
+            f"error: {'x' * 198}...{'y' * 99}: File name too long\n",
+        ),
+        (
             MemoryError(),
             2,
             "error: not enough memory; free memory, or make the batch, the images or the network smaller\n",

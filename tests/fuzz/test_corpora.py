@@ -8,7 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from fuzz.cases import RIGHT, judge
 
 # Cases of each corpus, for about a second of it.
-COUNTS = {"descriptions": 40, "checkpoints": 120, "onnx_files": 120, "pictures": 120}
+COUNTS = {
+    "recipes": 120,
+    "descriptions": 40,
+    "checkpoints": 120,
+    "onnx_files": 120,
+    "file_names": 80,
+    "pictures": 120,
+}
 
 
 @pytest.mark.parametrize("name", COUNTS)
