@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 
-# Pixels. No picture has more on a side; an input of this size is beyond any machine's memory.
-LARGEST_SIDE = 65_536
+# Pixels of an input's side; far above, a batch fits no memory.
+LARGEST_SIDE = 1 << 14
 
 # What resizes images in validation. Published accuracies were measured with Pillow, which averages over all pixels
 # that a smaller image leaves out. The others are faster and change logits; docs/performance.md says by how much.

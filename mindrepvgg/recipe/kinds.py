@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from mindrepvgg.models.preprocessing import LARGEST_SIDE
 from mindrepvgg.recipe import strict_yaml
 from mindrepvgg.recipe.provenance import plain
 
@@ -114,7 +115,7 @@ def _read_interval(value, **bounds) -> tuple[float, float]:
 
 def _read_size(value) -> int | tuple[int, int]:
     items = [value] if isinstance(value, int) else _items(value)
-    sides = [_read_whole(item, least=1, most=_LARGEST_SIDE) for item in items]
+    sides = [_read_whole(item, least=1, most=LARGEST_SIDE) for item in items]
     if len(sides) > 2:
         raise ValueError
     return (sides[0], sides[1]) if len(sides) == 2 else sides[0]
@@ -138,7 +139,6 @@ def _read_mapping(value) -> dict[str, Any]:
 
 
 _LARGEST_INT = 2**31 - 1  # what MindSpore's counters hold
-_LARGEST_SIDE = 1 << 14  # pixels
 _SIZES = "a mapping such as {{num_blocks: [2, 4, 14, 1], widths: [48, 48, 96, 192, 1280]}}"
 # By a key's type: the reader, what it expects with a place for the bounds, and the value's name in --help.
 _KINDS = {
@@ -147,6 +147,6 @@ _KINDS = {
     "float": (_read_number, "a number{}", "X"),
     "tuple[float, ...]": (_read_numbers, "a list of numbers{}", "X,X,..."),
     "tuple[float, float]": (_read_interval, "two numbers [low, high]{}, low <= high", "LOW,HIGH"),
-    "int | tuple[int, int]": (_read_size, f"a whole number from 1 to {_LARGEST_SIDE}, or two [height, width]", "N|H,W"),
+    "int | tuple[int, int]": (_read_size, f"a whole number from 1 to {LARGEST_SIDE}, or two [height, width]", "N|H,W"),
     "Mapping[str, Any]": (_read_mapping, _SIZES, "MAPPING"),
 }

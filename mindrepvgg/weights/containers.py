@@ -31,9 +31,10 @@ SUFFIXES = (".ckpt", ".safetensors")
 # Protobuf and the largest network of the family stay far below.
 _MOST_BYTES = 8 << 30
 
-# Files for inference, by how they begin or by their suffix: what they are, and what runs them.
+# Files for inference, by how they begin or by their suffix: what they are, and what uses them.
+_ONNX_ENGINES = "onnxruntime runs it, and in Python mindrepvgg.deployment.engine.OnnxEngine"
 _INFERENCE = (
-    (rb"\x08[\x01-\x20][\x12\x1a\x3a\x42]", ".onnx", "an ONNX file", "onnxruntime and our OnnxEngine run it"),
+    (rb"\x08[\x01-\x20][\x12\x1a\x3a\x42]", ".onnx", "an ONNX file", _ONNX_ENGINES),
     (rb"\x0a.[\d.]+\x12\x09MindSpore", ".mindir", "a MindIR file", "mindspore.load and MindSpore Lite read it"),
     (rb"IMOD", ".om", "a model for Ascend (OM)", "Ascend's runtime runs it"),
     (None, ".air", "a model for Ascend (AIR)", "Ascend's ATC reads it"),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models.preprocessing import LARGEST_SIDE
-from mindrepvgg.models.variants import BN, DEPLOY, FORMS, QAT, TRAIN, Variant, find
+from mindrepvgg.models.variants import BN, DEPLOY, FORMS, MOST_CHANNELS, MOST_CLASSES, QAT, TRAIN, Variant, find
 from mindrepvgg.text import listed, printable, quoted
 from mindrepvgg.version import __version__, update_hint
 
@@ -54,11 +54,10 @@ def _is_size(value) -> bool:
 
 
 # What an entry's value must pass, and what it must be in words.
-_COUNT = "a whole number of at least"
 _NETWORK = {
     "model": (_is_text, "the name of a network"),
-    "num_classes": (lambda value: _is_count(value, 1), f"{_COUNT} 1"),
-    "in_channels": (lambda value: _is_count(value, 1), f"{_COUNT} 1"),
+    "num_classes": (lambda value: _is_count(value, 1, MOST_CLASSES), f"a whole number from 1 to {MOST_CLASSES}"),
+    "in_channels": (lambda value: _is_count(value, 1, MOST_CHANNELS), f"a whole number from 1 to {MOST_CHANNELS}"),
 }
 _FORM = {"form": (lambda value: value in FORMS, f"one of {', '.join(FORMS)}")}
 _OPTIONAL = {
@@ -68,8 +67,8 @@ _OPTIONAL = {
     "image_size": (_is_size, f"a height and a width from 1 to {LARGEST_SIDE} pixels"),
     "preprocessing": (_is_mapping, "a mapping of mean, std, crop_pct and interpolation"),
     "recipe": (_is_mapping, "a mapping of a recipe's keys"),
-    "epoch": (_is_count, f"{_COUNT} 0"),
-    "step": (_is_count, f"{_COUNT} 0"),
+    "epoch": (_is_count, "a whole number of at least 0"),
+    "step": (_is_count, "a whole number of at least 0"),
     "metrics": (_is_mapping, "a mapping"),
     "position": (_is_mapping, "a mapping"),
     "versions": (_is_mapping, "a mapping"),

@@ -263,7 +263,11 @@ class TestNoCheckpoint:
 @pytest.mark.parametrize(
     ("content", "suffix", "what"),
     [
-        (b"\x08\x08\x12\x07pytorch", ".ckpt", "is an ONNX file, for inference, and no checkpoint: onnxruntime and "),
+        (
+            b"\x08\x08\x12\x07pytorch",
+            ".ckpt",
+            "is an ONNX file, for inference, and no checkpoint: onnxruntime runs it, ",
+        ),
         (b"\x08\x07\x3a\x05graph", ".onnx", "is an ONNX file"),
         (b"not a message", ".onnx", "is an ONNX file"),
         (b"\x0a\x031.1\x12\x09MindSpore*\x06", ".ckpt", "is a MindIR file, for inference, and no checkpoint: "),

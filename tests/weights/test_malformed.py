@@ -7,13 +7,14 @@ writers carry no checksum, so that a flipped bit inside a weight is another weig
 import io
 import os
 import pickle
+import shutil
 import tarfile
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from support import contents, weights
+from support import FROZEN, contents, weights
 from support.foreign import theirs, write
 
 from mindrepvgg import load_weights, save_checkpoint
@@ -196,6 +197,28 @@ def test_what_is_no_checkpoint(call, tmp_path, name, suffix):
         assert text in err
         assert err.count("\n") == 1
         assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "validate net.onnx", "validate net.ckpt --engine onnxruntime", "convert net.onnx out.ckpt", "summary net.onnx",
+        "convert net.ckpt --inspect", "predict net.onnx net.onnx", "export net.onnx out.mindir",
+        "train -c quickstart --pretrained net.onnx --ckpt_save_dir run", "train --resume net.onnx",
+    ],
+)  # fmt: skip
+def test_an_onnx_file_is_told_from_a_checkpoint(call, tmp_path, monkeypatch, command):
+    """By every verb, and whatever it is called; by the Python functions as well, which the verbs call."""
+    monkeypatch.chdir(tmp_path)
+    path = next(word for word in command.split() if word.startswith("net"))
+    shutil.copy(FROZEN / "float32.onnx", path)
+    status, out, err = call(*command.split())
+    assert (status, out) == (2, "")
+    assert err == (
+        f"error: {path} is an ONNX file, for inference, and no checkpoint: onnxruntime runs it, and in Python "
+        "mindrepvgg.deployment.engine.OnnxEngine; give the checkpoint that it was exported from, deploy.ckpt\n"
+    )
+    assert contents(tmp_path).keys() == {path}
 
 
 def test_a_zip_that_lacks_a_member(files, convert):
