@@ -41,7 +41,7 @@ def originals(tmp_path_factory):
     save_checkpoint(net, folder / "train.ckpt", **facts)
     position = {"epoch": 1, "step_in_epoch": 0, "best_top1": None, "best_epoch": 0, "interval_losses": []}
     state = {"moments.linear.bias": np.zeros(10, np.float32)}
-    save_checkpoint(net, folder / "run_last.ckpt", training_state=state, position=position, **facts)
+    save_checkpoint(net, folder / "run_last.ckpt", training_state=state, position=position, step=10, **facts)
     save_checkpoint(to_deploy(net), folder / "deploy.ckpt", **facts)
     save_checkpoint(trained_net(5), folder / "five.ckpt", **{**facts, "class_names": list("01234")})
     return folder

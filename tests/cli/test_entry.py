@@ -49,7 +49,7 @@ def test_run_passes_arguments_and_gives_mains_status():
         (
             OSError(errno.ENAMETOOLONG, "File name too long", f"{'x' * 300}{'y' * 300}"),
             2,
-            f"error: {'x' * 198}...{'y' * 99}: File name too long\n",
+            f"error: {'x' * 197}...{'y' * 100}: File name too long\n",
         ),
         (
             MemoryError(),
