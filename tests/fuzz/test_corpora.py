@@ -9,7 +9,7 @@ from fuzz.cases import RIGHT, judge
 
 # Cases of each corpus, for about a second of it.
 COUNTS = {
-    "recipes": 120,
+    "recipes": 80,
     "descriptions": 40,
     "checkpoints": 120,
     "onnx_files": 120,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import json
 import os
@@ -31,7 +32,7 @@ _STARTING = 180.0  # MindSpore on a busy machine
 
 @dataclass(frozen=True)
 class Limits:
-    """What a case may take: seconds, and bytes above what the process has before its first case."""
+    """What a case may take: seconds in which no other program ran; bytes above those before the first case."""
 
     seconds: float = 5.0
     memory: int = 2**30
@@ -88,7 +89,7 @@ class _Worker:
 
     def report(self, seconds, memory=None):
         """The next line; HANG or MEMORY when a limit is passed, CRASH when the process has ended."""
-        end = time.monotonic() + seconds
+        began, waited = time.monotonic(), self._waited()
         while not self._lines:
             if self._selector.select(0.02):
                 data = os.read(self.process.stdout.fileno(), 1 << 20)
@@ -96,11 +97,17 @@ class _Worker:
                     return CRASH
                 *whole, self._rest = (self._rest + data).split(b"\n")
                 self._lines += whole
-            elif time.monotonic() > end:
+            elif time.monotonic() - began > seconds and time.monotonic() - began - self._waited() + waited > seconds:
                 return HANG
             elif memory is not None and self._resident() > memory:
                 return MEMORY
         return self._lines.popleft().decode()
+
+    def _waited(self):
+        """Seconds that the process was ready to run and the machine ran others."""
+        with contextlib.suppress(OSError):  # a kernel that does not count them, or the process is gone
+            return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[1]) / 1e9
+        return 0.0
 
     def go_on(self):
         """Let the worker take its next case."""
