@@ -30,9 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options.add_weights(parser)
     parser.add_argument("--num_classes", type=int, help="refuse a checkpoint of another class count")
-    parser.add_argument(
-        "--rtol", type=float, default=1e-4, help="largest difference over the largest output (%(default)s)"
-    )
+    options.add_rtol(parser, 1e-4, "largest difference over the largest output (%(default)s)")
     parser.add_argument("--allow_nonfinite", action="store_true", help="accept NaN and infinite weights")
     parser.add_argument("--report", action="store_true", help="save the report as DST's name with .report.json")
     options.add_device(parser, "CPU", "where both forms run (%(default)s)")

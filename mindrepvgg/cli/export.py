@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_overrides(parser, _OVERRIDES)
     options.add_weights(parser)
     parser.add_argument("--form", default="deploy", choices=("deploy", "train"), help="only deploy is exported")
-    parser.add_argument("--rtol", type=float, help="largest difference over the largest output (by precision)")
+    options.add_rtol(parser, None, "largest difference over the largest output (by precision)")
     parser.add_argument("--soc_version", default="Ascend310P3", help="chip in the command for ATC (%(default)s)")
     options.add_device(parser, "CPU")
     options.add_json(parser)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
-from argparse import Namespace, _ArgumentGroup
+from argparse import ArgumentTypeError, Namespace, _ArgumentGroup
 from collections.abc import Iterable
 
 from mindrepvgg.cli.entry import ArgumentParser
+from mindrepvgg.text import quoted
 
 CHECKPOINT = "checkpoint of this or any RepVGG project"
 
@@ -30,6 +32,22 @@ def add_weights(parser: ArgumentParser):
     """Add --weights."""
     text = "ema: the averaged copy in the checkpoint"
     parser.add_argument("--weights", default="raw", choices=("raw", "ema"), help=text)
+
+
+def add_rtol(parser: ArgumentParser | _ArgumentGroup, default: float | None, text: str):
+    """Add --rtol."""
+    parser.add_argument("--rtol", type=_tolerance, default=default, help=text)
+
+
+def _tolerance(text: str) -> float:
+    """A number that says what may differ; nothing would pass NaN, and anything would pass infinity."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise ArgumentTypeError(f"{quoted(text)} must be a number of at least 0")
+    return value
 
 
 def add_json(parser: ArgumentParser, text: str = "print one JSON object, for programs"):

@@ -42,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check = parser.add_argument_group("cross-check", "compare with PyTorch on the same images; status 1 if they differ")
     check.add_argument("--cross_check", nargs="?", const="torch", choices=("torch", "timm"), help="the other side")
     check.add_argument("--reference", metavar="FILE", help="what PyTorch reads: the original of CKPT (default: CKPT)")
-    check.add_argument(
-        "--rtol", type=float, default=1e-4, help="largest difference over the largest logit (%(default)s)"
-    )
+    options.add_rtol(check, 1e-4, "largest difference over the largest logit (%(default)s)")
     arguments = parser.parse_args(argv)
     _check(arguments, parser)
     overrides = options.given(arguments, _OVERRIDES)

@@ -15,7 +15,7 @@ from mindrepvgg.evaluation.metrics import MetricSum
 from mindrepvgg.evaluation.torch_reference import TorchReference, import_torch, read_tensors
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.recipe.network import recipe_of
-from mindrepvgg.reparam.compare import difference, largest, relative
+from mindrepvgg.reparam.compare import check_tolerance, difference, largest, relative
 from mindrepvgg.runtime.device import inference_mode
 from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.text import printable
@@ -83,8 +83,10 @@ def cross_check(
         rtol: the largest difference over the reference's largest logit that passes.
 
     Raises:
+        UserError: `rtol` is negative, infinite or NaN.
         ValueError: the two have other class counts, or there is no image.
     """
+    check_tolerance(rtol)
     max_abs = scale = 0.0
     same_top1 = same_top5 = num_images = 0
     sums = {"ours": MetricSum(), "reference": MetricSum()}

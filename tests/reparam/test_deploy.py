@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import re
 import sys
 
 import mindspore as ms
@@ -13,7 +14,8 @@ from support import SMALL, array, context_mode, images, noise, randomise_bn, rel
 from support.golden import FAMILY, GOLDEN
 
 from mindrepvgg import create_model, to_deploy, verify_equivalence
-from mindrepvgg.errors import EquivalenceError
+from mindrepvgg.errors import EquivalenceError, UserError
+from mindrepvgg.evaluation.crosscheck import cross_check
 from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.foldable import rep_blocks
 from mindrepvgg.reparam.layers import batch_norm, conv2d
@@ -466,6 +468,31 @@ def test_the_tolerance_is_the_callers(pynative_mode):
     changed_head(net, deployed)
     assert verify_equivalence(net, deployed, images(), rtol=0.1).passed
     assert not verify_equivalence(net, deployed, images(), rtol=1e-3, raise_on_failure=False).passed
+
+
+@compat
+def test_a_network_of_agreeing_blocks_is_told_of_the_tolerance(pynative_mode):
+    net = small()
+    net.linear.weight.set_data(net.linear.weight * 0)
+    deployed = to_deploy(net)
+    deployed.linear.bias.set_data(deployed.linear.bias * 1.0002)
+    with pytest.raises(EquivalenceError) as caught:
+        verify_equivalence(net, deployed, images())
+    assert re.search(
+        r"^the two forms differ: the networks' outputs differ by 2\.0e-04 of the largest, and every block agrees to "
+        r"\S+e-0[67]: either .*, and a larger rtol accepts it \(convert: --rtol\)$",
+        str(caught.value),
+    )
+    assert verify_equivalence(net, deployed, images(), rtol=1e-3).passed
+
+
+@compat
+@pytest.mark.parametrize("rtol", [np.nan, -1e-4, np.inf])
+def test_a_tolerance_that_says_nothing_is_refused(rtol):
+    with pytest.raises(UserError, match=r"^rtol \(=\S+\) must be a number of at least 0$"):
+        verify_equivalence(None, None, None, rtol=rtol)
+    with pytest.raises(UserError, match=r"^rtol \(=\S+\) must be a number of at least 0$"):
+        cross_check(None, None, [], rtol=rtol)
 
 
 ORDER = "the first network must be in train form, the second in deploy form"
