@@ -10,6 +10,7 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.errors import UserError
+from mindrepvgg.models.images import check_images
 from mindrepvgg.models.parameters import load_arrays
 from mindrepvgg.models.qat import to_fake_quantized, to_trainable_deploy
 from mindrepvgg.models.shapes import check_fit, check_size, parameter_shapes
@@ -62,6 +63,12 @@ class RepVGG(nn.Cell):
             stage_blocks = [blocks[f"{stage.name}.{i}"] for i in range(stage.num_blocks)]
             setattr(self, stage.name, nn.SequentialCell(stage_blocks))
         self.linear = _linear(variant.widths[-1], num_classes)
+
+    def __call__(self, *args, **kwargs):
+        """Compute, see `construct`; what is no batch of images is refused in one line, a UserError."""
+        if args or "x" in kwargs:
+            check_images(self, args[0] if args else kwargs["x"])
+        return super().__call__(*args, **kwargs)
 
     @property
     def deploy(self):

@@ -7,7 +7,8 @@ from collections import Counter
 
 from mindrepvgg.reparam.equivalence import verify_equivalence
 from mindrepvgg.reparam.foldable import copy_fused, hidden_blocks, is_block, rep_blocks
-from mindrepvgg.reparam.probe import HALF_TOLERANCE, TOLERANCE, check_block, computes_in_half, needs_probe
+from mindrepvgg.reparam.precision import computes_in_half
+from mindrepvgg.reparam.probe import HALF_TOLERANCE, TOLERANCE, check_block, needs_probe
 from mindrepvgg.text import listed
 
 log = logging.getLogger(__name__)

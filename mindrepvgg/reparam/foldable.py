@@ -135,13 +135,14 @@ def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock]) -> tuple[nn.Cell,
     # PyNative's recomputation refers to the cell it was set up for, and saves memory in training only.
     nothing = [cell._recompute_cell for _, cell in net.cells_and_names() if getattr(cell, "_recompute_cell", None)]
     memo = {**{id(branch): _LeftOut() for branch in left_out}, **{id(thing): None for thing in nothing}}
+    convs = {name: block.fused_conv() for name, block in blocks.items()}
     try:
         copied = copy.deepcopy(net, memo)
     except TypeError as error:
         raise ValueError(f"{type(net).__name__} cannot be copied: {error}") from None
     fused = {name: memo[id(block)] for name, block in blocks.items()}
-    for name, block in blocks.items():
-        fused[name].take(block.fused_conv())
+    for name, conv in convs.items():
+        fused[name].take(conv)
     for path, cell in copied.cells_and_names():
         cell.compile_cache.clear()
         if isinstance(cell, _LeftOut):

@@ -62,6 +62,15 @@ def check_precision(level, dtype, device):
         )
 
 
+def computes_in_half(net: nn.Cell) -> bool:
+    """Whether any cell computes in half precision: by its flags, or by code that automatic mixed precision O1 wrote."""
+    for _, cell in net.cells_and_names():
+        code = getattr(cell.construct, "__code__", None)
+        if cell.get_flags().get("fp16") or cell.get_flags().get("bf16") or (code and "amp_cast" in code.co_names):
+            return True
+    return False
+
+
 @contextlib.contextmanager
 def float32_precision(net, level, dtype):
     """Run the body with the network in float32, then return it to `level` and `dtype`."""

@@ -9,6 +9,7 @@ from mindspore import Tensor, nn
 from mindrepvgg.reparam.compare import difference, leaves
 from mindrepvgg.reparam.foldable import FoldableBlock
 from mindrepvgg.reparam.layers import NORMS
+from mindrepvgg.reparam.precision import computes_in_half
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 from mindrepvgg.text import printable
 
@@ -79,15 +80,6 @@ def check_block(path: str, block: FoldableBlock, deployed: FoldableBlock):
             f"by {np.max(differences):.1e} of the largest output; "
             "let its class override fused_kernel_bias, or leave this network in train form"
         )
-
-
-def computes_in_half(net: nn.Cell) -> bool:
-    """Whether any cell computes in half precision: by its flags, or by code that automatic mixed precision O1 wrote."""
-    for _, cell in net.cells_and_names():
-        code = getattr(cell.construct, "__code__", None)
-        if cell.get_flags().get("fp16") or cell.get_flags().get("bf16") or (code and "amp_cast" in code.co_names):
-            return True
-    return False
 
 
 def _first_line(error):
