@@ -179,6 +179,10 @@ _VARIANTS = {
 }
 
 
+# What a network `repvgg` of one's own size is described by; see `custom`.
+SHAPE_KEYS = ("num_blocks", "widths", "group_size", "se", "se_ratio", "aux_heads")
+
+
 def list_models() -> list[str]:
     """The names `create_model` knows, the paper's order; `repvgg` (one's own sizes) comes last."""
     return [*_VARIANTS, "repvgg"]
@@ -228,10 +232,9 @@ def custom(num_blocks=None, widths=None, **options) -> Variant:
     Raises:
         UserError: they are missing, unknown or do not fit each other.
     """
-    known = ("group_size", "se", "se_ratio", "aux_heads")
-    unknown = set(options) - set(known)
+    unknown = set(options) - set(SHAPE_KEYS)
     if unknown:
-        raise UserError(f"repvgg does not know {_names(unknown)}; it takes num_blocks, widths, {', '.join(known)}")
+        raise UserError(f"repvgg does not know {_names(unknown)}; it takes {', '.join(SHAPE_KEYS)}")
     if num_blocks is None or widths is None:
         raise UserError("repvgg needs num_blocks (four numbers, stages 1-4) and widths (five numbers, stages 0-4)")
     for key, value in (("num_blocks", num_blocks), ("widths", widths)):

@@ -12,11 +12,11 @@ Source: RepVGG, figure 4, arXiv:2101.03697; SE after the ReLU ('post') is RepVGG
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.reparam import arithmetic
-from mindrepvgg.reparam.foldable import FoldableBlock, bn_terms, norm_of
+from mindrepvgg.reparam.foldable import FoldableBlock, add_padded, bn_terms, norm_of
 from mindrepvgg.reparam.layers import batch_norm, conv2d
 from mindrepvgg.text import quoted
 
@@ -152,7 +152,7 @@ class RepVGGBlock(FoldableBlock):
             (self.rbr_dense.conv.weight, *bn_terms(self.rbr_dense.bn)),
             (self.rbr_1x1.conv.weight, *bn_terms(self.rbr_1x1.bn)),
             identity,
-            _add_padded,
+            add_padded,
         )
 
     def fused_kernel_bias(self, dtype=np.float64) -> tuple[np.ndarray, np.ndarray]:
@@ -218,8 +218,3 @@ class RepVGGBlock(FoldableBlock):
         return conv2d(
             self.in_channels, self.out_channels, 3, self.stride, dilation=self.dilation, groups=self.groups, bias=True
         )
-
-
-def _add_padded(kernel, kernel_1x1):
-    """A 3x3 and a 1x1 kernel's sum, as `arithmetic.add_1x1`, in differentiable operators."""
-    return kernel + ops.pad(kernel_1x1, (1, 1, 1, 1))

@@ -6,7 +6,7 @@ import copy
 import gc
 from collections.abc import Iterator
 
-from mindspore import nn
+from mindspore import nn, ops
 
 
 class FoldableBlock(nn.Cell):
@@ -74,10 +74,17 @@ def bn_terms(cell):
     return bn.gamma, bn.beta, bn.moving_mean, bn.moving_variance, bn.eps
 
 
+def add_padded(kernel, kernel_1x1):
+    """A 3x3 and a 1x1 kernel's sum, as `arithmetic.add_1x1`, in differentiable operators."""
+    return kernel + ops.pad(kernel_1x1, (1, 1, 1, 1))
+
+
 def is_block(cell) -> bool:
     """Whether a cell is a block that can be fused.
 
-    By its methods: MindSpore's automatic mixed precision O1 imports this module anew, under another name.
+    By its methods: MindSpore's automatic mixed precision O1 imports this module anew, under another name. It writes
+    a block's methods anew, with the imports of the block's module but without its functions: so no method of a block
+    calls a function of its own module.
     """
     return isinstance(cell, nn.Cell) and hasattr(cell, "fused_conv")
 
@@ -93,6 +100,8 @@ def hidden_blocks(net: nn.Cell) -> list[str]:
     found = []
     for path, cell in net.cells_and_names():
         for attribute, value in vars(cell).items():
+            if attribute == "cell_list" and isinstance(value, list):
+                continue  # a SequentialCell's own; automatic mixed precision O1 leaves the cells of before in it
             for place, hidden in _cells_within(value, f"{path}.{attribute}".lstrip("."), seen):
                 inner = hidden.cells_and_names(name_prefix=place)
                 found += [name for name, block in inner if is_block(block) and not block.deploy]

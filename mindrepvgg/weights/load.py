@@ -8,15 +8,15 @@ from pathlib import Path
 
 from mindspore import nn
 
-from mindrepvgg.errors import CheckpointError
+from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models import repvgg
 from mindrepvgg.models.parameters import load_arrays, network_arrays
 from mindrepvgg.models.qat import fold_bn
 from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.models.shapes import check_finite
-from mindrepvgg.models.variants import BN, DEPLOY, QAT, TRAIN, find
+from mindrepvgg.models.variants import BN, DEPLOY, QAT, SHAPE_KEYS, TRAIN, find
 from mindrepvgg.reparam.deploy import to_deploy
-from mindrepvgg.text import printable
+from mindrepvgg.text import nearest, printable
 from mindrepvgg.weights.checkpoint import check_form, split_state
 from mindrepvgg.weights.containers import read_weights
 from mindrepvgg.weights.description import Description
@@ -194,6 +194,7 @@ def create_model(
         UserError: the name or a number cannot be used.
         CheckpointError: the file is of another network.
     """
+    _check_arguments(shape)
     wanted = find(name, **shape)
     if weights is None:
         return repvgg.build(wanted, num_classes, in_channels, DEPLOY if deploy else TRAIN, norm=norm)
@@ -219,6 +220,21 @@ def create_model(
         arrays |= {name: array for name, array in network_arrays(net).items() if name.startswith(fresh)}
     load_arrays(net.get_parameters(), arrays, weights)
     return to_deploy(net) if deploy and form == TRAIN else net
+
+
+def _check_arguments(shape):
+    """Raise UserError for what `create_model` does not take, whatever the network's name is."""
+    unknown = sorted(set(shape) - set(SHAPE_KEYS))
+    if "pretrained" in unknown:
+        raise UserError(
+            "create_model takes no pretrained: no weights come with the package; leave it out for fresh ones, or give "
+            "a file of this or any RepVGG project as weights=FILE (load_weights and the command convert read it too)"
+        )
+    if unknown:
+        taken = ("num_classes", "in_channels", "deploy", "weights", "norm", *SHAPE_KEYS)
+        near = nearest(unknown[0], taken)
+        hint = f"did you mean {near}?" if near else f"it takes {', '.join(taken)}"
+        raise UserError(f"create_model does not know {printable(unknown[0])}; {hint}")
 
 
 def _fresh_heads(net, found) -> tuple[str, ...]:

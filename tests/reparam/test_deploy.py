@@ -273,7 +273,8 @@ SLOW = pytest.mark.slow
         ("O2", "pynative"),
         ("O3", "pynative"),
         ("O2", "graph"),
-        *(pytest.param(way, "graph", marks=SLOW) for way in ("to_float", "one block", "O3")),
+        pytest.param("O1", "pynative", marks=SLOW),
+        *(pytest.param(way, "graph", marks=SLOW) for way in ("to_float", "one block", "O1", "O3")),
     ],
 )
 def test_a_network_in_the_users_mixed_precision_is_fused(way, mode, rewriting):
@@ -301,6 +302,17 @@ def check_mixed_precision(way):
     assert list(weights(deployed)) == list(weights(to_deploy(blocks())))
     assert all(parameter.dtype == ms.float32 for parameter in deployed.get_parameters())
     assert verify_equivalence(net, deployed, x, rtol=1e-2).passed
+
+
+def test_a_block_that_o1_rewrote_is_fused(pynative_mode, rewriting):
+    block, x = randomise_bn(RepVGGBlock(8, 8)).set_train(False), Tensor(images(2, 8, 9, 7))
+    expected = block.fused_kernel_bias()
+    net = ms.amp.auto_mixed_precision(block, "O1", ms.float16)
+    assert type(net).__module__ != RepVGGBlock.__module__
+    half, deployed = net(x), to_deploy(net)
+    assert 0 < relative_difference(deployed(x), half) < 5e-3
+    for value, truth in zip(net.get_equivalent_kernel_bias(), expected, strict=True):
+        assert relative_difference(value, truth) < 1e-6
 
 
 @pytest.mark.parametrize("way", ["to_float", "O2", "O3"])
