@@ -100,12 +100,17 @@ def hidden_blocks(net: nn.Cell) -> list[str]:
     found = []
     for path, cell in net.cells_and_names():
         for attribute, value in vars(cell).items():
-            if attribute == "cell_list" and isinstance(value, list):
-                continue  # a SequentialCell's own; automatic mixed precision O1 leaves the cells of before in it
+            if attribute == "cell_list" and _is_sequential(cell):
+                continue
             for place, hidden in _cells_within(value, f"{path}.{attribute}".lstrip("."), seen):
                 inner = hidden.cells_and_names(name_prefix=place)
                 found += [name for name, block in inner if is_block(block) and not block.deploy]
     return found
+
+
+def _is_sequential(cell):
+    """Whether a cell is a SequentialCell, by name: automatic mixed precision O1 imports that class anew as well."""
+    return any(base.__name__ == "SequentialCell" for base in type(cell).__mro__)
 
 
 def _cells_within(value, path, seen) -> Iterator[tuple[str, nn.Cell]]:
@@ -154,6 +159,8 @@ def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock]) -> tuple[nn.Cell,
         fused[name].take(conv)
     for path, cell in copied.cells_and_names():
         cell.compile_cache.clear()
+        if _is_sequential(cell):  # where O1 has left the cells of before
+            cell.cell_list = list(cell._cells.values())
         if isinstance(cell, _LeftOut):
             raise ValueError(f"{path} is a branch of a block and used elsewhere too: without it nothing can be fused")
     return copied, fused
