@@ -17,7 +17,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.reparam import arithmetic
 from mindrepvgg.reparam.foldable import FoldableBlock, add_padded, bn_terms, norm_of
-from mindrepvgg.reparam.layers import batch_norm, conv2d
+from mindrepvgg.reparam.layers import batch_norm, conv2d, geometry
 from mindrepvgg.text import quoted
 
 
@@ -199,9 +199,9 @@ class RepVGGBlock(FoldableBlock):
         kernel, bias = self.fused_kernel_bias(trained.weight.asnumpy().dtype)
         with no_init_parameters():
             conv = self._make_conv()
-        for key in ("stride", "pad_mode", "padding", "dilation"):
-            if getattr(trained, key) != getattr(conv, key):
-                raise ValueError(f"rbr_dense.conv has {key} {getattr(trained, key)}, the block {getattr(conv, key)}")
+        found, expected = geometry(trained), geometry(conv)
+        if found != expected:
+            raise ValueError(f"rbr_dense.conv has {found}, the block was built with {expected}")
         # Half precision is a flag of a cell, and under automatic mixed precision O1 its class.
         conv.__class__ = type(trained)
         conv.add_flags(**trained.get_flags())

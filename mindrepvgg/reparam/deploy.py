@@ -8,7 +8,7 @@ from collections import Counter
 from mindrepvgg.reparam.equivalence import verify_equivalence
 from mindrepvgg.reparam.foldable import copy_fused, hidden_blocks, is_block, rep_blocks
 from mindrepvgg.reparam.precision import computes_in_half
-from mindrepvgg.reparam.probe import HALF_TOLERANCE, TOLERANCE, check_block, needs_probe
+from mindrepvgg.reparam.probe import HALF_TOLERANCE, TOLERANCE
 from mindrepvgg.text import listed
 
 log = logging.getLogger(__name__)
@@ -49,10 +49,7 @@ def to_deploy(net, inputs=None):
         raise ValueError(f"{type(net).__name__} is in deploy form already: there is nothing to fuse")
     if foreign:
         log.warning("%s: not all is fused%s", type(net).__name__, foreign)
-    deployed, fused = copy_fused(net, trained)
-    for name, block in trained.items():
-        if inputs is None and needs_probe(block):
-            check_block(name, block, fused[name])
+    deployed = copy_fused(net, trained, probe=inputs is None)
     for _, cell in deployed.cells_and_names():
         if hasattr(cell, "drop_aux_heads"):  # what only training knows, a cell drops itself
             cell.drop_aux_heads()

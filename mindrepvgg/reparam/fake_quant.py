@@ -204,9 +204,9 @@ class ConvBNBlock(RepVGGBlock):
 
     def fused_kernel_bias(self, dtype=np.float64):
         """See `RepVGGBlock.fused_kernel_bias`."""
-        *vectors, eps = bn_terms(self.rbr_dense.bn)
-        arrays = (parameter.asnumpy() for parameter in (self.rbr_dense.conv.weight, *vectors))
-        kernel, bias = arithmetic.fold_bn(*arrays, eps)
+        gamma, beta, mean, var, eps = bn_terms(self.rbr_dense.bn)
+        weight, gamma, beta, mean, var = (p.asnumpy() for p in (self.rbr_dense.conv.weight, gamma, beta, mean, var))
+        kernel, bias = arithmetic.fold_bn(weight, gamma, beta, mean, var, eps)
         return kernel.astype(dtype), bias.astype(dtype)
 
     def take(self, conv):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 from mindspore import nn, ops
+
+from mindrepvgg.reparam.probe import check_block, needs_probe
 
 
 class FoldableBlock(nn.Cell):
@@ -41,10 +44,17 @@ class FoldableBlock(nn.Cell):
         Compiled graphs that contain this block are forgotten, so that the next call of any network around it runs the
         new form. An optimizer made before still holds the branches' parameters: make a new one. To keep the trained
         network, use `mindrepvgg.to_deploy`, which builds a new one.
+
+        Raises:
+            ValueError: the block cannot be fused, see `mindrepvgg.to_deploy`; it stays as it was.
         """
-        if not self.deploy:
-            self.take(self.fused_conv())
-            _forget_graphs(self)
+        if self.deploy:
+            return
+        conv = self.fused_conv()
+        if needs_probe(self):
+            self.deployed()
+        self.take(conv)
+        _forget_graphs(self)
 
     def deployed(self) -> nn.Cell:
         """Make a new block in deploy form that computes the same, under the same names; this one stays as it was.
@@ -52,10 +62,10 @@ class FoldableBlock(nn.Cell):
         Class, attributes, hooks, flags and other cells are those of this block.
 
         Raises:
-            ValueError: the block is in deploy form already.
+            ValueError: the block is in deploy form already, or cannot be fused, see `mindrepvgg.to_deploy`.
         """
         self.check_train_form()
-        return copy_fused(self, {"": self})[1][""]
+        return copy_fused(self, {"": self})
 
     def check_train_form(self):
         """Raise ValueError where the block is fused already."""
@@ -130,7 +140,7 @@ class _LeftOut(nn.Cell):
     """Stands for a branch while its block is copied."""
 
 
-def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock]) -> tuple[nn.Cell, dict[str, FoldableBlock]]:
+def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = True) -> nn.Cell:
     """Copy a network with one convolution in the place of the branches of `blocks`; the branches are never duplicated.
 
     Nothing is shared with `net`. What is shared within `net`, is shared within the copy. No cell has a compiled graph.
@@ -138,32 +148,32 @@ def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock]) -> tuple[nn.Cell,
     Args:
         net: a cell; it stays as it was.
         blocks: train-form blocks in it, by name.
-
-    Returns:
-        The copy, and the copies of the blocks by name.
+        probe: try the blocks whose classes do not vouch for the fusion, see `probe.check_block`.
 
     Raises:
-        ValueError: `net` cannot be copied, or uses a branch elsewhere too.
+        ValueError: `net` cannot be copied, or uses a branch elsewhere too, or a block's two forms differ.
     """
     left_out = [branch for block in blocks.values() for branch in block.branches().values()]
     # PyNative's recomputation refers to the cell it was set up for, and saves memory in training only.
     nothing = [cell._recompute_cell for _, cell in net.cells_and_names() if getattr(cell, "_recompute_cell", None)]
-    memo = {**{id(branch): _LeftOut() for branch in left_out}, **{id(thing): None for thing in nothing}}
+    memo: dict[int, Any] = {**{id(branch): _LeftOut() for branch in left_out}, **{id(thing): None for thing in nothing}}
     convs = {name: block.fused_conv() for name, block in blocks.items()}
     try:
         copied = copy.deepcopy(net, memo)
     except TypeError as error:
         raise ValueError(f"{type(net).__name__} cannot be copied: {error}") from None
-    fused = {name: memo[id(block)] for name, block in blocks.items()}
-    for name, conv in convs.items():
-        fused[name].take(conv)
+    for name, block in blocks.items():
+        memo[id(block)].take(convs.pop(name))
     for path, cell in copied.cells_and_names():
         cell.compile_cache.clear()
         if _is_sequential(cell):  # where O1 has left the cells of before
             cell.cell_list = list(cell._cells.values())
         if isinstance(cell, _LeftOut):
             raise ValueError(f"{path} is a branch of a block and used elsewhere too: without it nothing can be fused")
-    return copied, fused
+    for name, block in blocks.items():
+        if probe and needs_probe(block):
+            check_block(name, block, memo[id(block)])
+    return copied
 
 
 def _forget_graphs(changed):

@@ -211,3 +211,9 @@ class _BatchNorm2d(nn.BatchNorm2d):
         terms = (self.gamma, self.beta, self.moving_mean, self.moving_variance)
         by_batch = self.training if self.use_batch_statistics is None else self.use_batch_statistics
         return self.bn_train(x, *terms)[0] if by_batch else self.bn_infer(x, *terms)[0]
+
+
+def geometry(conv: nn.Conv2d) -> dict:
+    """How a convolution goes over its input, by its operator: padding, stride and dilation."""
+    operator = getattr(conv.conv2d, "operator", conv.conv2d)  # that of one group, where groups are split
+    return {key: operator.attrs[key] for key in ("pad_mode", "pad", "stride", "dilation")}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
 from mindrepvgg.reparam.compare import difference, leaves
-from mindrepvgg.reparam.foldable import FoldableBlock
 from mindrepvgg.reparam.layers import NORMS
 from mindrepvgg.reparam.precision import computes_in_half
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 from mindrepvgg.text import printable
+
+if TYPE_CHECKING:
+    from mindrepvgg.reparam.foldable import FoldableBlock
 
 # What the two forms may differ by, over the largest output: in float32, and where a cell computes in half precision.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 2e-2

@@ -8,7 +8,7 @@ from support import SMALL, images, randomise_bn, relative_difference
 
 from mindrepvgg import create_model, to_deploy
 from mindrepvgg.errors import EquivalenceError
-from mindrepvgg.reparam import deploy
+from mindrepvgg.reparam import foldable
 from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.layers import conv2d
 
@@ -95,7 +95,10 @@ def ready(block):
 def test_what_computes_the_same_is_fused(block):
     net = ready(nn.SequentialCell(block(8, 8)))
     x = Tensor(images(2, 8, 9, 7))
-    assert relative_difference(to_deploy(net)(x), net(x)) < 1e-5
+    expected = net(x)
+    assert relative_difference(to_deploy(net)(x), expected) < 1e-5
+    net[0].switch_to_deploy()
+    assert relative_difference(net(x), expected) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -114,6 +117,9 @@ def test_what_would_change_is_refused(block, reason):
     net = nn.SequentialCell(nn.ReLU(), ready(block(8, 8)))
     with pytest.raises(ValueError, match=rf"^1 \(\w+\) cannot be fused: .*{reason}"):
         to_deploy(net)
+    for fuse in (net[1].deployed, net[1].switch_to_deploy):
+        with pytest.raises(ValueError, match=rf"^the block \(\w+\) cannot be fused: .*{reason}"):
+            fuse()
     assert not net[1].deploy
     net(Tensor(images(2, 8, 9, 7)))
 
@@ -149,7 +155,7 @@ def test_what_noise_does_not_fit_is_tried_on_the_callers_inputs():
 
 def test_what_is_ours_is_not_tried(monkeypatch):
     """Neither plain blocks, nor those with other activations, nor those in mixed precision."""
-    monkeypatch.setattr(deploy, "check_block", None)
+    monkeypatch.setattr(foldable, "check_block", None)
     net = create_model("repvgg", 10, **SMALL["plus"])
     net.stage0.relu = nn.LeakyReLU(0.1)
     to_deploy(net.to_float(ms.bfloat16))
