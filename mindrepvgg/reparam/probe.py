@@ -37,11 +37,12 @@ def _is_ours(cell):
 
 def _folds_exactly(cell):
     """Whether the formulas know all that a cell of a branch does."""
-    if getattr(cell, "_forward_hook", None) or getattr(cell, "_forward_pre_hook", None):
+    hooks = getattr(cell, "_forward_hook", None) or getattr(cell, "_forward_pre_hook", None)
+    if hooks or "construct" in vars(cell) or getattr(cell, "bias", None) is not None:
         return False
     # What automatic mixed precision O2 puts around a BN casts its output.
-    plain = type(cell) in (nn.Conv2d, *NORMS) or type(cell).__module__ == "mindspore.train.amp"
-    return (plain and "construct" not in vars(cell) and getattr(cell, "bias", None) is None) or _is_ours(cell)
+    known = type(cell) in (nn.Conv2d, *NORMS) or type(cell).__module__ == "mindspore.train.amp"
+    return known or _is_ours(cell)
 
 
 def check_block(path: str, block: FoldableBlock, deployed: FoldableBlock):
