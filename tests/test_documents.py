@@ -25,7 +25,7 @@ FOREIGN = {
     *("bind_core", "bind_numa", "cluster_time_out"),
     *("upgrade", "upgrade-strategy", "force-reinstall", "dry-run", "no-deps", "platform", "only-binary"),  # pip
     *("find-links", "no-index", "system-site-packages"),
-    *("announced-signatures",),  # pytest, in this repository
+    *("announced-signatures", "corpus", "minutes", "replay"),  # pytest and python -m fuzz, in this repository
     *("only", "update_readme", "help", "version"),  # benchmarks/report.py, benchmarks/demo.py, every program
 }
 
