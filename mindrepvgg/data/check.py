@@ -217,7 +217,7 @@ def _look_at_file(source, index):
     try:
         encoded = source.files.read(index)
     except DataError as error:
-        return str(error)
+        return str(error).removeprefix(f"{source.name(index)} ")
     try:
         height, width = decode(encoded, source.name(index), in_channels=3).shape[:2]
     except UnreadableImageError:

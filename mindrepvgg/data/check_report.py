@@ -6,10 +6,11 @@ import dataclasses
 import os
 
 from mindrepvgg.files import atomic_write
-from mindrepvgg.text import listed
+from mindrepvgg.text import listed, printable
 
 USUAL_SIDE = 224  # pixels that networks of this family are trained on; smaller pictures are enlarged
 _NAMES_SHOWN = 5
+_LONGEST_LINE = 50_000  # characters; some paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,8 @@ class DataReport:
         wrong = [f"{entry['file']} is {entry['format']}" for entry in self.wrong_suffix]
         lines += _titled("files of another format than their suffix says (read all the same)", wrong)
         lines.append("nothing bad was found" if self.passed else "the data set needs repair")
-        # A file's name may hold bytes that are no text.
-        return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
+        # A file's name may hold bytes that are no text, and control characters.
+        return "\n".join(printable(line, _LONGEST_LINE) for line in "\n".join(lines).split("\n"))
 
     def _sorted_duplicates(self):
         """The groups in words: those of two classes, of two splits, and the others."""

@@ -155,8 +155,9 @@ def cross_check_file(
     if against == "timm":
         other, num_classes, in_channels = _timm_network(source, averaged)
     else:
+        tensors = read_tensors(source, averaged)
         try:
-            other = TorchReference(read_tensors(source, averaged))
+            other = TorchReference(tensors)
         except CheckpointError as error:
             raise CheckpointError(f"{source}: {error}") from None
         num_classes, in_channels = other.num_classes, other.in_channels

@@ -20,7 +20,9 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.evaluation.inference import ArrayFunction, as_function
 from mindrepvgg.files import MEGABYTE, read_regular
 from mindrepvgg.recipe.network import recipe_of
+from mindrepvgg.text import printable
 
+_LONGEST_LINE = 9000  # characters; two paths
 _LARGEST_NAMES = 16 * MEGABYTE
 
 
@@ -51,11 +53,12 @@ class Prediction:
             lines.append(f"  error: {self.error}")
         width = max((len(str(index)) for _, index, _ in self.top), default=0)
         for name, index, probability in self.top:
-            lines.append(f"  {probability:7.2%}  {index:>{width}}{'' if name == str(index) else f'  {name}'}")
+            shown = "" if name == str(index) else f"  {printable(name, 200)}"
+            lines.append(f"  {probability:7.2%}  {index:>{width}}{shown}")
         if self.drawn:
             lines.append(f"  drawn: {self.drawn}")
-        # A file's name may hold bytes that are no text.
-        return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
+        # A file's name may hold bytes that are no text, and control characters.
+        return "\n".join(printable(line, _LONGEST_LINE) for line in lines)
 
 
 class _Reasons(BadImages):

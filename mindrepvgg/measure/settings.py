@@ -9,8 +9,10 @@ from typing import NamedTuple
 from mindrepvgg.deployment.graph import PRECISIONS
 from mindrepvgg.errors import UserError
 from mindrepvgg.models import variants
+from mindrepvgg.models.preprocessing import LARGEST_SIDE
 from mindrepvgg.models.variants import PLAIN_FORMS
 from mindrepvgg.recipe.kinds import Kind, kind_of
+from mindrepvgg.recipe.rules import MOST_PIXELS
 from mindrepvgg.text import quoted
 
 MINDSPORE, ONNXRUNTIME, TORCH = ENGINES = ("mindspore", "onnxruntime", "torch")
@@ -56,8 +58,10 @@ _LISTS = {
     "baselines": kind_of("str"),
 }
 _NUMBERS = {
-    **dict.fromkeys(("image_size", "rounds"), kind_of("int", least=1)),
-    **{"warmup": kind_of("int", least=0), "num_threads": kind_of("int | None", least=1)},
+    "image_size": kind_of("int", least=1, most=LARGEST_SIDE),
+    "rounds": kind_of("int", least=1),
+    "warmup": kind_of("int", least=0),
+    "num_threads": kind_of("int | None", least=1),
 }
 
 
@@ -111,6 +115,9 @@ class Settings:
         for name in ("forms", "batch_sizes", "precisions", "engines"):
             if not read[name]:
                 raise UserError(f"{name} is empty; give at least one")
+        batch, side = max(read["batch_sizes"]), read["image_size"]
+        if batch * 3 * side**2 > MOST_PIXELS:
+            raise UserError(f"batch_sizes (={batch}) of image_size (={side}) need more than {MOST_PIXELS >> 28} GiB")
         read["top1"] = _read_top1(self.top1)
         for name in read["top1"].keys() - {*read["models"], *read["ckpt_paths"], *read["baselines"]}:
             raise UserError(f"top1 tells of {name}, which is not among the networks to measure")

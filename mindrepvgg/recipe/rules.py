@@ -10,7 +10,7 @@ from mindrepvgg.recipe.auto_augment import parse_policy
 from mindrepvgg.recipe.provenance import describe, place
 from mindrepvgg.text import nearest, quoted
 
-_MOST_PIXELS = 1 << 31  # of all channels of a batch, in float32 on one device
+MOST_PIXELS = 1 << 31  # of all channels of a batch, in float32 on one device
 
 
 def check(recipe, shown: Mapping[str, str]):
@@ -33,9 +33,9 @@ def _images(recipe, shown) -> Iterator[str]:
         if len(getattr(recipe, name)) != recipe.in_channels:
             yield f"{shown[name]} must have one number for each of {shown['in_channels']}"
     height, width = recipe.image_size
-    if recipe.batch_size * recipe.in_channels * height * width > _MOST_PIXELS:
+    if recipe.batch_size * recipe.in_channels * height * width > MOST_PIXELS:
         yield (
-            f"{shown['batch_size']} images of {shown['image_resize']} need more than {_MOST_PIXELS >> 28} GiB a step; "
+            f"{shown['batch_size']} images of {shown['image_resize']} need more than {MOST_PIXELS >> 28} GiB a step; "
             "lower one of them"
         )
     if recipe.auto_augment is not None:

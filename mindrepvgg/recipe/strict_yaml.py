@@ -53,7 +53,9 @@ def load(content: str | bytes):
         problem = f"{quoted(chr(error.character))} is not allowed in yaml"
         raise YamlError(text.count("\n", 0, error.position) + 1, problem) from None
     except UnicodeDecodeError as error:
-        raise YamlError(error.object.count(b"\n", 0, error.start) + 1, "this is not UTF-8 text") from None
+        raise YamlError(
+            error.object.count(b"\n", 0, error.start) + 1, "this is not UTF-8 text, expected yaml"
+        ) from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -52,7 +52,7 @@ BAD_INPUT = [
     ("train", "-c {f}", "is a folder, expected a recipe"),
     ("train", "-c {f}/list.yaml", "list.yaml must hold lines `key: value`, it holds a list"),
     ("train", "-c {f}/broken.yaml", "broken.yaml, line 2: "),
-    ("train", "-c {f}/train.ckpt", "train.ckpt, line 2: this is not UTF-8 text"),
+    ("train", "-c {f}/train.ckpt", "train.ckpt, line 2: this is not UTF-8 text, expected yaml"),
     ("train", "-c {f}/unknown.yaml", "unknown key 'bach_size' in {f}/unknown.yaml; did you mean 'batch_size'?"),
     ("train", "-c {f}/type.yaml", "epoch_size (='many' in {f}/type.yaml) must be a whole number of at least 1"),
     (

@@ -369,3 +369,4 @@ def test_wrong_use(tmp_path, checkpoint, call, arguments, words):
 
 def test_the_files_name_may_be_no_text():
     assert Prediction(os.fsdecode(b"\xff.jpg"), error="bad").format() == "\\udcff.jpg\n  error: bad"
+    assert Prediction("a\x1b[2J", (("b\nc", 0, 0.5),)).format() == "a\\x1b[2J\n   50.00%  0  b\\nc"

@@ -246,6 +246,8 @@ def test_what_makes_no_sense_is_left_out_with_a_line(tmp_path):
         ("--precisions bfloat16", "precisions (='bfloat16') must be float32 or float16"),
         ("--batch_sizes 1,0", "batch_sizes (='0') must be a whole number of at least 1"),
         ("--rounds 0", "rounds (='0') must be a whole number of at least 1"),
+        ("--image_size 100000", "image_size (='100000') must be a whole number of at least 1 and at most 16384"),
+        ("--batch_sizes 1,99999", "batch_sizes (=99999) of image_size (=224) need more than 8 GiB"),
         ("--image_size x", "image_size (='x') must be a whole number of at least 1"),
         ("--num_threads 9999", "num_threads (=9999) must be at most "),
         (

@@ -101,7 +101,7 @@ def test_a_missing_file_a_folder_and_bytes_are_refused(write, tmp_path):
     write("#" * 2**17, "configs/large.yaml")
     assert refusal("configs/large.yaml").startswith("configs/large.yaml has 131072 bytes, more than the 65536 bytes")
     (tmp_path / "image.yaml").write_bytes(b"\xff\xd8\xff")
-    assert refusal("image.yaml") == "image.yaml, line 1: this is not UTF-8 text"
+    assert refusal("image.yaml") == "image.yaml, line 1: this is not UTF-8 text, expected yaml"
 
 
 def test_an_empty_file_changes_nothing(write):

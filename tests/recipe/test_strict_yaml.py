@@ -25,7 +25,7 @@ FAULTS = {
     "block levels": ("- " * 5000, "line 1: more than 20 lists and mappings lie within"),
     "values": ("a: [" + "1," * 30_000 + "]", "line 1: the text holds more than 2000 values"),
     "NUL": ("a: 1\nb: \0", r"line 2: '\x00' is not allowed in yaml"),
-    "no UTF-8": (b"a: 1\n\nb: \xff", "line 3: this is not UTF-8 text"),
+    "no UTF-8": (b"a: 1\n\nb: \xff", "line 3: this is not UTF-8 text, expected yaml"),
     "twice": ("a: 1\nb: 2\na: 3", "line 3: key 'a' is given twice; keep one"),
     "documents": ("a: 1\n---\nb: 2", "line 2: expected a single document in the stream, but found another document"),
     "tag": ("a: !!python/object:a.b {}", "line 1: could not determine a constructor for the tag"),
