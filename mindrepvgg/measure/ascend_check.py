@@ -23,6 +23,7 @@ from mindrepvgg.measure.device_checks import (
     check_collectives,
     check_gradient_mean,
     check_grouped,
+    check_mixed_precision,
     check_overflow,
     request_float32,
 )
@@ -32,7 +33,7 @@ from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.synthetic import parameter_value, uniform
 from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, find
 from mindrepvgg.reparam.compare import difference
-from mindrepvgg.reparam.precision import set_precision
+from mindrepvgg.reparam.precision import DTYPES, set_precision
 from mindrepvgg.runtime.ranks import Ranks
 
 NETWORKS = tuple(name for name in variants.list_models() if name not in ("repvgg", "repvgg_nano"))
@@ -264,6 +265,8 @@ def checks(device: str, group: Ranks, models, precisions, reference: dict, coars
     yield "overflow in float16", check_overflow
     for groups in (2, 4):
         yield f"convolution of {groups} groups", functools.partial(check_grouped, groups)
+    for dtype in DTYPES:
+        yield f"fusion in {dtype}", functools.partial(check_mixed_precision, dtype, device)
     for model in models:
         for precision in precisions:
             for form in PLAIN_FORMS:

@@ -1,4 +1,4 @@
-"""Checks of a device without a network: float32, grouped convolution, overflow, collectives, the mean of gradients."""
+"""Checks of a device without a large network: float32, grouped convolution, fusion, overflow, gradients' mean."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.synthetic import parameter_value, uniform
 from mindrepvgg.models.variants import find
 from mindrepvgg.recipe import choices
+from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.compare import difference
+from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.layers import conv2d
+from mindrepvgg.reparam.precision import DTYPES
 from mindrepvgg.runtime.environment import launched_processes
 from mindrepvgg.runtime.ranks import Ranks, start
 from mindrepvgg.runtime.timing import take_turns, timed
 from mindrepvgg.training.all_reduce import gradient_mean
 
 _GROUPED_TOLERANCE = 1e-2  # loose, for HF32; groups that are mixed up are off by the largest output
+
+# What rounding to 11 and to 8 bits leaves of two blocks, and a margin.
+_MIXED_TOLERANCE = {"float16": 1e-2, "bfloat16": 8e-2}
 
 _MSRUN = "msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python -m mindrepvgg ascend-check"
 
@@ -72,6 +78,23 @@ def check_grouped(groups: int, channels: int = 64, size: int = 16):
     if not max(found.values()) <= _GROUPED_TOLERANCE:
         raise CheckFailed(f"differs from {groups} plain convolutions: {line}", found)
     return f"differs from {groups} plain convolutions by: {line}", found
+
+
+def check_mixed_precision(dtype: str, device: str):
+    """Fuse two blocks in MindSpore's automatic mixed precision O2, and compare both forms in the type of that name."""
+    if device == "CPU" and dtype == "bfloat16":
+        raise CheckSkipped("MindSpore has no bfloat16 convolution on CPU")
+    net = nn.SequentialCell(RepVGGBlock(16, 32, 2), RepVGGBlock(32, 32)).set_train(False)
+    for parameter in net.get_parameters():
+        parameter.set_data(Tensor(parameter_value(parameter.name, parameter.shape)))
+    net = amp.auto_mixed_precision(net, "O2", DTYPES[dtype])
+    x = Tensor(uniform("mixed precision x", (4, 16, 16, 16)).astype(np.float32))
+    expected, actual = (form(x).asnumpy() for form in (net, to_deploy(net)))
+    found = difference(expected, actual)[1]
+    line = f"the fused network differs by {found:.1e}"
+    if not found <= _MIXED_TOLERANCE[dtype]:
+        raise CheckFailed(f"{line}: too much", found)
+    return line, found
 
 
 class _Overflow(nn.Cell):

@@ -46,6 +46,14 @@ def test_an_overflow_that_goes_unnoticed_fails(monkeypatch):
         device_checks.check_overflow()
 
 
+def test_a_fused_network_that_computes_something_else_fails(monkeypatch):
+    monkeypatch.setattr(device_checks, "to_deploy", lambda net: lambda x: net(x) * 1.1)
+    with context_mode("pynative"), pytest.raises(ascend_check_report.CheckFailed, match=r"by 1\.0e-01: too much$"):
+        device_checks.check_mixed_precision("float16", "CPU")
+    with pytest.raises(ascend_check_report.CheckSkipped, match="no bfloat16 convolution on CPU"):
+        device_checks.check_mixed_precision("bfloat16", "CPU")
+
+
 class TwoRanks(Ranks):
     """Rank 0 of two, the other of which says of itself what the test wants."""
 
