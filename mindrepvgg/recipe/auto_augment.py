@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 from mindrepvgg.text import quoted
 
+_SHOWN = 60  # characters of a part; the message of a recipe begins with the whole value
+
 
 class Policy(NamedTuple):
     """A policy by its name, with the value of each of its parts."""
@@ -75,14 +77,14 @@ def parse_policy(text: str) -> Policy:
 def _parse(text: str) -> Policy:
     name, *given = text.split("-")
     if name not in _PARTS:
-        raise ValueError(f"unknown policy {quoted(name)}")
+        raise ValueError(f"unknown policy {quoted(name, _SHOWN)}")
     values = {}
     for text_part in given:
         match = re.fullmatch(r"([a-z]+)([0-9.]+)", text_part)
         if match is None or match[1] not in _PARTS[name]:
-            raise ValueError(f"{name} has no part {quoted(text_part)}")
+            raise ValueError(f"{name} has no part {quoted(text_part, _SHOWN)}")
         if match[1] in values:
-            raise ValueError(f"part {quoted(text_part)} gives {match[1]} a second time")
+            raise ValueError(f"part {quoted(text_part, _SHOWN)} gives {match[1]} a second time")
         values[match[1]] = _number(text_part, match[2], _PARTS[name][match[1]])
     return Policy(name, {key: values.get(key, part.default) for key, part in _PARTS[name].items()})
 
@@ -92,8 +94,8 @@ def _number(text_part: str, digits: str, part: _Part) -> float:
         value = part.read(digits)
     except ValueError:
         kind = "a whole number" if part.read is int else "a number"
-        raise ValueError(f"part {quoted(text_part)} needs {kind}") from None
+        raise ValueError(f"part {quoted(text_part, _SHOWN)} needs {kind}") from None
     if not part.least <= value <= part.most:
         most = "" if part.most == math.inf else f" and at most {part.most}"
-        raise ValueError(f"part {quoted(text_part)} must be at least {part.least}{most}")
+        raise ValueError(f"part {quoted(text_part, _SHOWN)} must be at least {part.least}{most}")
     return value

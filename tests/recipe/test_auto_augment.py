@@ -52,3 +52,10 @@ def test_a_recipe_with_such_a_policy_is_refused_with_its_place():
     expected = "auto_augment (='nonsense' on the command line): unknown policy 'nonsense'; the policies and their parts"
     assert str(caught.value).startswith(expected)
     assert "\n" not in str(caught.value)
+
+
+def test_a_long_value_is_quoted_once():
+    for text in ("x" * 5000, f"randaug-{'m' * 5000}", f"randaug-m{'1' * 5000}", f"randaug-m{'.' * 5000}"):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(None, {"auto_augment": text})
+        assert len(str(caught.value)) < 550, text[:20]
