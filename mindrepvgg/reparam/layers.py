@@ -81,7 +81,7 @@ def conv2d(
     pads = (spread[0] * (kernel[0] // 2), spread[1] * (kernel[1] // 2)) if padding is None else _pair(padding)
     place = (kernel, _pair(stride), pads, spread, groups, bias)
     if _CONV_IS_NEW or (grouped == SPLIT and groups > 1):
-        return _Conv2d(in_channels, out_channels, *place, grouped)
+        return Conv2d(in_channels, out_channels, *place, grouped)
     return nn.Conv2d(in_channels, out_channels, **_conv_arguments(in_channels, *place))
 
 
@@ -111,7 +111,7 @@ def _conv_arguments(in_channels, kernel_size, stride, padding, dilation, groups,
     }
 
 
-class _Conv2d(nn.Conv2d):
+class Conv2d(nn.Conv2d):
     """MindSpore's convolution, whatever its signature, with the operator and the initialisation of our own."""
 
     def __init__(self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, grouped):
@@ -127,6 +127,7 @@ class _Conv2d(nn.Conv2d):
             self.weight = Parameter(initializer(kernel_init(), shape))
             if bias:
                 self.bias = Parameter(initializer(bias_init(math.prod(shape[1:])), out_channels))
+        self.bias_add = ops.BiasAdd()  # an operator of the cell: in half precision its parameter is cast
         parts = groups if grouped == SPLIT else 1
         operator = ops.Conv2D(
             out_channels // parts,
@@ -143,7 +144,7 @@ class _Conv2d(nn.Conv2d):
         """Convolve (N, in_channels, H, W), and add the bias."""
         y = self.conv2d(x, self.weight)
         if self.has_bias:
-            y = ops.bias_add(y, self.bias)
+            y = self.bias_add(y, self.bias)
         return y
 
 
@@ -181,7 +182,7 @@ def batch_norm(channels: int, norm=nn.BatchNorm2d, eps: float = 1e-5, momentum: 
     elif _takes(norm, "gamma_init"):
         bn = norm(channels, eps=eps, momentum=1 - momentum)
     elif norm is NORMS[0]:
-        bn = _BatchNorm2d(channels, eps, momentum)
+        bn = BatchNorm2d(channels, eps, momentum)
     else:
         raise ValueError(f"MindSpore {ms.__version__}'s {norm.__name__} is not one that this package knows")
     missing = [leaf for leaf in BN_LEAVES if not hasattr(bn, leaf)]
@@ -190,7 +191,7 @@ def batch_norm(channels: int, norm=nn.BatchNorm2d, eps: float = 1e-5, momentum: 
     return bn
 
 
-class _BatchNorm2d(nn.BatchNorm2d):
+class BatchNorm2d(nn.BatchNorm2d):
     """MindSpore's BN of the announced signature, with the parameters, operators and switches that it has today."""
 
     def __init__(self, channels, eps, momentum):

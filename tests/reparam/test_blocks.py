@@ -10,7 +10,7 @@ from mindspore import Tensor, nn
 from support import array, context_mode, images, noise, randomise_bn, relative_difference, torch_reference, weights
 
 from mindrepvgg.reparam.blocks import RepVGGBlock, SqueezeExcite
-from mindrepvgg.reparam.layers import batch_norm
+from mindrepvgg.reparam.layers import batch_norm, conv2d
 
 compat = pytest.mark.compat
 
@@ -235,7 +235,7 @@ def test_a_convolution_put_into_a_block_naively_loses_its_place():
     """The trap itself: why names are checked above. Every block's new tensors are called alike."""
     net = outer("sequential")
     for block in net.blocks():
-        block.naive = nn.Conv2d(8, 8, 3)
+        block.naive = conv2d(8, 8, 3)
     names = [parameter.name for parameter in net.get_parameters() if "naive" in parameter.name]
     assert len(names) == 3
     assert len(set(names)) == 1
