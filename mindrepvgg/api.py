@@ -165,6 +165,7 @@ def predict(
     from mindrepvgg.errors import UserError
     from mindrepvgg.evaluation.draw import Drawer
     from mindrepvgg.evaluation.predictions import class_names_of, loader_for, predictions
+    from mindrepvgg.reparam.layers import set_grouped
     from mindrepvgg.runtime import device
     from mindrepvgg.weights.load import load_weights
 
@@ -176,6 +177,8 @@ def predict(
     net = load_weights(checkpoint, weights)
     names = class_names_of(net, class_names)
     loader = loader_for(net, files, {"batch_size": 32, **overrides})
+    if "grouped" in overrides:
+        set_grouped(net, overrides["grouped"])
     make = _engine_of(engine)
     found = predictions(make(net) if make else net, loader, names, topk, show_progress)
     return found if drawer is None else _drawn(found, drawer)

@@ -14,7 +14,7 @@ from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.errors import UserError
 
-_OVERRIDES = ("mean", "std", "crop_pct", "interpolation")
+_OVERRIDES = ("mean", "std", "crop_pct", "interpolation", "grouped")
 _OPTIONS = (
     *("batch_size", "image_size", "precision", "preprocess", "softmax", "opset"),
     *("weights", "rtol", "soc_version", "device_target"),

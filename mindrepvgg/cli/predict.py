@@ -15,7 +15,10 @@ from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.errors import DataError
 
-_OVERRIDES = ("num_parallel_workers", "image_resize", "crop_pct", "interpolation", "mean", "std", "resize_backend")
+_OVERRIDES = (
+    *("num_parallel_workers", "image_resize", "crop_pct", "interpolation", "mean", "std", "resize_backend"),
+    "grouped",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from mindrepvgg.errors import UserError
 _OVERRIDES = (
     *("dataset", "data_dir", "val_share", "batch_size", "num_parallel_workers"),
     *("image_resize", "crop_pct", "interpolation", "mean", "std", "resize_backend", "on_bad_image", "bad_image_limit"),
+    "grouped",
 )
 # --cross_check compares logits and has no use for these.
 _WAYS = ("limit", "flip", "amp_level", "engine", "per_class", "confusion")

@@ -21,6 +21,8 @@ from mindrepvgg.files import atomic_path, open_regular, write_json
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.equivalence import EquivalenceReport, verify_equivalence
+from mindrepvgg.reparam.layers import set_grouped
+from mindrepvgg.text import quoted
 from mindrepvgg.weights.load import import_weights
 
 SUFFIXES = (".onnx", ".mindir", ".air")
@@ -127,8 +129,13 @@ def export_checkpoint(
     source, destination = Path(source), Path(destination)
     options = options or GraphOptions()
     check_destination(source, destination, options, fixed_size)
+    grouped = (overrides or {}).get("grouped")
+    if grouped and destination.suffix == ".onnx":
+        raise UserError(f"grouped (={quoted(grouped)}) is for .mindir and .air: ONNX has its own grouped convolutions")
     net = import_weights(source, weights).network()
     pictures = Pictures(net, overrides or {})
+    if grouped:
+        set_grouped(net, grouped)
     if fixed_size and options.image_size is None:
         options = replace(options, image_size=pictures.preprocessing.image_size)
     if preprocess:

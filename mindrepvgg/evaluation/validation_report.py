@@ -13,6 +13,7 @@ from mindrepvgg.evaluation.loop import Evaluation, evaluate
 from mindrepvgg.evaluation.metrics import ConfusionSum
 from mindrepvgg.models.qat import form_of
 from mindrepvgg.recipe.network import recipe_of
+from mindrepvgg.reparam.layers import set_grouped
 from mindrepvgg.reparam.precision import check_precision, set_precision
 
 _HALF = "float16"
@@ -122,6 +123,7 @@ def run_validation(
     """
     check_precision(options.amp_level, _HALF, device)
     recipe = recipe_of(net, overrides)
+    set_grouped(net, recipe.grouped)
     source = open_split(recipe, "val")
     check_classes(net, source)
     loader = loader_of(recipe, spread(source, options.limit), ranks, as_uint8=engine_of is None)

@@ -33,6 +33,7 @@ from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.synthetic import parameter_value, uniform
 from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, find
 from mindrepvgg.reparam.compare import difference
+from mindrepvgg.reparam.layers import GROUPED
 from mindrepvgg.reparam.precision import DTYPES, set_precision
 from mindrepvgg.runtime.ranks import Ranks
 
@@ -264,7 +265,8 @@ def checks(device: str, group: Ranks, models, precisions, reference: dict, coars
     yield "mean of gradients", functools.partial(check_gradient_mean, group)
     yield "overflow in float16", check_overflow
     for groups in (2, 4):
-        yield f"convolution of {groups} groups", functools.partial(check_grouped, groups)
+        for grouped in GROUPED:
+            yield f"convolution of {groups} groups, {grouped}", functools.partial(check_grouped, groups, grouped)
     for dtype in DTYPES:
         yield f"fusion in {dtype}", functools.partial(check_mixed_precision, dtype, device)
     for model in models:

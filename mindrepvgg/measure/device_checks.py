@@ -18,7 +18,7 @@ from mindrepvgg.recipe import choices
 from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.compare import difference
 from mindrepvgg.reparam.deploy import to_deploy
-from mindrepvgg.reparam.layers import conv2d
+from mindrepvgg.reparam.layers import NATIVE, conv2d
 from mindrepvgg.reparam.precision import DTYPES
 from mindrepvgg.runtime.environment import launched_processes
 from mindrepvgg.runtime.ranks import Ranks, start
@@ -45,10 +45,10 @@ def request_float32(device: str):
 class _ConvGradients(nn.Cell):
     """A 3x3 convolution (N, C, H, W) -> its output, and the gradients of its product with `probe`: input, weight."""
 
-    def __init__(self, weight, groups):
+    def __init__(self, weight, groups, grouped=NATIVE):
         super().__init__()
         out_channels, per_group = weight.shape[:2]
-        self.conv = conv2d(per_group * groups, out_channels, 3, groups=groups)
+        self.conv = conv2d(per_group * groups, out_channels, 3, groups=groups, grouped=grouped)
         self.conv.weight.set_data(Tensor(weight))
         self.gradients = ms.grad(self._product, 0, ms.ParameterTuple([self.conv.weight]))
 
@@ -60,12 +60,19 @@ class _ConvGradients(nn.Cell):
         return self.conv(x), by_input, by_weight[0]
 
 
-def check_grouped(groups: int, channels: int = 64, size: int = 16):
-    """Compare a grouped convolution and its gradients with a plain convolution for each group, on the same device."""
+def check_grouped(groups: int, grouped: str = NATIVE, channels: int = 64, size: int = 16):
+    """Compare a grouped convolution and its gradients with a plain convolution for each group, on the same device.
+
+    Args:
+        groups: of its channels.
+        grouped: how it is computed: as MindSpore's own, or as plain ones in one graph; see `layers.conv2d`.
+        channels: of input and output.
+        size: height and width.
+    """
     shape = (4, channels, size, size)
     x, probe = (uniform(name, shape).astype(np.float32) for name in ("grouped x", "grouped probe"))
     weight = parameter_value("grouped.weight", (channels, channels // groups, 3, 3))
-    actual = [y.asnumpy() for y in _ConvGradients(weight, groups)(Tensor(x), Tensor(probe))]
+    actual = [y.asnumpy() for y in _ConvGradients(weight, groups, grouped)(Tensor(x), Tensor(probe))]
     parts = []
     for i in range(groups):
         part = slice(i * channels // groups, (i + 1) * channels // groups)

@@ -49,4 +49,5 @@ ALL_REDUCES = {
     "each": "each by itself",
     "mindspore": "by MindSpore's own reducer, as long as it has one",
 }
+GROUPED = {"native": "MindSpore's own", "split": "one for each group, for a device that has no other"}
 SAVE_POLICIES = {"latest_k": "the latest", "top_k": "the most accurate"}

@@ -127,6 +127,7 @@ class Recipe:
     mode: int = key(0, "0: graph mode; 1: PyNative mode", (0, 1))
     device_target: str = key("auto", "device; auto: Ascend if there is one", ("auto", "CPU", "Ascend"))
     jit_level: str = key("auto", "compile level on Ascend; auto: by hardware and version", ("auto", "O0", "O1", "O2"))
+    grouped: str = key("native", "convolutions in groups", choices.GROUPED)
     dataset_sink_mode: bool = key(False, "let the device fetch its own batches (Ascend; elsewhere without effect)")
     compile_cache: bool = key(False, "keep compiled graphs in ckpt_save_dir, so that a restart need not compile again")
     ckpt_save_dir: str = key("./outputs", "folder for checkpoints, the log and the resolved recipe")

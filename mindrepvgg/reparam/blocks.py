@@ -17,7 +17,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.reparam import arithmetic
 from mindrepvgg.reparam.foldable import FoldableBlock, add_padded, bn_terms, norm_of
-from mindrepvgg.reparam.layers import batch_norm, conv2d, geometry
+from mindrepvgg.reparam.layers import NATIVE, batch_norm, conv2d, geometry, grouped_of
 from mindrepvgg.text import quoted
 
 
@@ -198,13 +198,13 @@ class RepVGGBlock(FoldableBlock):
         trained = self.rbr_dense.conv
         kernel, bias = self.fused_kernel_bias(trained.weight.asnumpy().dtype)
         with no_init_parameters():
-            conv = self._make_conv()
+            conv = self._make_conv(grouped_of(trained))
         found, expected = geometry(trained), geometry(conv)
         if found != expected:
             raise ValueError(f"rbr_dense.conv has {found}, the block was built with {expected}")
         # Half precision is a flag of a cell, and under automatic mixed precision O1 its class.
         conv.__class__ = type(trained)
-        conv.add_flags(**trained.get_flags())
+        conv.add_flags_recursive(**trained.get_flags())
         parameters = [p for branch in self.branches().values() for p in branch.get_parameters()]
         leaves = {parameter.name.rpartition(".")[2] for parameter in parameters if parameter.requires_grad}
         prefix = trained.weight.name.removesuffix("rbr_dense.conv.weight")
@@ -213,8 +213,15 @@ class RepVGGBlock(FoldableBlock):
             setattr(conv, leaf, Parameter(Tensor.from_numpy(value), name=name, requires_grad=bool(trainable)))
         return conv
 
-    def _make_conv(self):
+    def _make_conv(self, grouped=NATIVE):
         """The one convolution of the deploy form, before it has values."""
         return conv2d(
-            self.in_channels, self.out_channels, 3, self.stride, dilation=self.dilation, groups=self.groups, bias=True
+            self.in_channels,
+            self.out_channels,
+            3,
+            self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+            bias=True,
+            grouped=grouped,
         )

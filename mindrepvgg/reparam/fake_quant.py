@@ -18,6 +18,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindrepvgg.reparam import arithmetic
 from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.foldable import bn_terms
+from mindrepvgg.reparam.layers import grouped_of, set_grouped
 
 # Activations are uint8 and weights int8 without -128, so that a weight's negative is a weight too.
 ACTIVATIONS, WEIGHTS, BIASES = (0, 255), (-127, 127), (-(2**31), 2**31 - 1)
@@ -170,6 +171,7 @@ class ConvBNBlock(RepVGGBlock):
             block.se_place,
             block.se_ratio,
         )
+        set_grouped(self, grouped_of(block.rbr_reparam))
         del self.rbr_1x1
         if self.has_identity:
             del self.rbr_identity

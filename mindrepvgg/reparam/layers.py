@@ -15,7 +15,9 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import HeUniform, Uniform, initializer
 
+from mindrepvgg.errors import UserError
 from mindrepvgg.reparam.arithmetic import BN_LEAVES
+from mindrepvgg.text import quoted
 
 # The classes a network may have BN of; all of them have BatchNorm2d's parameters.
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -73,16 +75,16 @@ def conv2d(
         The cell. Its `conv2d(x, kernel)` convolves with another kernel of the same shape, without the bias.
 
     Raises:
-        ValueError: `grouped` is unknown.
+        UserError: `grouped` is unknown.
     """
-    if grouped not in GROUPED:
-        raise ValueError(f"grouped (={grouped!r}) must be 'native' or 'split'")
     kernel, spread = _pair(kernel_size), _pair(dilation)
     pads = (spread[0] * (kernel[0] // 2), spread[1] * (kernel[1] // 2)) if padding is None else _pair(padding)
     place = (kernel, _pair(stride), pads, spread, groups, bias)
-    if _CONV_IS_NEW or (grouped == SPLIT and groups > 1):
-        return Conv2d(in_channels, out_channels, *place, grouped)
-    return nn.Conv2d(in_channels, out_channels, **_conv_arguments(in_channels, *place))
+    if _CONV_IS_NEW:
+        made: nn.Conv2d = Conv2d(in_channels, out_channels, *place)
+    else:
+        made = nn.Conv2d(in_channels, out_channels, **_conv_arguments(in_channels, *place))
+    return set_grouped(made, grouped)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -112,33 +114,23 @@ def _conv_arguments(in_channels, kernel_size, stride, padding, dilation, groups,
 
 
 class Conv2d(nn.Conv2d):
-    """MindSpore's convolution, whatever its signature, with the operator and the initialisation of our own."""
+    """MindSpore's convolution of the announced signature, with today's attributes, operators and initialisation."""
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, grouped):
+    def __init__(self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias):
         super().__init__(
             in_channels,
             out_channels,
             **_conv_arguments(in_channels, kernel_size, stride, padding, dilation, groups, bias),
         )
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.has_bias, self.pad_mode = bias, "pad"
         self.stride, self.padding, self.dilation = stride, _sides(padding), dilation
-        if _CONV_IS_NEW:
-            shape = (out_channels, in_channels // groups, *kernel_size)
-            self.weight = Parameter(initializer(kernel_init(), shape))
-            if bias:
-                self.bias = Parameter(initializer(bias_init(math.prod(shape[1:])), out_channels))
+        shape = (out_channels, in_channels // groups, *kernel_size)
+        self.weight = Parameter(initializer(kernel_init(), shape))
+        if bias:
+            self.bias = Parameter(initializer(bias_init(math.prod(shape[1:])), out_channels))
         self.bias_add = ops.BiasAdd()  # an operator of the cell: in half precision its parameter is cast
-        parts = groups if grouped == SPLIT else 1
-        operator = ops.Conv2D(
-            out_channels // parts,
-            kernel_size,
-            pad_mode="pad",
-            pad=self.padding,
-            stride=stride,
-            dilation=dilation,
-            group=groups // parts,
-        )
-        self.conv2d = operator if parts == 1 else _SplitConvolution(operator, in_channels, out_channels, parts)
+        self.conv2d = _operator(self, groups)
 
     def construct(self, x):
         """Convolve (N, in_channels, H, W), and add the bias."""
@@ -148,17 +140,62 @@ class Conv2d(nn.Conv2d):
         return y
 
 
+def _operator(conv, groups, parts=1):
+    """MindSpore's operator for one of `parts` equal parts of a convolution of `groups` groups."""
+    return ops.Conv2D(
+        conv.out_channels // parts,
+        conv.kernel_size,
+        pad_mode=conv.pad_mode,
+        pad=conv.padding,
+        stride=conv.stride,
+        dilation=conv.dilation,
+        group=groups // parts,
+    )
+
+
 class _SplitConvolution(nn.Cell):
     """A plain convolution for each group: x (N, in, H, W), kernel (out, in // groups, kh, kw) -> (N, out, H', W')."""
 
-    def __init__(self, operator, in_channels, out_channels, groups):
+    def __init__(self, conv, groups):
         super().__init__()
-        self.operator = operator
-        self.inputs, self.outputs = in_channels // groups, out_channels // groups
+        self.one_group = _operator(conv, groups, groups)
+        self.inputs, self.outputs = conv.in_channels // groups, conv.out_channels // groups
 
     def construct(self, x, kernel):
         parts = zip(ops.split(x, self.inputs, 1), ops.split(kernel, self.outputs, 0))  # noqa: B905 - a compiled zip
-        return ops.concat([self.operator(a, b) for a, b in parts], 1)
+        return ops.concat([self.one_group(a, b) for a, b in parts], 1)
+
+
+def grouped_of(conv: nn.Conv2d) -> str:
+    """How a convolution computes its groups, one of GROUPED."""
+    return SPLIT if hasattr(getattr(conv, "conv2d", None), "one_group") else NATIVE
+
+
+def set_grouped(net: nn.Cell, grouped: str) -> nn.Cell:
+    """Choose how the convolutions of a network that have groups compute, from its next call on.
+
+    Parameters, their names and the result stay the same; only rounding may differ.
+
+    Args:
+        net: any cell.
+        grouped: as for `conv2d`.
+
+    Returns:
+        `net`.
+
+    Raises:
+        UserError: `grouped` is unknown.
+    """
+    if grouped not in GROUPED:
+        raise UserError(f"grouped (={quoted(grouped)}) must be native or split")
+    for _, cell in list(net.cells_and_names()):
+        cell.compile_cache.clear()
+        if isinstance(cell, nn.Conv2d) and grouped_of(cell) != grouped:
+            groups = cell.in_channels // cell.weight.shape[1]
+            if groups > 1:
+                del cell.conv2d
+                cell.conv2d = _SplitConvolution(cell, groups) if grouped == SPLIT else _operator(cell, groups)
+    return net
 
 
 def batch_norm(channels: int, norm=nn.BatchNorm2d, eps: float = 1e-5, momentum: float = 0.1) -> nn.Cell:
@@ -216,5 +253,5 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 def geometry(conv: nn.Conv2d) -> dict:
     """How a convolution goes over its input, by its operator: padding, stride and dilation."""
-    operator = getattr(conv.conv2d, "operator", conv.conv2d)  # that of one group, where groups are split
+    operator = getattr(conv.conv2d, "one_group", conv.conv2d)  # that of one group, where groups are split
     return {key: operator.attrs[key] for key in ("pad_mode", "pad", "stride", "dilation")}

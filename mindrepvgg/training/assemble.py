@@ -9,6 +9,7 @@ from mindrepvgg.data.normalize import Normalize
 from mindrepvgg.data.source import spread
 from mindrepvgg.errors import CheckpointError, DataError, RecipeError
 from mindrepvgg.models import qat, variants
+from mindrepvgg.reparam.layers import set_grouped
 from mindrepvgg.reparam.precision import set_precision
 from mindrepvgg.training import custom_l2
 from mindrepvgg.training.freeze import freeze
@@ -66,6 +67,7 @@ def build_network(recipe, ranks, weights=None):
     if recipe.recompute:
         net.recompute_blocks()
     ranks.broadcast(net.get_parameters())
+    set_grouped(net, recipe.grouped)
     return set_precision(net, recipe.amp_level, recipe.amp_dtype)
 
 

@@ -40,6 +40,7 @@ _FREE_KEYS = {
     "num_parallel_workers",
     "device_target",
     "jit_level",
+    "grouped",
     "dataset_sink_mode",
     "compile_cache",
     "distribute",

@@ -16,6 +16,7 @@ from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.models.shapes import check_finite
 from mindrepvgg.models.variants import BN, DEPLOY, QAT, SHAPE_KEYS, TRAIN, find
 from mindrepvgg.reparam.deploy import to_deploy
+from mindrepvgg.reparam.layers import NATIVE, set_grouped
 from mindrepvgg.text import nearest, printable
 from mindrepvgg.weights.checkpoint import check_form, split_state
 from mindrepvgg.weights.containers import read_weights
@@ -77,6 +78,7 @@ class ImportedWeights:
         net.metadata = self.description.to_dict() if self.description else {}
         if found.form in (BN, QAT):
             net = fold_bn(net)
+        set_grouped(net, (net.metadata.get("recipe") or {}).get("grouped", NATIVE))
         return net.set_train(False)
 
 
@@ -175,6 +177,7 @@ def create_model(
     deploy: bool = False,
     weights=None,
     norm: type = nn.BatchNorm2d,
+    grouped: str = NATIVE,
     **shape,
 ) -> RepVGG:
     """Create a network of the family.
@@ -187,6 +190,7 @@ def create_model(
         weights: a checkpoint of any project to fill it with; None leaves the fresh initialisation. Where its class
             count is not `num_classes`, the heads stay fresh, which is said in the log: the start of fine-tuning.
         norm: the BN's class, see `RepVGGBlock`.
+        grouped: how convolutions in groups are computed: 'native', or 'split' for a device that has plain ones only.
         **shape: for the name 'repvgg' only: `num_blocks` and `widths`, and optionally `group_size`, `se`, `se_ratio`,
             `aux_heads`; see `mindrepvgg.models.variants.Variant`.
 
@@ -197,7 +201,8 @@ def create_model(
     _check_arguments(shape)
     wanted = find(name, **shape)
     if weights is None:
-        return repvgg.build(wanted, num_classes, in_channels, DEPLOY if deploy else TRAIN, norm=norm)
+        net = repvgg.build(wanted, num_classes, in_channels, DEPLOY if deploy else TRAIN, norm=norm)
+        return set_grouped(net, grouped)
     imported = import_weights(weights)
     found = imported.recognised
     has = {**found.variant.to_dict(), "in_channels": found.in_channels}
@@ -219,7 +224,7 @@ def create_model(
         log.warning(text, weights, found.num_classes, num_classes, ", ".join(fresh))
         arrays |= {name: array for name, array in network_arrays(net).items() if name.startswith(fresh)}
     load_arrays(net.get_parameters(), arrays, weights)
-    return to_deploy(net) if deploy and form == TRAIN else net
+    return set_grouped(to_deploy(net) if deploy and form == TRAIN else net, grouped)
 
 
 def _check_arguments(shape):
@@ -231,7 +236,7 @@ def _check_arguments(shape):
             "a file of this or any RepVGG project as weights=FILE (load_weights and the command convert read it too)"
         )
     if unknown:
-        taken = ("num_classes", "in_channels", "deploy", "weights", "norm", *SHAPE_KEYS)
+        taken = ("num_classes", "in_channels", "deploy", "weights", "norm", "grouped", *SHAPE_KEYS)
         near = nearest(unknown[0], taken)
         hint = f"did you mean {near}?" if near else f"it takes {', '.join(taken)}"
         raise UserError(f"create_model does not know {printable(unknown[0])}; {hint}")

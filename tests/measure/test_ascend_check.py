@@ -56,7 +56,9 @@ def test_a_cpu_passes_and_its_report_says_so(tmp_path, capfd, reference, precisi
         assert f"| {result['status']} | {name} | {result['detail']} |" in text
         assert f"{result['status']}  {name}: {result['detail']}" in lines
     assert [name for name, result in results.items() if result["status"] == "PASS"] == [
-        *("overflow in float16", "convolution of 2 groups", "convolution of 4 groups", "fusion in float16"),
+        "overflow in float16",
+        *(f"convolution of {groups} groups, {how}" for groups in (2, 4) for how in GROUPED),
+        "fusion in float16",
         *(f"repvgg_nano {form} {precision}" for form in PLAIN_FORMS),
     ]
     assert "6 PASS, 0 FAIL, 5 SKIP" in text
@@ -132,7 +134,7 @@ def test_what_is_missing_is_told_apart(monkeypatch, reference):
 @pytest.fixture
 def no_convolutions(monkeypatch):
     """Grouped convolutions, which are compiled and checked elsewhere, pass at once."""
-    monkeypatch.setattr(ascend_check, "check_grouped", lambda _: ("not looked at", None))
+    monkeypatch.setattr(ascend_check, "check_grouped", lambda *_: ("not looked at", None))
 
 
 @pytest.mark.usefixtures("no_convolutions")
@@ -160,7 +162,7 @@ def test_what_ran_when_the_process_died_is_in_the_report(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ascend_check, "network_figures", dies)
     assert entry.run(verb.main, ["--device_target", "CPU", "--report", str(report)]) == 130
-    assert "| PASS | convolution of 4 groups |" in report.read_text("utf-8")
+    assert "| PASS | convolution of 4 groups, split |" in report.read_text("utf-8")
 
 
 def test_a_reference_can_be_recorded_and_a_wrong_one_is_refused(tmp_path, monkeypatch, capsys):

@@ -14,8 +14,12 @@ from mindspore import Tensor, nn
 from support import ROOT, array, assert_same, context_mode, images, noise, randomise_bn, relative_difference, weights
 from support.announced import STAND_INS, layers_on_stand_ins
 
-from mindrepvgg import create_model, load_checkpoint, save_checkpoint, to_deploy
+from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint, to_deploy
+from mindrepvgg.errors import UserError
+from mindrepvgg.models.qat import to_trainable_deploy
+from mindrepvgg.recipe import choices
 from mindrepvgg.reparam import blocks, layers
+from mindrepvgg.reparam.layers import GROUPED
 from mindrepvgg.training.loss import build_loss
 from mindrepvgg.training.optim import build_optimizer
 from mindrepvgg.training.step import NetworkWithLoss, TrainStep
@@ -96,8 +100,50 @@ def check_split(groups):
 
 
 def test_another_way_to_compute_groups_is_refused():
-    with pytest.raises(ValueError, match=r"^grouped \(='both'\) must be 'native' or 'split'$"):
-        layers.conv2d(4, 4, 3, groups=2, grouped="both")
+    for make in (functools.partial(layers.conv2d, 4, 4, 3), functools.partial(create_model, "repvgg", **TINY)):
+        with pytest.raises(UserError, match=r"^grouped \(='?both'?\) must be native or split$"):
+            make(grouped="both")
+
+
+def test_the_recipe_knows_the_same_ways():
+    assert tuple(choices.GROUPED) == layers.GROUPED
+
+
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
+def test_in_half_precision_too(mode):
+    native, split = (layers.conv2d(8, 8, 3, groups=4, bias=True, grouped=kind).to_float(ms.float16) for kind in GROUPED)
+    for mine, other in zip(split.get_parameters(), native.get_parameters(), strict=True):
+        mine.set_data(Tensor(other.asnumpy()))
+    with context_mode(mode):
+        found, truth = split(Tensor(noise(2, 8, 5, 5))), native(Tensor(noise(2, 8, 5, 5)))
+    assert found.dtype == ms.float16
+    assert relative_difference(found, truth) < 2e-3
+
+
+def ways(net):
+    """How each convolution of a network that has groups computes them."""
+    convs = [cell for _, cell in net.cells_and_names() if isinstance(cell, nn.Conv2d)]
+    return {layers.grouped_of(conv) for conv in convs if conv.weight.shape[1] < conv.in_channels}
+
+
+def test_a_network_in_either_way_is_one_network(pynative_mode, tmp_path):
+    """The same names, outputs and training; either takes the other's checkpoint; other forms keep the way."""
+    native = randomise_bn(create_model("repvgg", 5, **TINY)).set_train(False)
+    save_checkpoint(native, tmp_path / "start.ckpt", recipe={"grouped": "split"})
+    split = create_model("repvgg", 5, weights=tmp_path / "start.ckpt", grouped="split", **TINY).set_train(False)
+    assert (ways(native), ways(split)) == ({"native"}, {"split"})
+    assert_same(weights(split), weights(native))
+    x = Tensor(images(2, 3, 32, 32))
+    assert relative_difference(split(x), native(x)) < 1e-6
+    deployed = to_deploy(split)
+    assert ways(deployed) == ways(to_trainable_deploy(deployed)) == {"split"}
+    assert relative_difference(deployed(x), to_deploy(native)(x)) < 1e-6
+    assert ways(load_weights(tmp_path / "start.ckpt")) == {"split"}  # as its recipe says
+    ends = [weights(Trained(tmp_path / "start.ckpt", kind).net) for kind in GROUPED]
+    assert max(relative_difference(ends[1][name], value) for name, value in ends[0].items()) < 1e-4
+    layers.set_grouped(split, "native")
+    assert ways(split) == {"native"}
+    assert_same(split(x).asnumpy(), native(x).asnumpy())
 
 
 def train_bn(bn):
@@ -159,8 +205,8 @@ TINY = {"num_blocks": (1, 1, 1, 1), "widths": (4, 4, 8, 8, 8), "group_size": 2}
 class Trained:
     """A small network, filled from a checkpoint, after two steps in PyNative mode."""
 
-    def __init__(self, checkpoint):
-        self.net = create_model("repvgg", 5, **TINY)
+    def __init__(self, checkpoint, grouped="native"):
+        self.net = create_model("repvgg", 5, grouped=grouped, **TINY)
         load_checkpoint(checkpoint, self.net)
         optimizer = build_optimizer(self.net, np.full(2, 0.05, np.float32))
         step = TrainStep(NetworkWithLoss(self.net, build_loss()), optimizer)
