@@ -194,6 +194,7 @@ def test_the_command_for_programs(call, checkpoints, tmp_path):
         ("out.onnx", ["--image_size", "big"], "image_resize"),
         ("out.onnx", ["--precision", "int4"], "invalid choice: 'int4'"),
         ("out.air", ["--batch_size", "1"], "MindSpore writes AIR on Ascend only"),
+        ("out.onnx", ["--grouped", "split"], "grouped (='split') is for .mindir and .air: ONNX has its own"),
         ("file/out.onnx", [], "file"),
         ("{checkpoint}", [], "is the checkpoint itself"),
     ],

@@ -13,6 +13,7 @@ from support.exports import CLASSES, SIZE, normalised, pixels
 
 from mindrepvgg.deployment.export import export_checkpoint
 from mindrepvgg.deployment.graph import GraphOptions
+from mindrepvgg.reparam.layers import GROUPED
 
 pytestmark = pytest.mark.usefixtures("few_photos")
 
@@ -45,3 +46,15 @@ def test_mindir_in_float16(checkpoints, truth, tmp_path):
     assert 1e-5 < relative_difference(found, truth["plain"](x)) < 5e-3
     # Smaller than the float32 weights alone, though the graph comes on top, with the paths of its sources.
     assert (tmp_path / "half.mindir").stat().st_size < checkpoints["deploy"].stat().st_size
+
+
+@pytest.mark.slow
+def test_mindir_with_groups_split(checkpoints, truth, tmp_path):
+    """The same output from plain convolutions alone."""
+    x, splits = images(2, 3, *SIZE), {}
+    for way in GROUPED:
+        target = tmp_path / f"{way}.mindir"
+        export_checkpoint(checkpoints["g4"], target, GraphOptions(2), overrides={"grouped": way})
+        assert relative_difference(nn.GraphCell(ms.load(str(target)))(Tensor(x)), truth["g4"](x)) < 1e-5
+        splits[way] = target.read_bytes().count(b"Split")
+    assert splits["split"] > splits["native"]

@@ -13,6 +13,7 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.measure import ascend_check, ascend_check_report
 from mindrepvgg.models import synthetic
 from mindrepvgg.models.variants import PLAIN_FORMS
+from mindrepvgg.reparam.layers import GROUPED
 from mindrepvgg.runtime.ranks import Ranks
 
 
@@ -61,7 +62,7 @@ def test_a_cpu_passes_and_its_report_says_so(tmp_path, capfd, reference, precisi
         "fusion in float16",
         *(f"repvgg_nano {form} {precision}" for form in PLAIN_FORMS),
     ]
-    assert "6 PASS, 0 FAIL, 5 SKIP" in text
+    assert "8 PASS, 0 FAIL, 5 SKIP" in text
     assert "Unfinished" not in text
     assert f"| mindspore | {ms.__version__} |" in text
     assert f"report: {report}" in lines
@@ -149,7 +150,7 @@ def test_a_failing_check_stops_no_other(tmp_path, monkeypatch, capfd):
     message = "RuntimeError: The device is in an error state."
     assert f"FAIL  repvgg_nano train float32: {message}" in capfd.readouterr().out
     assert f"| FAIL | repvgg_nano deploy float32 | {message} |" in report.read_text("utf-8")
-    assert "3 PASS, 2 FAIL, 4 SKIP" in report.read_text("utf-8")
+    assert "6 PASS, 2 FAIL, 5 SKIP" in report.read_text("utf-8")
 
 
 @pytest.mark.usefixtures("no_convolutions")

@@ -24,8 +24,8 @@ def _mode():
 
 def test_a_grouped_convolution_that_is_none_fails(monkeypatch):
     class Wrong(device_checks._ConvGradients):
-        def __init__(self, weight, groups):
-            super().__init__(weight, groups)
+        def __init__(self, weight, groups, *grouped):
+            super().__init__(weight, groups, *grouped)
             self.factor = 1.0 if groups == 1 else 1.1
 
         def construct(self, x, probe):
