@@ -40,6 +40,8 @@ def _folds_exactly(cell):
     hooks = getattr(cell, "_forward_hook", None) or getattr(cell, "_forward_pre_hook", None)
     if hooks or "construct" in vars(cell) or getattr(cell, "bias", None) is not None:
         return False
+    if getattr(cell, "use_batch_statistics", None):  # a BN that normalises by the batch in inference too
+        return False
     # What automatic mixed precision O2 puts around a BN casts its output.
     known = type(cell) in (nn.Conv2d, *NORMS) or type(cell).__module__ == "mindspore.train.amp"
     return known or _is_ours(cell)

@@ -289,7 +289,8 @@ def check_mixed_precision(way):
         return randomise_bn(nn.SequentialCell(first, second)).set_train(False)
 
     x = Tensor(images())
-    single = array(blocks()(x))
+    with context_mode("pynative"):
+        single = array(blocks()(x))
     net = in_half(blocks(), way)
     half = net(x)
     deployed = to_deploy(net)
@@ -326,24 +327,24 @@ def test_bfloat16_stays(way):
             assert not cell.get_flags()["fp16"]
 
 
-@pytest.mark.parametrize("mode", ["graph", "pynative"])
+class EquivalentKernel(nn.Cell):
+    """Gives a block's equivalent kernel and bias."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def construct(self):
+        return self.block.get_equivalent_kernel_bias()
+
+
 def test_the_equivalent_kernel_in_the_users_mixed_precision(mode):
     block = randomise_bn(RepVGGBlock(8, 8)).set_train(False)
     expected = block.fused_kernel_bias()
     ms.amp.auto_mixed_precision(block, "O2", ms.float16)
     block.to_float(ms.float32)
-
-    class Kernel(nn.Cell):
-        def __init__(self):
-            super().__init__()
-            self.block = block
-
-        def construct(self):
-            return self.block.get_equivalent_kernel_bias()
-
-    with context_mode(mode):
-        for value, truth in zip(Kernel()(), expected, strict=True):
-            assert relative_difference(value, truth) < 1e-6
+    for value, truth in zip(EquivalentKernel(block)(), expected, strict=True):
+        assert relative_difference(value, truth) < 1e-6
 
 
 # --------------------------------------------------------------------------------------------------- verify_equivalence

@@ -79,6 +79,10 @@ def with_a_bias(block):
     block.rbr_dense.conv.bias.set_data(ops.ones(8))
 
 
+def with_the_batchs_statistics(block):
+    block.rbr_1x1.bn.use_batch_statistics = True
+
+
 def with_a_hook(block):
     block.rbr_dense.register_forward_hook(lambda cell, inputs, output: output * 1.1)
 
@@ -108,10 +112,11 @@ def test_what_computes_the_same_is_fused(block):
         (Direct, "without its branches, The 'Direct' object has no attribute 'rbr_dense'"),
         (changed(with_a_dropped_input), "it computes something else"),
         (changed(with_a_bias), "it computes something else"),
+        (changed(with_the_batchs_statistics), "it computes something else"),
         (changed(with_a_hook), "it computes something else"),
         (changed(with_a_function), "its convolve is a function that "),
     ],
-    ids=["weighted", "direct", "sequence", "bias", "hook", "function"],
+    ids=["weighted", "direct", "sequence", "bias", "statistics", "hook", "function"],
 )
 def test_what_would_change_is_refused(block, reason):
     net = nn.SequentialCell(nn.ReLU(), ready(block(8, 8)))
