@@ -1,23 +1,21 @@
-"""The processes of a data-parallel run: who they are, what they tell each other, and what happens when one dies."""
+"""The processes of a data-parallel run: who they are, and what they tell each other."""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
-import socket
-import sys
-import threading
+import time
 
 import numpy as np
-import psutil
 from mindspore import Tensor, nn, ops
 from mindspore.communication import get_group_size, get_rank, init
 
 from mindrepvgg.errors import UserError
+from mindrepvgg.runtime import gathering, peers
 from mindrepvgg.runtime.environment import launched_processes
 
-# msrun looks once a second and kills what is left: the shorter this is, the likelier the message comes first.
-_WATCH_SECONDS = 0.1
+# A scheduler that has to give up stays so long: workers that load more slowly must still see it, and then its end.
+_NOTICE_SECONDS = 3
 
 
 class Ranks:
@@ -117,14 +115,15 @@ def start(distribute="auto") -> Ranks:
         return Ranks()
     if processes is None:
         raise UserError(
-            "distribute (=True) needs a launcher: msrun --worker_num 8 python -m mindrepvgg train ...; "
-            "leave distribute at auto to train on one device when there is none"
+            "distribute (=True) needs a launcher: msrun --worker_num 8 --local_worker_num 8 python -m mindrepvgg train "
+            "...; leave distribute at auto to train on one device when there is none"
         )
     global _joined
-    if _joined is None:
-        _joined = _join(processes)
-    if _joined.size > 1 and _joined.watch is None:
-        _joined.watch = _Watch(_joined)
+    with gathering.watched(processes) if _joined is None else contextlib.nullcontext():
+        if _joined is None:
+            _joined = _join(processes)
+        if _joined.size > 1 and _joined.watch is None:
+            _joined.watch = peers.Watch(_joined.rank, _joined.size, _joined.gather)
     return _joined
 
 
@@ -139,48 +138,15 @@ def joined() -> Ranks:
 
 def _join(processes) -> Ranks:
     """Find the other processes."""
+    reason = gathering.port_in_use() if gathering.is_scheduler() else None
+    if reason:
+        time.sleep(_NOTICE_SECONDS)
+        raise UserError(reason)
     try:
         init()
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        if os.environ.get("MS_ROLE") == "MS_SCHED":
+        if gathering.is_scheduler():
             raise UserError(f"the scheduler of this run's {processes} processes lost one of them: {reason}") from None
         raise UserError(f"the {processes} processes of this run did not find each other: {reason}") from None
     return Ranks(get_rank(), get_group_size())
-
-
-class _Watch:
-    """Ends this process soon after another rank on this machine died: a collective would wait for it for minutes."""
-
-    def __init__(self, ranks):
-        self.rank = ranks.rank
-        host = np.frombuffer(hashlib.sha256(socket.gethostname().encode()).digest()[:8], np.int64)[0]
-        table = ranks.gather(np.array([host, os.getpid()], np.int64))
-        self.peers = {int(pid): rank for rank, (place, pid) in enumerate(table) if place == host and rank != ranks.rank}
-        self._done = threading.Event()
-        threading.Thread(target=self._run, name="mindrepvgg-peers", daemon=True).start()
-
-    def stop(self):
-        """From now on, others may end."""
-        self._done.set()
-
-    def _run(self):
-        while not self._done.wait(_WATCH_SECONDS):
-            dead = [pid for pid in self.peers if not _is_alive(pid)]
-            if dead and not self._done.is_set():
-                names = ", ".join(f"rank {self.peers[pid]} (process {pid})" for pid in dead)
-                print(
-                    f"error: {names} died, so rank {self.rank} ends too; its own output tells why. Every checkpoint is "
-                    f"whole: start again with --resume",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                os._exit(1)  # the main thread may be inside a collective that never returns
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not waited for yet does not."""
-    try:
-        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.NoSuchProcess:
-        return False

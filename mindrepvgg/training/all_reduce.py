@@ -74,6 +74,8 @@ class GradientMean(nn.Cell):
         self.all_reduce = ops.AllReduce()
         self.share = Tensor(1 / ranks, ms.float32)
         self.hyper_map = ops.HyperMap()
+        # In PyNative mode: a tuple of tensors is not a constant, for each value of which `jit` would compile anew.
+        self.enable_tuple_broaden = True
 
     @ms.jit  # in PyNative mode too: it is some hundred small operations
     def construct(self, gradients):

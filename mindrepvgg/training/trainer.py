@@ -13,7 +13,7 @@ from mindrepvgg.errors import DataError, TrainingError
 from mindrepvgg.files import atomic_write
 from mindrepvgg.recipe.mindcv_keys import mindcv_notice
 from mindrepvgg.reparam.precision import check_precision, set_precision
-from mindrepvgg.runtime import device, ranks
+from mindrepvgg.runtime import device, gathering, ranks
 from mindrepvgg.training.assemble import build_learning_rates, build_network, build_step, count_steps
 from mindrepvgg.training.batches import host_batches
 from mindrepvgg.training.loop import Loop, Stepper
@@ -108,8 +108,13 @@ class Trainer:
             f"{notice + chr(10) if notice else ''}"
             f"{recipe.model}: {parameters:,} parameters to train, {precision}\n"
             f"{self.device}, {mode} mode, jit level: {level.reason}\n"
-            f"{recipe.epoch_size} epochs of {steps}, {lr}"
+            f"{recipe.epoch_size} epochs of {steps}, {lr}{self._describe_output()}"
         )
+
+    def _describe_output(self):
+        """Under msrun, where each process prints, as a line of its own."""
+        path = gathering.output_file() if self.ranks.size > 1 else None
+        return f"\n{self.ranks.size} processes; rank 0 prints into {path}, the others beside it" if path else ""
 
     def run(self, profile=False) -> RunResult | None:
         """Train to the end, or to Ctrl-C, SIGTERM or a file `stop` in the folder: the state is saved then.

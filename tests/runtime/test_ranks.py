@@ -1,22 +1,26 @@
 """The processes of a run as one of them sees itself: alone, under each launcher, and who of the others still lives."""
 
-import os
-import subprocess
-import sys
-import time
+import socket
 
 import numpy as np
-import psutil
 import pytest
 from mindspore import Parameter, Tensor
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.runtime.environment import launched_processes
-from mindrepvgg.runtime.ranks import Ranks, _is_alive, start
+from mindrepvgg.runtime.ranks import Ranks, start
 
 pytestmark = pytest.mark.compat
 
-LAUNCHERS = ("MS_ROLE", "MS_WORKER_NUM", "OMPI_COMM_WORLD_SIZE", "RANK_TABLE_FILE", "RANK_SIZE")
+LAUNCHERS = (
+    "MS_ROLE",
+    "MS_WORKER_NUM",
+    "MS_SCHED_HOST",
+    "MS_SCHED_PORT",
+    "OMPI_COMM_WORLD_SIZE",
+    "RANK_TABLE_FILE",
+    "RANK_SIZE",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -72,8 +76,8 @@ class TestStart:
         with pytest.raises(UserError) as caught:
             start(True)
         assert str(caught.value) == (
-            "distribute (=True) needs a launcher: msrun --worker_num 8 python -m mindrepvgg train ...; "
-            "leave distribute at auto to train on one device when there is none"
+            "distribute (=True) needs a launcher: msrun --worker_num 8 --local_worker_num 8 python -m mindrepvgg train "
+            "...; leave distribute at auto to train on one device when there is none"
         )
 
     @pytest.mark.parametrize("role", ["MS_WORKER", "MS_SCHED"])
@@ -118,6 +122,20 @@ class TestStart:
             start("auto")
 
 
+def test_a_port_in_use_is_named_at_once(monkeypatch):
+    """By the scheduler; MindSpore would wait for the whole time-out."""
+    monkeypatch.setattr("mindrepvgg.runtime.ranks._NOTICE_SECONDS", 0)
+    monkeypatch.setattr("mindrepvgg.runtime.ranks.init", lambda: pytest.fail("it went on"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        values = {"MS_ROLE": "MS_SCHED", "MS_WORKER_NUM": "2", "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(port)}
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        message = f"port {port} of 127.0.0.1 is in use by another program: give msrun another one with --master_port"
+        with pytest.raises(UserError, match=f"^{message}$"):
+            start("auto")
+
+
 @pytest.mark.parametrize(
     ("environment", "processes"),
     [
@@ -136,19 +154,3 @@ def test_launched_processes(monkeypatch, environment, processes):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert launched_processes() == processes
-
-
-class TestIsAlive:
-    def test_this_process(self):
-        assert _is_alive(os.getpid())
-
-    def test_one_that_ends_and_is_waited_for_later(self):
-        with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-            assert _is_alive(child.pid)
-            child.kill()
-            end = time.monotonic() + 20
-            while _is_alive(child.pid) and time.monotonic() < end:
-                time.sleep(0.01)
-            assert psutil.pid_exists(child.pid), "it is a zombie"
-            assert not _is_alive(child.pid)
-        assert not _is_alive(child.pid), "and now it is gone"

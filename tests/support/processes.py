@@ -123,8 +123,8 @@ class Started(Printed):
         command = [sys.executable, *map(str, program)]
         if launcher is not None:
             # msrun starts the `python` it finds on PATH.
-            places = ["--master_port", str(_free_port()), "--log_dir", str(self.logs), "--join", "True"]
-            command = [f"{binaries}/msrun", *launcher, *places, "python", *map(str, program)]
+            places = ["--master_port", str(free_port()), "--log_dir", str(self.logs), "--join", "True"]
+            command = [f"{binaries}/msrun", *places, *launcher, "python", *map(str, program)]
         with self.output.open("w") as stream:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
@@ -174,17 +174,11 @@ class Started(Printed):
 
     def workers(self) -> dict[int, int]:
         """Process ids by rank, of the workers that msrun has started."""
-        return {int(process.info["environ"]["RANK_ID"]): process.pid for process in self._programs("MS_WORKER")}
-
-    def kill_scheduler(self):
-        """SIGKILL to msrun's scheduler, which would wait half a minute for a worker that is dead."""
-        for process in self._programs("MS_SCHED"):
-            process.kill()
-
-    def _programs(self, role):
-        own = [process for process in self._own() if process.info["environ"].get("MS_ROLE") == role]
-        # The `tail` that shows a worker's log carries its environment as well.
-        return [process for process in own if (process.info["cmdline"] or [""])[0].endswith("python")]
+        own = [process for process in self._own() if process.info["environ"].get("MS_ROLE") == "MS_WORKER"]
+        # The `tail` that shows a worker's log carries its environment as well, and so does what watches a worker.
+        programs = [process for process in own if (process.info["cmdline"] or [""])[0].endswith("python")]
+        workers = [process for process in programs if not process.info["cmdline"][1].endswith("gathering.py")]
+        return {int(process.info["environ"]["RANK_ID"]): process.pid for process in workers}
 
     def _own(self) -> list[psutil.Process]:
         """All processes that carry this run's mark."""
@@ -192,9 +186,9 @@ class Started(Printed):
         return [process for process in every if (process.info["environ"] or {}).get(_MARK) == self._mark]
 
 
-def start_two(program, folder) -> Started:
-    """The program as two ranks under msrun."""
-    return Started(program, folder, ["--worker_num", "2", "--local_worker_num", "2"])
+def start_two(program, folder, *more) -> Started:
+    """The program as two ranks under msrun; `more`: of its arguments."""
+    return Started(program, folder, ["--worker_num", "2", "--local_worker_num", "2", *more])
 
 
 def run_two(program, folder):
@@ -203,7 +197,7 @@ def run_two(program, folder):
         assert started.wait() == 0, started.text()
 
 
-def _free_port():
+def free_port():
     """A port nobody listens at, below those the system gives to clients: they would take it before msrun does."""
     while True:
         port = random.SystemRandom().randrange(20000, 32000)

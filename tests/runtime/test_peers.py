@@ -1,0 +1,94 @@
+"""The watch over ranks of other hosts, which two threads of this process play."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from mindrepvgg.runtime import peers
+
+pytestmark = pytest.mark.compat
+
+
+class Cluster:
+    """Two watches that met, each on a host of its own, and what they have said at their end."""
+
+    def __init__(self, monkeypatch):
+        barrier, rows, self.said, self.watches = threading.Barrier(2), [None, None], {}, [None, None]
+
+        def gather_of(rank):
+            def gather(array):
+                rows[rank] = np.asarray(array)
+                barrier.wait(20)
+                stacked = np.stack(rows)
+                barrier.wait(20)
+                return stacked
+
+            return gather
+
+        def end(message):
+            self.said[threading.current_thread()] = message
+            raise SystemExit  # of the watching thread
+
+        def meet(rank):
+            self.watches[rank] = peers.Watch(rank, 2, gather_of(rank))
+
+        monkeypatch.setenv("MS_SCHED_HOST", "127.0.0.1")
+        monkeypatch.setenv("MS_SCHED_PORT", "9")
+        monkeypatch.setattr(peers, "_machine", lambda: peers._padded(threading.current_thread().name) + bytes(32))
+        monkeypatch.setattr(peers, "_end", end)
+        monkeypatch.setattr(threading, "excepthook", lambda _: None)
+        threads = [threading.Thread(target=meet, args=(rank,), name=f"host{rank}") for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+
+    def hang_up(self, rank):
+        """As the system does when a process has ended."""
+        for key in list(self.watches[rank]._selector.get_map().values()):
+            self.watches[rank]._selector.unregister(key.fileobj)
+            key.fileobj.close()
+
+    def wait(self):
+        end = time.monotonic() + 10
+        while not self.said and time.monotonic() < end:
+            time.sleep(0.01)
+        return list(self.said.values())
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    found = Cluster(monkeypatch)
+    yield found
+    for watch in found.watches:
+        watch.stop()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_other_host_is_named(cluster, victim):
+    assert [watch.peers for watch in cluster.watches] == [{}, {}]
+    cluster.hang_up(victim)
+    (line,) = cluster.wait()
+    assert line.startswith(f"rank {victim} on host{victim} (process ")
+    assert f" died, so rank {1 - victim} ends too; its own output tells why. Every checkpoint is whole: start " in line
+
+
+def test_the_first_rank_tells_whose_end_it_saw(cluster):
+    cluster.watches[0]._names.append("rank 2 on host2 (process 5)")
+    cluster.watches[1]._names.append("rank 2 on host2 (process 5)")
+    with pytest.raises(SystemExit):
+        cluster.watches[0]._tell_and_end([2])
+    time.sleep(0.5)
+    assert {line.partition(";")[0] for line in cluster.said.values()} == {
+        f"rank 2 on host2 (process 5) died, so rank {rank} ends too" for rank in range(2)
+    }
+
+
+def test_a_run_that_has_come_to_its_end(cluster):
+    for watch in cluster.watches:
+        watch.stop()
+    cluster.hang_up(0)
+    time.sleep(0.3)
+    assert not cluster.said
