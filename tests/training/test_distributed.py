@@ -326,6 +326,7 @@ class TestTheCommand:
             f"\n2 processes; rank 0 prints into {whole.parent / 'msrun' / 'worker_0.log'}, the others beside it\n"
             in first
         )
+        assert "Constant value tensor" not in first, "gradients would be compiled into the step, anew each time"
         assert "epoch" not in second
         assert "done" not in second
 
