@@ -57,6 +57,7 @@ class Watch:
         ]
         self.peers = {pid: n for n, pid in enumerate(pids) if machines[n] == machine and n != rank}
         self._selector = selectors.DefaultSelector()
+        self._connections: list[socket.socket] = []
         self._done = threading.Event()
         if len(set(machines)) > 1:
             self._connect(rank, size, gather)
@@ -107,6 +108,7 @@ class Watch:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         connection.setblocking(False)
         self._selector.register(connection, selectors.EVENT_READ, rank)
+        self._connections.append(connection)
 
     def _run(self):
         while not self._done.is_set():
@@ -131,9 +133,9 @@ class Watch:
     def _tell_and_end(self, dead):
         if self._done.is_set():
             return
-        for key in self._selector.get_map().values():
+        for connection in self._connections:
             with contextlib.suppress(OSError):
-                key.fileobj.send(dead[0].to_bytes(4, "big"))
+                connection.send(dead[0].to_bytes(4, "big"))
         names = ", ".join(self._names[rank] for rank in dead)
         _end(
             f"{names} died, so rank {self._rank} ends too; its own output tells why. Every checkpoint is whole: start "
