@@ -85,7 +85,7 @@ class GradientMean(nn.Cell):
             flat, small = self.hyper_map(_flatten, gradients), ()
             for start, stop in self.runs:
                 small += flat[start:stop]
-            bundle = self.all_reduce(ops.concat(small)) * self.share
+            bundle = self.all_reduce(ops.cat(small)) * self.share
         one = ops.partial(_mean, self.all_reduce, self.share, bundle)
         return self.hyper_map(one, self.starts, self.sizes, gradients)
 
