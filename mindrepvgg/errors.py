@@ -1,15 +1,19 @@
 """The errors a user can cause. A command prints each as one line and exits with status 2; see `cli.entry`."""
 
+import re
+
 
 class UserError(Exception):
     """Something the user gave cannot be used; the message says what was wrong, what was expected and what to do.
 
     Args:
-        message: one line. Where a name in it brings line breaks, spaces stand in their place.
+        message: one line. Where a name in it brings line breaks, spaces stand in their place. The middle of a name of
+            more than 300 characters is left out.
     """
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.splitlines()))
+        line = " ".join(message.splitlines())
+        super().__init__(re.sub(r"\S{301,}", lambda name: f"{name[0][:200]}...{name[0][-97:]}", line))
 
 
 class RecipeError(UserError):

@@ -19,7 +19,7 @@ from mindrepvgg.training.schedule import SCHEDULE, learning_rates, scaled_lr
 from mindrepvgg.training.step import LossScale, NetworkWithLoss, TrainStep
 from mindrepvgg.weights.load import create_model, load_weights
 
-_MOST_STEPS = 100_000_000  # of a run; each has a learning rate in memory
+_MOST_STEPS = 50_000_000  # of a run; each has a learning rate in memory
 
 
 def count_steps(recipe, loader) -> int:

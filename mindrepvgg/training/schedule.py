@@ -15,6 +15,8 @@ import numpy as np
 _RISE = 0.3
 _START = 1 / 25
 
+_PART = 2**20  # steps; a multiple of what a processor computes at once, so that no bit depends on it
+
 
 # How cosine and polynomial end. 1: at min_lr in their last step, as mindrepvgg 0.1 had it. 2: a step before min_lr, as
 # MindCV, timm and PyTorch have it. A run keeps the one that it began with.
@@ -22,10 +24,11 @@ SCHEDULE = 2
 
 
 class _Decay(NamedTuple):
-    """What a curve is drawn from: steps (n,) int and epochs (n,) float64 since the warm-up, the decay's length..."""
+    """What a curve is drawn from: steps (n,) int and epochs (n,) float64 since the warm-up, the number of all..."""
 
     step: np.ndarray
     epoch: np.ndarray
+    total: int
     length: int
     lr: float
     min_lr: float
@@ -82,7 +85,7 @@ def _polynomial(decay):
 
 
 def _one_cycle(decay):
-    total = len(decay.step)
+    total = decay.total
     peak = _RISE * total - 1
     rising = _between(_START * decay.lr, decay.lr, _half_cosine(decay.step / peak))
     falling = _between(decay.lr, decay.min_lr, _half_cosine((decay.step - peak) / (total - 1 - peak)))
@@ -151,24 +154,31 @@ def learning_rates(
     warmup = warmup_epochs * steps_per_epoch
     decay = total - warmup if decay_epochs is None else decay_epochs * steps_per_epoch
 
-    rising = warmup_factor + (1 - warmup_factor) * np.arange(warmup) / max(warmup, 1)
-    step = np.arange(total - warmup)
-    after_warmup = CURVES[scheduler](
-        _Decay(
-            step=step,
-            epoch=step / steps_per_epoch,
-            length=max(decay, 1),
-            lr=lr,
-            min_lr=min_lr,
-            rate=decay_rate,
-            milestones=multi_step_decay_milestones,
-            num_cycles=num_cycles,
-            cycle_decay=cycle_decay,
-            schedule=schedule,
+    rates = np.empty(total, np.float32)
+    for step in _parts(warmup):
+        rates[step] = lr * (warmup_factor + (1 - warmup_factor) * step / warmup)
+    for step in _parts(total - warmup):
+        rates[warmup + step] = CURVES[scheduler](
+            _Decay(
+                step=step,
+                epoch=step / steps_per_epoch,
+                total=total - warmup,
+                length=max(decay, 1),
+                lr=lr,
+                min_lr=min_lr,
+                rate=decay_rate,
+                milestones=multi_step_decay_milestones,
+                num_cycles=num_cycles,
+                cycle_decay=cycle_decay,
+                schedule=schedule,
+            )
         )
-    )
-    rates = np.concatenate([lr * rising, after_warmup]).astype(np.float32)
     return rates[::steps_per_epoch].repeat(steps_per_epoch) if lr_epoch_stair else rates
+
+
+def _parts(count):
+    """The numbers below `count` in arrays of at most _PART: all at once, a curve's own arrays take gigabytes."""
+    return (np.arange(start, min(start + _PART, count)) for start in range(0, count, _PART))
 
 
 def scaled_lr(lr: float, lr_per_batch: int | None, global_batch: int) -> float:

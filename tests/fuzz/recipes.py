@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import yaml
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ from mindrepvgg.models.variants import list_models
 from mindrepvgg.recipe import configs, mindcv_keys
 from mindrepvgg.recipe.schema import KEYS
 from mindrepvgg.recipe.sources import explain_recipe, format_recipe, load_recipe
-from mindrepvgg.training.assemble import build_learning_rates
+from mindrepvgg.training.assemble import build_learning_rates, count_steps
 
 # What yaml texts may hold besides plain values: constructors that raise, aliases, odd numbers, odd text.
 FRAGMENTS = [
@@ -104,7 +106,8 @@ def _file(path):
 def _prepare(recipe):
     """What a run computes of its recipe before it reads data: the network's layers, and the rate of every step."""
     summarise(recipe.variant, recipe.num_classes, recipe.in_channels, recipe.image_resize)
-    build_learning_rates(recipe, 100, recipe.global_batch(1))
+    steps = count_steps(recipe, SimpleNamespace(steps_per_epoch=100 * recipe.gradient_accumulation_steps))
+    build_learning_rates(recipe, steps, recipe.global_batch(1))
 
 
 def _option(given):

@@ -1,6 +1,7 @@
 """Learning rates against scalar formulas, PyTorch's and MindCV's schedulers, and the steps documented to be exact."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.optim import lr_scheduler
 from mindrepvgg.recipe.choices import SCHEDULERS
 from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.recipe.sources import load_recipe
+from mindrepvgg.training import schedule
 from mindrepvgg.training.assemble import build_learning_rates
 from mindrepvgg.training.schedule import learning_rates, scaled_lr
 
@@ -334,3 +336,16 @@ def test_it_takes_a_recipes_values():
     assert (got[0], len(got)) == (np.float32(0.1), 12)
     # What is not given is as in a recipe.
     assert (got == learning_rates(scheduler="cosine_decay", lr=0.1, epoch_size=3, steps_per_epoch=4)).all()
+
+
+@pytest.mark.parametrize("scheduler", schedule.CURVES)
+def test_parts_change_no_bit_and_a_long_run_takes_little_more_than_its_rates(scheduler, monkeypatch):
+    settings = {"scheduler": scheduler, "lr": 0.3, "min_lr": 1e-4, "steps_per_epoch": 97, "warmup_epochs": 5}
+    whole = schedule.learning_rates(**settings, epoch_size=90)
+    monkeypatch.setattr(schedule, "_PART", 2**10)
+    tracemalloc.start()
+    parts = schedule.learning_rates(**settings, epoch_size=90)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert parts.tobytes() == whole.tobytes()
+    assert peak < 5 * whole.nbytes, "a float64 alone is two of them"
