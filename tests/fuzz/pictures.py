@@ -106,5 +106,6 @@ def cases():
     content = mixed((60, mutated(list(pictures().values()))), (20, _other_size()), (1, large))
     door = st.sampled_from(["3 channels", "3 channels", "1 channel"])
     file = st.builds(lambda door, data: Case(door, "x.png", {"x.png": data}), door, content)
-    data = content.map(lambda data: Case("data", "", {"data/train/a/x.png": data, "data/train/b/y.jpg": data}))
+    whole = pictures()["rgb.jpg"]
+    data = content.map(lambda data: Case("data", "", {"data/train/a/x.png": data, "data/train/b/y.jpg": whole}))
     return mixed((9, file), (1, data))

@@ -37,7 +37,7 @@ DOORS = {
     "take": len,
     "refuse": _refuse,
     "refuse in two lines": _refuse_in_two_lines,
-    "refuse at length": lambda given: _refuse("long" * 200),
+    "refuse at length": lambda given: _refuse("long " * 200),
     "say nothing": lambda given: 2,
     "stumble": _stumble,
     "abort": lambda given: os.abort(),

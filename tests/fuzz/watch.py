@@ -97,17 +97,21 @@ class _Worker:
                     return CRASH
                 *whole, self._rest = (self._rest + data).split(b"\n")
                 self._lines += whole
-            elif time.monotonic() - began > seconds and time.monotonic() - began - self._waited() + waited > seconds:
-                return HANG
             elif memory is not None and self._resident() > memory:
                 return MEMORY
+            elif (took := time.monotonic() - began) > seconds:
+                now = self._waited()
+                if took - max((now[thread] - waited.get(thread, 0.0) for thread in now), default=0.0) > seconds:
+                    return HANG
         return self._lines.popleft().decode()
 
     def _waited(self):
-        """Seconds that the process was ready to run and the machine ran others."""
-        with contextlib.suppress(OSError):  # a kernel that does not count them, or the process is gone
-            return int(Path(f"/proc/{self.process.pid}/schedstat").read_text().split()[1]) / 1e9
-        return 0.0
+        """By thread, the seconds that it was ready to run and the machine ran others; a kernel may not count them."""
+        found = {}
+        for file in Path(f"/proc/{self.process.pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):  # the thread is gone
+                found[file.parent.name] = int(file.read_text().split()[1]) / 1e9
+        return found
 
     def go_on(self):
         """Let the worker take its next case."""
