@@ -93,7 +93,7 @@ def _altered(draw):
             model.metadata_props[draw(st.integers(0, len(model.metadata_props) - 1))].value = text.encode(
                 errors="replace"
             )
-    return model.SerializeToString()
+    return model.SerializePartialToString()
 
 
 def cases():
