@@ -74,15 +74,17 @@ class Watch:
         """Connect each rank with rank 0."""
         server, where, token = None, "", secrets.token_bytes(_TOKEN_BYTES)
         if rank == 0:
-            family, address = _own_address()
-            server = socket.create_server((address, 0), family=family, backlog=size)
-            server.settimeout(_CONNECT_SECONDS)
-            where = "{} {}".format(*server.getsockname()[:2])
+            with contextlib.suppress(OSError):  # the network does not know this machine's name
+                family, address = _own_address()
+                server = socket.create_server((address, 0), family=family, backlog=size)
+                server.settimeout(_CONNECT_SECONDS)
+                where = "{} {}".format(*server.getsockname()[:2])
         first = gather(np.frombuffer(_padded(where) + token, np.int64))[0].tobytes()
-        (host, port), token = _read_text(first).split(), first[_NAME_BYTES:]
+        where, token = _read_text(first), first[_NAME_BYTES:]
+        host, _, port = where.partition(" ")
         met = {rank}
         with contextlib.suppress(OSError):  # a firewall between the machines
-            if server is None:
+            if rank and where:
                 connection = socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS)
                 connection.sendall(token + rank.to_bytes(4, "big"))
                 self._add(connection, 0)
@@ -90,17 +92,20 @@ class Watch:
             while server is not None and len(met) < size:
                 connection, _ = server.accept()
                 connection.settimeout(_CONNECT_SECONDS)
-                greeting = connection.recv(_TOKEN_BYTES + 4, socket.MSG_WAITALL)
+                greeting = b""
+                with contextlib.suppress(OSError):  # a stranger's, which others must not pay for
+                    greeting = connection.recv(_TOKEN_BYTES + 4, socket.MSG_WAITALL)
                 other = int.from_bytes(greeting[_TOKEN_BYTES:], "big")
-                if greeting[:_TOKEN_BYTES] == token and other < size:  # not a stranger's
+                if greeting[:_TOKEN_BYTES] == token and other < size:
                     self._add(connection, other)
                     met.add(other)
         if server is not None:
             server.close()
-            missing = [self._names[n] for n in range(size) if n not in met]
-            if missing:
-                line = f"{', '.join(missing)} could not connect to rank 0 at {host}: the death of one is noticed late"
-                print(f"warning: {line}", file=sys.stderr, flush=True)
+        missing = [self._names[n] for n in range(size) if n not in met]
+        if rank == 0 and missing:
+            place = f"rank 0 at {host}" if host else f"rank 0: {socket.gethostname()} has no address"
+            line = f"{', '.join(missing)} could not connect to {place}; the death of one is noticed late"
+            print(f"warning: {line}", file=sys.stderr, flush=True)
 
     def _add(self, connection, rank):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -34,8 +34,8 @@ class Ranks:
         self.any(False)  # all have done their work ...
         if self.watch:
             self.watch.stop()
-            self.watch = None
         self.any(False)  # ... and none takes the end of another for a death any more
+        self.watch = None  # not before: its connections end with it
 
     @property
     def is_first(self) -> bool:

@@ -1,5 +1,7 @@
 """The watch over ranks of other hosts, which two threads of this process play."""
 
+import socket
+import struct
 import threading
 import time
 
@@ -73,6 +75,39 @@ def test_the_other_host_is_named(cluster, victim):
     (line,) = cluster.wait()
     assert line.startswith(f"rank {victim} on host{victim} (process ")
     assert f" died, so rank {1 - victim} ends too; its own output tells why. Every checkpoint is whole: start " in line
+
+
+def test_a_stranger_who_hangs_up_at_once(monkeypatch):
+    """As what looks for open ports does."""
+    connect, closes_with_an_error = socket.create_connection, struct.pack("ii", 1, 0)
+
+    def after_a_stranger(address, timeout):
+        with connect(address) as stranger:
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, closes_with_an_error)
+        return connect(address, timeout)
+
+    monkeypatch.setattr(peers.socket, "create_connection", after_a_stranger)
+    cluster = Cluster(monkeypatch)
+    time.sleep(0.3)
+    assert not cluster.said
+    assert [len(watch._connections) for watch in cluster.watches] == [1, 1]
+    for watch in cluster.watches:
+        watch.stop()
+
+
+def test_a_machine_whose_name_has_no_address(monkeypatch, capsys):
+    """As under mpirun and with a rank table, where no scheduler is there to be asked the way."""
+
+    def refuse(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(peers.socket, "getaddrinfo", refuse)
+    cluster = Cluster(monkeypatch)
+    assert [watch._connections for watch in cluster.watches] == [[], []]
+    line = f"could not connect to rank 0: {socket.gethostname()} has no address; the death of one is noticed late\n"
+    assert capsys.readouterr().err.endswith(line)
+    for watch in cluster.watches:
+        watch.stop()
 
 
 def test_the_first_rank_tells_whose_end_it_saw(cluster):

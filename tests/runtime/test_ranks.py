@@ -1,6 +1,7 @@
 """The processes of a run as one of them sees itself: alone, under each launcher, and who of the others still lives."""
 
 import socket
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -64,6 +65,15 @@ class TestAlone:
 
     def test_leaving_needs_nobody(self):
         Ranks().leave()
+
+    def test_leaving_keeps_the_watch_until_all_have_stopped_theirs(self, monkeypatch):
+        """With it, its connections would end, which one that is still about to stop would take for a death."""
+        ranks, watch, seen = Ranks(), mock.Mock(), []
+        ranks.watch = watch
+        monkeypatch.setattr(ranks, "any", lambda _: seen.append((ranks.watch, watch.stop.called)))
+        ranks.leave()
+        assert seen == [(watch, False), (watch, True)]
+        assert ranks.watch is None
 
 
 class TestStart:
