@@ -17,7 +17,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.reparam import arithmetic
 from mindrepvgg.reparam.foldable import FoldableBlock, add_padded, bn_terms, norm_of
-from mindrepvgg.reparam.layers import NATIVE, batch_norm, conv2d, geometry, grouped_of
+from mindrepvgg.reparam.layers import NATIVE, batch_norm, conv2d, epsilon_of, geometry, grouped_of
 from mindrepvgg.text import quoted
 
 
@@ -178,7 +178,7 @@ class RepVGGBlock(FoldableBlock):
             for leaf in arithmetic.BN_LEAVES:
                 params[f"{prefixes[name]}.{leaf}"] = getattr(bn, leaf)
         arrays = {name: parameter.asnumpy() for name, parameter in params.items()}
-        return arithmetic.fuse_block(arrays, {name: bn.eps for name, bn in branches.items()}, dtype)
+        return arithmetic.fuse_block(arrays, {name: epsilon_of(bn) for name, bn in branches.items()}, dtype)
 
     def branches(self) -> dict[str, nn.Cell]:
         """The 3x3 and the 1x1 convolution with their BN, and the identity's BN where there is one."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
+from mindspore import nn
+
 from mindrepvgg.reparam.equivalence import verify_equivalence
 from mindrepvgg.reparam.foldable import copy_fused, hidden_blocks, is_block, rep_blocks
 from mindrepvgg.reparam.precision import computes_in_half
@@ -31,9 +33,13 @@ def to_deploy(net, inputs=None):
             them with `verify_equivalence`. None: blocks that must be tried, are tried on noise.
 
     Raises:
+        TypeError: `net` is no Cell.
         ValueError: there is nothing to fuse, a block cannot be fused, or MindSpore does not see it.
         EquivalenceError: the two networks differ on `inputs`.
     """
+    if not isinstance(net, nn.Cell):
+        kind = type(net).__name__
+        raise TypeError(f"to_deploy takes a mindspore.nn.Cell, and got a {kind}; mindrepvgg.load_weights reads a file")
     blocks = rep_blocks(net)
     hidden = hidden_blocks(net)
     if hidden:

@@ -9,7 +9,9 @@ from typing import Any
 
 from mindspore import nn, ops
 
-from mindrepvgg.reparam.probe import check_block, needs_probe
+from mindrepvgg.reparam.probe import check_block, described, first_line, needs_probe
+
+_BACKWARD_HOOKS = ("_backward_pre_hook", "_backward_hook")
 
 
 class FoldableBlock(nn.Cell):
@@ -50,7 +52,7 @@ class FoldableBlock(nn.Cell):
         """
         if self.deploy:
             return
-        conv = self.fused_conv()
+        conv = _fused("", self)
         if needs_probe(self):
             self.deployed()
         self.take(conv)
@@ -75,7 +77,7 @@ class FoldableBlock(nn.Cell):
 
 def norm_of(cell: nn.Cell) -> nn.Cell:
     """A BN without the cell that MindSpore's automatic mixed precision O2 puts around it."""
-    return cell if hasattr(cell, "gamma") else cell._backbone
+    return cell._backbone if hasattr(cell, "_backbone") else cell
 
 
 def bn_terms(cell):
@@ -144,6 +146,7 @@ def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = Tru
     """Copy a network with one convolution in the place of the branches of `blocks`; the branches are never duplicated.
 
     Nothing is shared with `net`. What is shared within `net`, is shared within the copy. No cell has a compiled graph.
+    Hooks stay, those of the backward pass as well.
 
     Args:
         net: a cell; it stays as it was.
@@ -151,21 +154,28 @@ def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = Tru
         probe: try the blocks whose classes do not vouch for the fusion, see `probe.check_block`.
 
     Raises:
-        ValueError: `net` cannot be copied, or uses a branch elsewhere too, or a block's two forms differ.
+        ValueError: `net` cannot be copied, or uses a branch elsewhere too, or a block cannot be fused, or its two forms
+            differ.
     """
     left_out = [branch for block in blocks.values() for branch in block.branches().values()]
-    # PyNative's recomputation refers to the cell it was set up for, and saves memory in training only.
-    nothing = [cell._recompute_cell for _, cell in net.cells_and_names() if getattr(cell, "_recompute_cell", None)]
+    # These refer to the cell they were made for. PyNative's recomputation saves memory in training only.
+    unlike = ("_recompute_cell", *(f"_cell{hooks}" for hooks in _BACKWARD_HOOKS))
+    nothing = [getattr(cell, name, None) for _, cell in net.cells_and_names() for name in unlike]
     memo: dict[int, Any] = {**{id(branch): _LeftOut() for branch in left_out}, **{id(thing): None for thing in nothing}}
-    convs = {name: block.fused_conv() for name, block in blocks.items()}
+    convs = {name: _fused(name, block) for name, block in blocks.items()}
     try:
         copied = copy.deepcopy(net, memo)
     except TypeError as error:
-        raise ValueError(f"{type(net).__name__} cannot be copied: {error}") from None
+        raise ValueError(f"{type(net).__name__} cannot be copied: {_culprit(net)}{error}") from None
     for name, block in blocks.items():
         memo[id(block)].take(convs.pop(name))
     for path, cell in copied.cells_and_names():
         cell.compile_cache.clear()
+        for kind in _BACKWARD_HOOKS:
+            functions = list(getattr(cell, kind).values())
+            getattr(cell, kind).clear()
+            for function in functions:
+                getattr(cell, f"register{kind}")(function)
         if _is_sequential(cell):  # where O1 has left the cells of before
             cell.cell_list = list(cell._cells.values())
         if isinstance(cell, _LeftOut):
@@ -174,6 +184,26 @@ def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = Tru
         if probe and needs_probe(block):
             check_block(name, block, memo[id(block)])
     return copied
+
+
+def _fused(path, block):
+    """The one convolution of a block; ValueError, with its path, where there is none."""
+    try:
+        return block.fused_conv()
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{described(path, block)} cannot be fused: {first_line(error)}") from error
+
+
+def _culprit(net):
+    """The attribute of a cell that cannot be copied, for a message; empty where that is not found."""
+    cells = {id(cell): cell for _, cell in net.cells_and_names()}
+    for path, cell in net.cells_and_names():
+        for attribute, value in vars(cell).items():
+            try:
+                copy.deepcopy(value, dict(cells))
+            except TypeError:
+                return f"its attribute {path}.{attribute}: ".replace(" .", " ")
+    return ""
 
 
 def _forget_graphs(changed):

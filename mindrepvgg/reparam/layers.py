@@ -251,6 +251,11 @@ class BatchNorm2d(nn.BatchNorm2d):
         return self.bn_train(x, *terms)[0] if by_batch else self.bn_infer(x, *terms)[0]
 
 
+def epsilon_of(bn: nn.Cell) -> float:
+    """What a BN adds to the variance: its operator's; MindSpore's BN does not look at its attribute `eps` again."""
+    return getattr(getattr(bn, "bn_infer", None), "epsilon", bn.eps)
+
+
 def geometry(conv: nn.Conv2d) -> dict:
     """How a convolution goes over its input, by its operator: padding, stride and dilation."""
     operator = getattr(conv.conv2d, "one_group", conv.conv2d)  # that of one group, where groups are split

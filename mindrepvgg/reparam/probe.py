@@ -57,7 +57,7 @@ def check_block(path: str, block: FoldableBlock, deployed: FoldableBlock):
     Raises:
         ValueError: the two differ, or one of them cannot be run.
     """
-    name = f"{path or 'the block'} ({type(block).__name__})"
+    name = described(path, block)
     for method in {"construct", "convolve"} & vars(block).keys():
         if getattr(vars(block)[method], "__self__", None) is not block:
             raise ValueError(
@@ -72,14 +72,14 @@ def check_block(path: str, block: FoldableBlock, deployed: FoldableBlock):
             expected = leaves(block.construct(x))
         except Exception as error:
             raise ValueError(
-                f"{name} cannot be tried on an input {x.shape}: {_first_line(error)}; "
+                f"{name} cannot be tried on an input {x.shape}: {first_line(error)}; "
                 "give to_deploy example inputs of the whole network"
             ) from error
         try:
             actual = leaves(deployed.construct(x))
             differences = [difference(a, b)[1] for a, b in zip(expected, actual, strict=True)]
         except Exception as error:
-            raise ValueError(f"{name} cannot be fused: without its branches, {_first_line(error)}") from error
+            raise ValueError(f"{name} cannot be fused: without its branches, {first_line(error)}") from error
     tolerance = HALF_TOLERANCE if computes_in_half(block) else TOLERANCE
     if not np.max(differences) <= tolerance:
         raise ValueError(
@@ -89,5 +89,11 @@ def check_block(path: str, block: FoldableBlock, deployed: FoldableBlock):
         )
 
 
-def _first_line(error):
+def described(path: str, block: FoldableBlock) -> str:
+    """What a message calls a block: its path, and its class."""
+    return f"{path or 'the block'} ({type(block).__name__})"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message, without MindSpore's C++ stack."""
     return printable(next(iter(str(error).splitlines()), type(error).__name__), 200)

@@ -72,6 +72,24 @@ def test_hooks_stay():
     assert calls == [block, deployed]
 
 
+@pytest.mark.parametrize("kind", ["hook", "pre_hook"])
+def test_hooks_of_the_backward_pass_stay(kind):
+    net, calls = ready(nn.SequentialCell(RepVGGBlock(8, 8))), []
+    for cell in (net, net[0]):
+        getattr(cell, f"register_backward_{kind}")(lambda cell, *gradients: calls.append(cell))
+    for form in (to_deploy(net), net):
+        calls.clear()
+        ms.grad(lambda x, form=form: form(x).sum())(Tensor(images(2, 8, 9, 7)))
+        assert sorted(map(id, calls)) == sorted(map(id, (form, form[0])))
+
+
+def test_bn_counts_with_the_epsilon_that_it_computes_with():
+    """MindSpore's BN looks at its attribute once, when it is made."""
+    block = ready(RepVGGBlock(8, 8))
+    block.rbr_dense.bn.eps = 0.5
+    check_same(block, to_deploy(block))
+
+
 def test_flags_and_the_training_mode_stay():
     net = nn.SequentialCell(RepVGGBlock(8, 8), RepVGGBlock(8, 8))
     net[0].set_train()
@@ -133,15 +151,35 @@ def test_a_branch_that_is_used_elsewhere_cannot_be_fused():
 def test_another_convolution_in_a_branch_cannot_be_fused():
     block = RepVGGBlock(8, 8)
     block.rbr_dense.conv = conv2d(8, 8, 3, dilation=2)
-    with pytest.raises(ValueError, match=r"^rbr_dense\.conv has .*dilation.* 2, 2\).*, the block was .* 1, 1\)"):
-        to_deploy(block)
+    reason = r" cannot be fused: rbr_dense\.conv has .*dilation.* 2, 2\).*built"
+    with pytest.raises(ValueError, match=rf"^1 \(RepVGGBlock\){reason}"):
+        to_deploy(nn.SequentialCell(nn.ReLU(), block))
+    with pytest.raises(ValueError, match=rf"^the block \(RepVGGBlock\){reason}"):
+        block.switch_to_deploy()
+
+
+@pytest.mark.parametrize(
+    ("branch", "cell", "missing"), [("rbr_dense", nn.SequentialCell, "conv"), ("rbr_identity", nn.Identity, "gamma")]
+)
+def test_a_branch_of_another_kind_cannot_be_fused(branch, cell, missing):
+    net = nn.SequentialCell(RepVGGBlock(8, 8))
+    setattr(net[0], branch, cell())
+    with pytest.raises(ValueError, match=rf"^0 \(RepVGGBlock\) cannot be fused: .* no attribute '{missing}'"):
+        to_deploy(net)
 
 
 def test_what_cannot_be_copied_is_said():
-    block = RepVGGBlock(8, 8)
-    block.generator = (number for number in range(3))
-    with pytest.raises(ValueError, match=r"^RepVGGBlock cannot be copied: cannot pickle 'generator' object$"):
-        to_deploy(block)
+    net = nn.SequentialCell(nn.ReLU(), RepVGGBlock(8, 8))
+    net[1].numbers = "abc", (number for number in range(3))
+    reason = r"^\w+ cannot be copied: its attribute {}numbers: cannot pickle 'generator' object$"
+    for cell, path in ((net, r"1\."), (net[1], "")):
+        with pytest.raises(ValueError, match=reason.format(path)):
+            to_deploy(cell)
+
+
+def test_what_is_no_network_is_refused():
+    with pytest.raises(TypeError, match=r"^to_deploy takes a mindspore\.nn\.Cell, and got a str; mindrepvgg\.load_w"):
+        to_deploy("best.ckpt")
 
 
 class Lists(nn.Cell):
