@@ -43,10 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.list:
         print(configs.listing())
         return 0
-    if arguments.resume and arguments.overwrite:
+    resumes = arguments.resume is not False
+    if resumes and arguments.overwrite:
         raise UserError("--resume continues a run and --overwrite discards it; give one of the two")
     shows = arguments.show_config or arguments.show_param_groups
-    if arguments.resume:
+    if resumes:
         from mindrepvgg.training.resume import find_run
 
         overrides = sources.overrides_from_arguments(arguments)

@@ -58,9 +58,12 @@ class RunFolder:
         The lock ends with its process, however that ends. What killed writes of the run left behind is removed.
 
         Raises:
-            TrainingError: another process has the lock; it is named.
+            TrainingError: another process has the lock; it is named. Or no folder can be there.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise TrainingError(f"ckpt_save_dir (={self.path}) leads to a file; give a folder, or a new one") from None
         with contextlib.ExitStack() as stack:
             try:
                 stack.callback(self._acquire().release)

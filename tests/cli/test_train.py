@@ -88,6 +88,13 @@ class TestTrain:
         assert asked["resume"] == Path("run/repvgg_last.ckpt")
         assert asked["recipe"] == load_recipe("run/recipe.yaml", {"log_interval": 3})
 
+    def test_an_empty_place_to_resume_from_starts_no_run(self, files, call, asked, tmp_path, monkeypatch):
+        """As of a shell's variable that is not set."""
+        monkeypatch.chdir(tmp_path)
+        status, _, err = call("train", "-c", files / "tiny.yaml", "--resume", "")
+        assert (status, asked) == (2, {})
+        assert "_last.ckpt does not exist: there is no run to resume" in err
+
     def test_a_recipe_of_mindcvs_is_announced(self, files, call, asked):
         values = {"model": "repvgg_a0", "opt": "momentum", "decay_epochs": 80, "dataset": "mnist5k", "ckpt_path": ""}
         (files / "mindcv.yaml").write_text(yaml.safe_dump(values))

@@ -186,6 +186,16 @@ class TestTheOwner:
         assert caught.value.filename == str(tmp_path)
 
 
+    @pytest.mark.parametrize("place", ["file", "file/run"])
+    def test_a_folder_where_a_file_is(self, tmp_path, place):
+        (tmp_path / "file").touch()
+        with (
+            pytest.raises(TrainingError, match=rf"^ckpt_save_dir \(=.+{place}\) leads to a file; give a folder"),
+            RunFolder(tmp_path / place, "repvgg").owned(),
+        ):
+            pass
+
+
 class TestFindLast:
     def test_the_only_run_needs_no_name(self, tmp_path):
         with pytest.raises(TrainingError, match=r"\*_last\.ckpt does not exist: there is no run to resume;"):
