@@ -76,8 +76,8 @@ class FoldableBlock(nn.Cell):
 
 
 def norm_of(cell: nn.Cell) -> nn.Cell:
-    """A BN without the cell that MindSpore's automatic mixed precision O2 puts around it."""
-    return cell._backbone if hasattr(cell, "_backbone") else cell
+    """A BN without what MindSpore's automatic mixed precision O2 puts around it: a cell each time it is applied."""
+    return norm_of(cell._backbone) if hasattr(cell, "_backbone") else cell
 
 
 def bn_terms(cell):
@@ -161,7 +161,10 @@ def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = Tru
     # These refer to the cell they were made for. PyNative's recomputation saves memory in training only.
     unlike = ("_recompute_cell", *(f"_cell{hooks}" for hooks in _BACKWARD_HOOKS))
     nothing = [getattr(cell, name, None) for _, cell in net.cells_and_names() for name in unlike]
-    memo: dict[int, Any] = {**{id(branch): _LeftOut() for branch in left_out}, **{id(thing): None for thing in nothing}}
+    # The level 'auto' of automatic mixed precision is settings that have no copy.
+    settings = [getattr(cell, "amp_strategy", None) for _, cell in net.cells_and_names()]
+    memo: dict[int, Any] = {id(branch): _LeftOut() for branch in left_out}
+    memo |= {id(thing): None for thing in nothing} | {id(thing): thing for thing in settings}
     convs = {name: _fused(name, block) for name, block in blocks.items()}
     try:
         copied = copy.deepcopy(net, memo)

@@ -63,10 +63,11 @@ def check_precision(level, dtype, device):
 
 
 def computes_in_half(net: nn.Cell) -> bool:
-    """Whether any cell computes in half precision: by its flags, or by code that automatic mixed precision O1 wrote."""
+    """Whether any cell computes in half precision: by its flags, or as automatic mixed precision O1 or 'auto' says."""
     for _, cell in net.cells_and_names():
-        code = getattr(cell.construct, "__code__", None)
-        if cell.get_flags().get("fp16") or cell.get_flags().get("bf16") or (code and "amp_cast" in code.co_names):
+        flags, code = cell.get_flags(), getattr(cell.construct, "__code__", None)
+        rewritten = code is not None and "amp_cast" in code.co_names
+        if flags.get("fp16") or flags.get("bf16") or rewritten or getattr(cell, "amp_strategy", None):
             return True
     return False
 
