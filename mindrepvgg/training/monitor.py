@@ -87,7 +87,7 @@ def _read_records(path) -> list[dict]:
         else:
             others.append(number)
     if others:
-        log.warning("%s: lines that are no records are left out (%d of them, line %d first)", path, len(others), others[0])
+        log.warning("%s: lines that are no records are left out (%d, line %d first)", path, len(others), others[0])
     return records
 
 

@@ -109,7 +109,7 @@ class TestRunLog:
         path.write_text("\n".join([content[0], *lines, *content[1:], ""]))
         log = RunLog(path, keep_until=9)
         assert [record["step"] for record in log.records] == self.steps(path) == [2, 4, 6, 6]
-        assert caplog.messages == [f"{path}: lines that are no records are left out (10 of them, line 2 first)"]
+        assert caplog.messages == [f"{path}: lines that are no records are left out (10, line 2 first)"]
         draw_curves(log.records, path.with_name("curves.png"))
 
     @pytest.mark.parametrize("line", [b"step 4: loss 0.3\n", b"\xff\xfe\n", b"\n"])

@@ -185,7 +185,6 @@ class TestTheOwner:
             pass
         assert caught.value.filename == str(tmp_path)
 
-
     @pytest.mark.parametrize("place", ["file", "file/run"])
     def test_a_folder_where_a_file_is(self, tmp_path, place):
         (tmp_path / "file").touch()
