@@ -70,7 +70,9 @@ class OnnxEngine:
             reason = _reason(error)
             raise CheckpointError(f"{self._name} cannot be run by onnxruntime {ort.__version__}: {reason}") from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES or len(outputs) != 1:
+        takes_images = len(inputs) == 1 and len(inputs[0].shape) == 4 and inputs[0].type in _TYPES
+        # A damaged file may have an axis of no length, as no batch of images has.
+        if not takes_images or 0 in inputs[0].shape or len(outputs) != 1:
             raise CheckpointError(
                 f"{self._name} has {len(inputs)} inputs and {len(outputs)} outputs, the first of shape "
                 f"{inputs[0].shape if inputs else None}; expected one batch of images in and one array out"

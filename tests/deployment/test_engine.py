@@ -119,9 +119,10 @@ def test_what_is_no_onnx_file(tmp_path):
         OnnxEngine(content()[:-100])
 
 
-def test_what_is_no_network_of_images():
+@pytest.mark.parametrize("shape", [[2], [0, 3, 8, 8]])
+def test_what_is_no_network_of_images(shape):
     helper = onnx.helper
-    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in "xy"]
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     with pytest.raises(CheckpointError, match="expected one batch of images in and one array out"):
