@@ -95,10 +95,18 @@ def _is_record(value) -> bool:
     """Whether a value of a log is what `RunLog.write` writes."""
     if not isinstance(value, dict) or not isinstance(value.get("event"), str):
         return False
-    needed = [value.get(key, "missing") for key in _NUMBERS.get(value["event"], ())]
-    # The loss is null where every update was skipped.
-    are_numbers = all(number is None or type(number) in (int, float) for number in needed)
-    return are_numbers and all(type(value.get(key)) is int for key in ("epoch", "step"))
+    needed = {key: value.get(key) for key in _NUMBERS.get(value["event"], ())}
+    if value.get("loss", "missing") is None:  # every update was skipped
+        needed.pop("loss", None)
+    return all(map(_is_number, needed.values())) and all(_is_count(value.get(key)) for key in ("epoch", "step"))
+
+
+def _is_count(value) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number(value) -> bool:
+    return type(value) is float or _is_count(value)
 
 
 class Progress:

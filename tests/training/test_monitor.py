@@ -104,12 +104,15 @@ class TestRunLog:
             '{"event": "train", "epoch": 1, "step": null, "progress": 1, "lr": 1, "loss": 1}',
             '{"event": "train", "epoch": true, "step": 2, "progress": 1, "lr": 1, "loss": 1}',
             '{"event": "validate", "epoch": 1, "step": 2, "top1": "12", "top5": 1, "loss": 1}',
+            '{"event": "validate", "epoch": 1, "step": 2, "top1": null, "top5": 1, "loss": 1}',
+            '{"event": "train", "epoch": 1, "step": 2, "progress": 1, "lr": 1, "loss": 1%s}' % (400 * "0"),
+            '{"event": "validate", "epoch": 1%s, "step": 2, "top1": 1, "top5": 1, "loss": 1}' % (400 * "0"),
         ]
         content = path.read_text().splitlines()
         path.write_text("\n".join([content[0], *lines, *content[1:], ""]))
         log = RunLog(path, keep_until=9)
         assert [record["step"] for record in log.records] == self.steps(path) == [2, 4, 6, 6]
-        assert caplog.messages == [f"{path}: lines that are no records are left out (10, line 2 first)"]
+        assert caplog.messages == [f"{path}: lines that are no records are left out (13, line 2 first)"]
         draw_curves(log.records, path.with_name("curves.png"))
 
     @pytest.mark.parametrize("line", [b"step 4: loss 0.3\n", b"\xff\xfe\n", b"\n"])
