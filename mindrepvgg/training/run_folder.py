@@ -117,6 +117,8 @@ class RunFolder:
 
     def check(self, resume, overwrite):
         """Refuse a folder that holds a run which is not the one to go on with."""
+        if resume is not None and overwrite:
+            raise TrainingError("resume continues a run and overwrite discards it; give one of the two")
         held = self.held()
         if not held:
             return

@@ -52,6 +52,8 @@ class TestRunFolder:
             folder.check(None, overwrite=False)
         folder.check(None, overwrite=True)
         folder.check(folder.last, overwrite=False)
+        with pytest.raises(TrainingError, match="^resume continues a run and overwrite discards it; give one of the"):
+            folder.check(folder.last, overwrite=True)
         elsewhere = tmp_path_factory.mktemp("elsewhere") / "repvgg_last.ckpt"
         elsewhere.write_text("")
         with pytest.raises(TrainingError, match=r"holds another run \(repvgg_a0_last\.ckpt\) than .+elsewhere"):
