@@ -195,6 +195,7 @@ def set_grouped(net: nn.Cell, grouped: str) -> nn.Cell:
             if groups > 1:
                 del cell.conv2d
                 cell.conv2d = _SplitConvolution(cell, groups) if grouped == SPLIT else _operator(cell, groups)
+                cell.add_flags_recursive(**cell.get_flags())  # half precision reaches the new cell
     return net
 
 

@@ -111,7 +111,8 @@ def test_the_recipe_knows_the_same_ways():
 
 @pytest.mark.parametrize("mode", ["graph", "pynative"])
 def test_in_half_precision_too(mode):
-    native, split = (layers.conv2d(8, 8, 3, groups=4, bias=True, grouped=kind).to_float(ms.float16) for kind in GROUPED)
+    convs = [layers.conv2d(8, 8, 3, groups=4, bias=True).to_float(ms.float16) for _ in GROUPED]
+    native, split = map(layers.set_grouped, convs, GROUPED)
     for mine, other in zip(split.get_parameters(), native.get_parameters(), strict=True):
         mine.set_data(Tensor(other.asnumpy()))
     with context_mode(mode):
