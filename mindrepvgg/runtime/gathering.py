@@ -57,6 +57,8 @@ def port_in_use() -> str | None:
         try:
             server.bind(address)
             server.listen()
+        except (OverflowError, PermissionError):
+            return f"no scheduler can listen at port {address[1]}: give msrun one of 1024 to 65535 with --master_port"
         except OSError as error:
             return _taken(address) if error.errno == errno.EADDRINUSE else None
     return None
@@ -67,7 +69,7 @@ def _taken(address) -> str:
 
 
 def _accepts(address) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
+    with contextlib.suppress(OSError, OverflowError), socket.create_connection(address, timeout=1):
         return True
     return False
 
@@ -166,13 +168,14 @@ class Guard:
 def main(pid: int, processes: int):
     """Watch on behalf of a process until it closes our input; end it, with a line, when it cannot go on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    guard = Guard(pid, processes)
-    while not select.select([0], [], [], _POLL_SECONDS)[0]:
-        reason = guard.look()
-        if reason:
-            print(f"error: {reason}", file=sys.stderr, flush=True)
-            os.kill(pid, signal.SIGKILL)
-            return
+    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):  # it was quicker
+        guard = Guard(pid, processes)
+        while not select.select([0], [], [], _POLL_SECONDS)[0]:
+            reason = guard.look()
+            if reason:
+                print(f"error: {reason}", file=sys.stderr, flush=True)
+                os.kill(pid, signal.SIGKILL)
+                return
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The watch until the processes of a run have met; whole runs in which one is killed are in test_distributed.py."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -106,6 +107,29 @@ class TestSiblings:
             for process in (*started, outsider):
                 process.communicate()
         assert found == {started[0].pid: "rank 1", started[2].pid: "the scheduler"}
+
+
+@pytest.mark.parametrize("port", [99999, 81])
+def test_a_port_where_nobody_can_listen(monkeypatch, port):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    if port == 81:
+        monkeypatch.setattr("socket.socket.bind", refuse)
+    monkeypatch.setenv("MS_SCHED_HOST", "127.0.0.1")
+    monkeypatch.setenv("MS_SCHED_PORT", str(port))
+    assert gathering.port_in_use() == (
+        f"no scheduler can listen at port {port}: give msrun one of 1024 to 65535 with --master_port"
+    )
+    assert not gathering._accepts(gathering.scheduler_address())
+
+
+def test_the_guard_of_a_process_that_is_gone_says_nothing():
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    command = [sys.executable, gathering.__file__, str(gone.pid), "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 SETTINGS = {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "2", "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": "1"}

@@ -52,7 +52,7 @@ class TestRunFolder:
             folder.check(None, overwrite=False)
         folder.check(None, overwrite=True)
         folder.check(folder.last, overwrite=False)
-        with pytest.raises(TrainingError, match="^resume continues a run and overwrite discards it; give one of the"):
+        with pytest.raises(TrainingError, match=r"^resume continues a run and overwrite discards it; give one of the"):
             folder.check(folder.last, overwrite=True)
         elsewhere = tmp_path_factory.mktemp("elsewhere") / "repvgg_last.ckpt"
         elsewhere.write_text("")
