@@ -42,7 +42,7 @@ class TestDivergence:
         trainer = Trainer(tiny(tmp_path, mode=1, batch_size=40))
         with pytest.raises(TrainingError) as caught:
             each_step(trainer, spoil_at(trainer, 14)).run()
-        rate = 0.05 * (1 + math.cos(math.pi * 13 / (STEPS - 1)))
+        rate = 0.05 * (1 + math.cos(math.pi * 13 / STEPS))
         assert str(caught.value) == (
             f"the loss became nan at step 14 (epoch 2, learning rate {rate:.3g}); the last good state is "
             f"{tmp_path / 'repvgg_last.ckpt'}. Lower lr, lengthen warmup_epochs, or check the data"
