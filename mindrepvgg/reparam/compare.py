@@ -44,6 +44,14 @@ def leaves(output) -> list[np.ndarray]:
     return [leaf for value in values for leaf in leaves(value)]
 
 
+def worst_difference(expected: list[np.ndarray], actual: list[np.ndarray]) -> tuple[float, float]:
+    """Compare the leaves of two outputs: the worst of each of `difference`'s two numbers; NaN where one leaf has it."""
+    differences = [difference(a, b) for a, b in zip(expected, actual, strict=True)]
+    # np.max and not max(), which passes over a NaN that does not come first.
+    max_abs, max_rel = np.max(differences, axis=0).tolist()
+    return max_abs, max_rel
+
+
 def check_tolerance(rtol: float):
     """Raise UserError for a tolerance that nothing, or everything, would pass."""
     if not 0 <= rtol < math.inf:

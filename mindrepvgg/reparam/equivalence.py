@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindrepvgg.errors import EquivalenceError
-from mindrepvgg.reparam.compare import check_tolerance, difference, leaves
+from mindrepvgg.reparam.compare import check_tolerance, difference, leaves, worst_difference
 from mindrepvgg.reparam.foldable import rep_blocks
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 from mindrepvgg.text import table
@@ -107,9 +107,7 @@ def verify_equivalence(train_net, deploy_net, inputs, rtol=1e-4, raise_on_failur
     shapes = [[x.shape for x in output] for output in (expected, actual)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"the networks' outputs have shapes {shapes[0]} and {shapes[1]}: they do not compare")
-    differences = [difference(a, b) for a, b in zip(expected, actual, strict=True)]
-    # np.max and not max(), which passes over a NaN that does not come first.
-    max_abs, max_rel = (float(worst) for worst in np.max(differences, axis=0))
+    max_abs, max_rel = worst_difference(expected, actual)
     report = EquivalenceReport(
         blocks=blocks,
         max_abs=max_abs,
@@ -147,7 +145,7 @@ def _compare_blocks(train_net, pairs, arguments):
 
     def hook_for(name, deploy_block):
         def compare(block, inputs, output):
-            measured = difference(output.asnumpy(), deploy_block(*inputs).asnumpy())
+            measured = worst_difference(leaves(output), leaves(deploy_block(*inputs)))
             # A block that is called more than once counts with its worst call.
             found[name] = max(found.get(name, (0.0, 0.0)), measured, key=lambda d: np.inf if np.isnan(d[1]) else d[1])
 

@@ -10,6 +10,7 @@ from mindrepvgg import create_model, to_deploy
 from mindrepvgg.errors import EquivalenceError
 from mindrepvgg.reparam import foldable
 from mindrepvgg.reparam.blocks import RepVGGBlock
+from mindrepvgg.reparam.compare import leaves
 from mindrepvgg.reparam.layers import conv2d
 
 pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("pynative_mode")]
@@ -41,6 +42,14 @@ class Folding(Weighted):
         kernel[:, :, 1, 1] += 0.05 * self.rbr_1x1.conv.weight.asnumpy()[:, :, 0, 0] * scale[:, None]
         bias += 0.05 * (bn.beta.asnumpy() - bn.moving_mean.asnumpy() * scale)
         return kernel.astype(dtype), bias.astype(dtype)
+
+
+class Two(RepVGGBlock):
+    """Gives two maps."""
+
+    def construct(self, x):
+        y = super().construct(x)
+        return y, {"scaled": 0.1 * y}
 
 
 class Direct(RepVGGBlock):
@@ -156,6 +165,14 @@ def test_what_noise_does_not_fit_is_tried_on_the_callers_inputs():
     assert relative_difference(to_deploy(net, x)(Tensor(x)), net(Tensor(x))) < 1e-5
     with pytest.raises(EquivalenceError, match="0: the outputs differ by "):
         to_deploy(ready(nn.SequentialCell(Weighted(8, 8))), x)
+
+
+def test_a_block_of_several_outputs_is_compared_by_all_of_them():
+    x = images(2, 8, 9, 7)
+    block = ready(Two(8, 8))
+    for deployed in (to_deploy(block), to_deploy(block, x)):
+        for one, truth in zip(leaves(deployed(Tensor(x))), leaves(block(Tensor(x))), strict=True):
+            assert relative_difference(one, truth) < 1e-5
 
 
 def test_what_is_ours_is_not_tried(monkeypatch):
