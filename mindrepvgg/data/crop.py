@@ -18,6 +18,10 @@ _ALIASING_REDUCTION = 2
 
 _CROP_ATTEMPTS = 10
 
+# Of a picture that is longer than so many crops beside each other, the middle alone is resized: a picture of one row of
+# pixels would become a gigabyte.
+_MOST_CROPS = 32
+
 
 def random_resized_crop(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
@@ -74,6 +78,7 @@ class CentreCrop:
 
     def __call__(self, picture: np.ndarray) -> np.ndarray:
         """Return what evaluation sees: (height, width[, 3])."""
+        picture = _middle(picture, self._target)
         size = _covering_size(picture.shape[:2], self._target)
         resized = self._resize(picture, size)
         top, left = (round((have - want) / 2) for have, want in zip(size, self.image_size, strict=True))
@@ -92,6 +97,16 @@ def _resize_mindspore(picture, size, interpolation):
 
 
 _RESIZERS = {"pillow": _resize_pillow, "opencv": resize_fast, "mindspore": _resize_mindspore}
+
+
+def _middle(picture, target):
+    """Return a picture without its ends where it is far longer than target's proportions."""
+    place = []
+    for axis in (0, 1):
+        side, crop = picture.shape[axis], math.ceil(picture.shape[1 - axis] * target[axis] / target[1 - axis])
+        cut = max(0, side - _MOST_CROPS * crop) // 2
+        place.append(slice(cut, side - cut))
+    return picture[tuple(place)]
 
 
 def _covering_size(shape, target):

@@ -19,7 +19,7 @@ from mindrepvgg.errors import UnreadableImageError
 from mindrepvgg.files import read_regular
 
 _REMEDY = "replace or remove it"
-_LARGEST_FILE = 1 << 30  # bytes; no picture that the decoders accept has more
+LARGEST_FILE = 1 << 30  # bytes; no picture that the decoders accept has more
 
 _MARKERS_WITHOUT_SIZE = {0x01, *range(0xD0, 0xD9)}
 _START_OF_SCAN = 0xDA
@@ -39,7 +39,7 @@ _PART = 2**24
 
 def read_file(path: str | os.PathLike) -> np.ndarray:
     """Return a file's bytes as a uint8 array. Raises UnreadableImageError."""
-    return np.frombuffer(read_regular(path, "a picture", UnreadableImageError, _LARGEST_FILE), np.uint8)
+    return np.frombuffer(read_regular(path, "a picture", UnreadableImageError, LARGEST_FILE), np.uint8)
 
 
 def decode(encoded: np.ndarray, name: object, in_channels: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import PurePath
 import numpy as np
 
 from mindrepvgg.data.datasets import IMAGE_SUFFIXES, image_files
+from mindrepvgg.data.decode import LARGEST_FILE
 from mindrepvgg.data.source import ImageFiles
 from mindrepvgg.errors import DataError
 
@@ -29,7 +30,7 @@ class InputFiles(ImageFiles):
             others. It is the path inside the named folder, or the file's name, with _2, _3 ... where that is taken.
 
     Raises:
-        DataError: an input does not exist, or is a folder without pictures.
+        DataError: an input does not exist, is a folder without pictures, or standard input does not end.
     """
 
     def __init__(self, inputs: Sequence[str | os.PathLike], stdin=None):
@@ -50,7 +51,10 @@ class InputFiles(ImageFiles):
         self.targets = _unique(places)
         self._stdin = None
         if STDIN in self.paths:
-            self._stdin = np.frombuffer((stdin or sys.stdin.buffer).read(), np.uint8)
+            content = (stdin or sys.stdin.buffer).read(LARGEST_FILE + 1)
+            if len(content) > LARGEST_FILE:
+                raise DataError(f"standard input holds more than the {LARGEST_FILE} bytes that a picture may have")
+            self._stdin = np.frombuffer(content, np.uint8)
 
     def name(self, index):
         """Return the picture's path, or 'standard input'."""

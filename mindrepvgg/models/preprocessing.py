@@ -10,6 +10,9 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 # Pixels of an input's side; far above, a batch fits no memory.
 LARGEST_SIDE = 1 << 14
 
+# Of each side; an image is resized to its size over this before it is cropped.
+SMALLEST_CROP = 0.1
+
 # What resizes images in validation. Published accuracies were measured with Pillow, which averages over all pixels
 # that a smaller image leaves out. The others are faster and change logits; docs/performance.md says by how much.
 RESIZE_BACKENDS = ("pillow", "opencv", "mindspore")

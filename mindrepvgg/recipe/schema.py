@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.models import variants
-from mindrepvgg.models.preprocessing import INTERPOLATIONS, RESIZE_BACKENDS, Preprocessing
+from mindrepvgg.models.preprocessing import INTERPOLATIONS, RESIZE_BACKENDS, SMALLEST_CROP, Preprocessing
 from mindrepvgg.recipe import choices, rules
 from mindrepvgg.recipe.kinds import Kind, kind_of
 from mindrepvgg.recipe.provenance import CODE, DEFAULT, describe, plain
+from mindrepvgg.recipe.strict_yaml import YamlError
 
 
 class Key(NamedTuple):
@@ -58,7 +59,7 @@ class Recipe:
     drop_remainder: bool = key(True, "leave out the epoch's last, smaller batch (training only)")
     num_parallel_workers: int = key(8, "threads reading images; at most the machine's cores", least=1)
     image_resize: int | tuple[int, int] = key(224, "pixels the network sees: side, or H,W")
-    crop_pct: float = key(0.875, "share of each side the validation crop keeps", above=0, most=1)
+    crop_pct: float = key(0.875, "share of each side the validation crop keeps", least=SMALLEST_CROP, most=1)
     interpolation: str = key("bilinear", "how images are resized", INTERPOLATIONS)
     resize_backend: str = key("pillow", "what resizes in validation; pillow as published", RESIZE_BACKENDS)
     on_bad_image: str = key("replace", "an unreadable image, never counted in validation", choices.ON_BAD_IMAGE)
@@ -149,7 +150,8 @@ class Recipe:
                 value = entry.kind.read(given)
             except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 shown_value = describe(name, given, self.sources.get(name, CODE))
-                raise RecipeError(f"{shown_value} must be {entry.kind.expected}") from error
+                reason = f"; {error}" if isinstance(error, YamlError) else ""
+                raise RecipeError(f"{shown_value} must be {entry.kind.expected}{reason}") from error
             sources[name] = self.sources.get(name, DEFAULT if value == entry.default else CODE)
             shown[name] = describe(name, value, sources[name])
             object.__setattr__(self, name, value)

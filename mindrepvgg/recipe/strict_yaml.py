@@ -6,6 +6,8 @@ names the one before several times, unfold to more than any memory holds.
 
 from __future__ import annotations
 
+import re
+
 import yaml
 from yaml.constructor import ConstructorError
 from yaml.nodes import MappingNode, ScalarNode
@@ -88,16 +90,30 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value if isinstance(node, MappingNode) else ():
-            if isinstance(key, ScalarNode):  # what else there is cannot be a key
-                if key.value in seen:
-                    raise _fault(f"key {quoted(key.value)} is given twice; keep one", key)
-                seen.add(key.value)
+            if not isinstance(key, ScalarNode):
+                raise _fault("a list or mapping cannot be a key; write `key: value`", key)
+            if key.value in seen:
+                raise _fault(f"key {quoted(key.value)} is given twice; keep one", key)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node):
+        value = super().construct_scalar(node)
+        if re.search("[\0\ud800-\udfff]", value):
+            raise _fault(f"{quoted(value)} holds a character that no text and no path can have", node)
+        return value
+
+    def construct_undefined(self, node):
+        """A tag that yaml's safe types do not have; `=` gets one without being asked."""
+        shown = quoted(node.value if node.tag.endswith(":value") else node.tag)
+        raise _fault(f"{shown} is not read; write a plain value, or quote it", node)
 
     def construct_number(self, node):
         """A whole number or a float, by its tag."""
         if len(node.value) > _LONGEST_NUMBER:
             raise _fault(f"the number {quoted(node.value, 40)} has more than {_LONGEST_NUMBER} characters", node)
+        if ":" in node.value:
+            raise _fault(f"yaml reads {quoted(node.value)} as a number to the base 60; write it without colons", node)
         return _NUMBERS[node.tag](self, node)
 
 
@@ -107,6 +123,7 @@ _NUMBERS = {
 }
 for _tag in _NUMBERS:
     _Loader.add_constructor(_tag, _Loader.construct_number)
+_Loader.add_constructor(None, _Loader.construct_undefined)
 
 
 def _fault(problem, place):

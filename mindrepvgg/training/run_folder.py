@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from mindrepvgg.errors import TrainingError
-from mindrepvgg.files import naming, remove_leftovers
+from mindrepvgg.errors import TrainingError, UserError
+from mindrepvgg.files import naming, read_regular, remove_leftovers
 from mindrepvgg.text import listed, printable
 
 log = logging.getLogger(__name__)
@@ -99,10 +99,9 @@ class RunFolder:
 
     def _owner(self) -> str:
         """The process that has the lock, in its own words."""
-        try:
-            text = self.lock.read_text(encoding="utf-8", errors="replace").strip()
-        except OSError:
-            text = ""
+        text = ""
+        with contextlib.suppress(UserError):
+            text = read_regular(self.lock, "a lock").decode(errors="replace").strip()
         return printable(text, 200) or "of a process that did not say its name"
 
     def _is_own(self, name) -> bool:

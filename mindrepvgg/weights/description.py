@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from mindrepvgg.errors import CheckpointError, UserError
-from mindrepvgg.models.preprocessing import LARGEST_SIDE
+from mindrepvgg.models.preprocessing import LARGEST_SIDE, SMALLEST_CROP
 from mindrepvgg.models.variants import BN, DEPLOY, FORMS, MOST_CHANNELS, MOST_CLASSES, QAT, TRAIN, Variant, find
 from mindrepvgg.text import listed, printable, quoted
 from mindrepvgg.version import __version__, update_hint
@@ -80,7 +80,10 @@ _PREPROCESSING = {
         lambda values: _is_list(values, lambda value: _is_number(value) and value > 0),
         "a list of numbers above 0",
     ),
-    "crop_pct": (lambda value: _is_number(value) and 0 < value <= 1, "a number above 0 and at most 1"),
+    "crop_pct": (
+        lambda value: _is_number(value) and SMALLEST_CROP <= value <= 1,
+        f"a number from {SMALLEST_CROP} to 1",
+    ),
     "interpolation": (_is_text, "the name of an interpolation"),
 }
 

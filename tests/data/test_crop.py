@@ -1,9 +1,13 @@
 """Crop boxes: their distribution, and what is taken when none fits."""
 
+import time
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from mindrepvgg.data.crop import random_resized_crop
+from mindrepvgg.data.crop import CentreCrop, random_resized_crop
+from mindrepvgg.models.preprocessing import Preprocessing
 
 
 def test_a_crop_of_fixed_area_and_ratio_reaches_every_position():
@@ -36,3 +40,25 @@ def test_crops_stay_inside():
         top, left, crop_height, crop_width = random_resized_crop(height, width, (0.08, 1), (3 / 4, 4 / 3), rng)
         assert 0 <= top < top + crop_height <= height
         assert 0 <= left < left + crop_width <= width
+
+
+@pytest.mark.parametrize("backend", ["pillow", "opencv"])
+def test_of_a_picture_that_is_one_row_the_middle_alone_is_resized(backend):
+    gray = {"mean": (0.5,), "std": (0.5,), "in_channels": 1}
+    crop = CentreCrop(Preprocessing(image_size=(224, 224), resize_backend=backend, **gray))
+    row = np.zeros((1, 60_001), np.uint8)
+    row[0, 30_000] = 255
+    start = time.process_time()
+    found, turned = crop(row), crop(row.T).T
+    assert time.process_time() - start < 1, "256 x 15,360,256 pixels"
+    assert found.shape == (224, 224)
+    assert np.argmax(found[0]) in range(108, 116)
+    np.testing.assert_allclose(found, turned, atol=1)
+
+
+def test_a_picture_of_usual_length_is_resized_whole():
+    picture = np.random.default_rng(0).integers(0, 256, (20, 20 * 32, 3), np.uint8)
+    rgb = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "in_channels": 3}
+    whole = np.asarray(Image.fromarray(picture).resize((40 * 32, 40), Image.Resampling.BILINEAR))
+    found = CentreCrop(Preprocessing(image_size=(20, 20), crop_pct=0.5, **rgb))(picture)
+    np.testing.assert_array_equal(found, whole[10:30, 630:650])

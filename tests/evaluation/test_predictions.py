@@ -18,6 +18,7 @@ from support import SMALL, context_mode, randomise_bn
 from support.foreign import theirs, torch_network, write
 
 from mindrepvgg import create_model, load_weights, save_checkpoint
+from mindrepvgg.data import inputs
 from mindrepvgg.data.inputs import InputFiles
 from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.errors import DataError, UserError
@@ -194,6 +195,13 @@ class TestCommand:
         assert all(len(entry["top"]) == 7 for entry in found)
         for entry, name in zip(found, ("a/2.jpg", *SORTED), strict=True):
             assert_true(entry, photos / name)
+
+    def test_standard_input_that_does_not_end(self, checkpoint, call, monkeypatch):
+        endless = types.SimpleNamespace(read=lambda most: bytes(most))
+        monkeypatch.setattr(inputs, "LARGEST_FILE", 1000)
+        monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=endless))
+        status, _, err = call("--ckpt_path", checkpoint, "-")
+        assert (status, err) == (2, "error: standard input holds more than the 1000 bytes that a picture may have\n")
 
     def test_names_drawings_and_a_bad_picture(self, photos, checkpoint, call, tmp_path):
         (tmp_path / "bad.jpg").write_bytes((photos / "a.jpg").read_bytes()[:5000])

@@ -133,7 +133,7 @@ def test_image_size_is_height_and_width():
         ("ckpt_save_dir", "a\0b", "one line of text, not empty (in yaml, quote what looks like a number or a date)"),
         ("pretrained", "a\ud800b", "one line of text (in yaml, quote what looks like a number or a date)"),
         ("label_smoothing", 1, "a number of at least 0 and below 1"),
-        ("crop_pct", 0, "a number above 0 and at most 1"),
+        ("crop_pct", 1e-300, "a number of at least 0.1 and at most 1"),
         ("seed", 2**32, "a whole number of at least 0 and at most 4294967295"),
         ("drop_remainder", "maybe", "true or false"),
         ("drop_remainder", 1, "true or false"),
@@ -214,6 +214,10 @@ def test_a_refusal_names_the_yaml_file(write):
 def test_model_args_must_be_a_mapping(value):
     start = f"model_args (={value!r} on the command line) must be a mapping such as {{num_blocks: "
     assert refusal(None, {"model_args": value}).startswith(start)
+
+
+def test_model_args_that_are_no_yaml_say_why():
+    assert refusal(None, {"model_args": "{a: 1, a: 2}"}).endswith("; line 1: key 'a' is given twice; keep one")
 
 
 def test_replace_checks_again_and_notes_the_source():

@@ -78,9 +78,9 @@ def test_entries_by_name():
         ({"preprocessing": {"std": [0.0]}}, "preprocessing's std (=[0.0]) must be a list of numbers above 0"),
         (
             {"preprocessing": {"crop_pct": None}},
-            "preprocessing's crop_pct (=None) must be a number above 0 and at most 1",
+            "preprocessing's crop_pct (=None) must be a number from 0.1 to 1",
         ),
-        ({"preprocessing": {"crop_pct": 0}}, "preprocessing's crop_pct (=0) must be a number above 0 and at most 1"),
+        ({"preprocessing": {"crop_pct": 1e-9}}, "preprocessing's crop_pct (=1e-09) must be a number from 0.1 to 1"),
         ({"preprocessing": {"interpolation": 2}}, "preprocessing's interpolation (=2) must be the name of an interp"),
         ({"recipe": 3}, "recipe (=3) must be a mapping of a recipe's keys"),
         ({"recipe": []}, "recipe (=[]) must be a mapping of a recipe's keys"),
