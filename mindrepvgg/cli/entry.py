@@ -28,6 +28,7 @@ _REFUSALS = frozenset(
         errno.EISDIR,
         errno.ENOTDIR,
         errno.ENAMETOOLONG,
+        errno.ELOOP,
     }
 )
 

@@ -145,8 +145,12 @@ def _join(processes) -> Ranks:
     try:
         init()
     except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        # Of MindSpore's text the first sentence: the next ones announce a list of possible reasons.
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]
         if gathering.is_scheduler():
             raise UserError(f"the scheduler of this run's {processes} processes lost one of them: {reason}") from None
-        raise UserError(f"the {processes} processes of this run did not find each other: {reason}") from None
+        raise UserError(
+            f"the {processes} processes of this run did not find each other: {reason}; what the scheduler and the "
+            f"other processes print tells why"
+        ) from None
     return Ranks(get_rank(), get_group_size())

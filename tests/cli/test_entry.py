@@ -64,6 +64,7 @@ def test_run_passes_arguments_and_gives_mains_status():
         ),
         (DataError("\x1b[2J\0x.jpg"), 2, "error: \\x1b[2J\\x00x.jpg\n"),
         (DataError("x " * 10**6), 2, f"error: {'x ' * 1332}...{'x ' * 667}".rstrip() + "\n"),
+        (OSError(errno.ELOOP, "Too many levels", "link"), 2, "error: link: Too many levels\n"),
         (FileExistsError(errno.EEXIST, "File exists", "outputs"), 2, "error: outputs: File exists\n"),
     ],
 )

@@ -111,13 +111,16 @@ class TestStart:
     @pytest.mark.parametrize("error", [RuntimeError, ValueError, TypeError])
     def test_processes_that_do_not_meet(self, monkeypatch, distribute, error):
         def init():
-            raise error("no way to the scheduler\n\n----\nC++ call stack")
+            raise error("no way to the scheduler. It may be one of the following reasons:\n\n----\nC++ call stack")
 
         monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "8")
         monkeypatch.setattr("mindrepvgg.runtime.ranks.init", init)
         with pytest.raises(UserError) as caught:
             start(distribute)
-        assert str(caught.value) == "the 8 processes of this run did not find each other: no way to the scheduler"
+        assert str(caught.value) == (
+            "the 8 processes of this run did not find each other: no way to the scheduler; what the scheduler and the "
+            "other processes print tells why"
+        )
 
     def test_a_scheduler_that_loses_a_worker(self, monkeypatch):
         def init():
