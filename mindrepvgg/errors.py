@@ -32,6 +32,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or of another network, form or class count than asked for."""
 
 
+class FusionError(UserError, ValueError):
+    """A network cannot be fused: nothing is there to fuse, a block is not RepVGG's, or its statistics are damaged."""
+
+
 class EquivalenceError(Exception):
     """Two forms of a network do not compute the same; `report` holds the measured differences.
 

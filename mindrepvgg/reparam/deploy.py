@@ -7,6 +7,7 @@ from collections import Counter
 
 from mindspore import nn
 
+from mindrepvgg.errors import FusionError
 from mindrepvgg.reparam.equivalence import verify_equivalence
 from mindrepvgg.reparam.foldable import copy_fused, hidden_blocks, is_block, rep_blocks
 from mindrepvgg.reparam.precision import computes_in_half
@@ -34,7 +35,7 @@ def to_deploy(net, inputs=None):
 
     Raises:
         TypeError: `net` is no Cell.
-        ValueError: there is nothing to fuse, a block cannot be fused, or MindSpore does not see it.
+        FusionError: there is nothing to fuse, a block cannot be fused, or MindSpore does not see it.
         EquivalenceError: the two networks differ on `inputs`.
     """
     if not isinstance(net, nn.Cell):
@@ -43,16 +44,16 @@ def to_deploy(net, inputs=None):
     blocks = rep_blocks(net)
     hidden = hidden_blocks(net)
     if hidden:
-        raise ValueError(
+        raise FusionError(
             f"{type(net).__name__} keeps blocks where MindSpore sees no cells, so that they are neither trained nor "
             f"saved nor fused: {listed(hidden)}; put them in a mindspore.nn.CellList or SequentialCell"
         )
     foreign = _foreign_blocks(net)
     if not blocks:
-        raise ValueError(f"{type(net).__name__} contains no RepVGGBlock: there is nothing to fuse{foreign}")
+        raise FusionError(f"{type(net).__name__} contains no RepVGGBlock: there is nothing to fuse{foreign}")
     trained = {name: block for name, block in blocks.items() if not block.deploy}
     if not trained:
-        raise ValueError(f"{type(net).__name__} is in deploy form already: there is nothing to fuse")
+        raise FusionError(f"{type(net).__name__} is in deploy form already: there is nothing to fuse")
     if foreign:
         log.warning("%s: not all is fused%s", type(net).__name__, foreign)
     deployed = copy_fused(net, trained, probe=inputs is None)

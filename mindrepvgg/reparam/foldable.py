@@ -9,6 +9,7 @@ from typing import Any
 
 from mindspore import nn, ops
 
+from mindrepvgg.errors import FusionError
 from mindrepvgg.reparam.probe import check_block, described, first_line, needs_probe
 
 _BACKWARD_HOOKS = ("_backward_pre_hook", "_backward_hook")
@@ -48,7 +49,7 @@ class FoldableBlock(nn.Cell):
         network, use `mindrepvgg.to_deploy`, which builds a new one.
 
         Raises:
-            ValueError: the block cannot be fused, see `mindrepvgg.to_deploy`; it stays as it was.
+            FusionError: the block cannot be fused, see `mindrepvgg.to_deploy`; it stays as it was.
         """
         if self.deploy:
             return
@@ -64,15 +65,15 @@ class FoldableBlock(nn.Cell):
         Class, attributes, hooks, flags and other cells are those of this block.
 
         Raises:
-            ValueError: the block is in deploy form already, or cannot be fused, see `mindrepvgg.to_deploy`.
+            FusionError: the block is in deploy form already, or cannot be fused, see `mindrepvgg.to_deploy`.
         """
         self.check_train_form()
         return copy_fused(self, {"": self})
 
     def check_train_form(self):
-        """Raise ValueError where the block is fused already."""
+        """Raise FusionError where the block is fused already."""
         if self.deploy:
-            raise ValueError("the block is in deploy form: its branches are fused already")
+            raise FusionError("the block is in deploy form: its branches are fused already")
 
 
 def norm_of(cell: nn.Cell) -> nn.Cell:
@@ -154,8 +155,8 @@ def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = Tru
         probe: try the blocks whose classes do not vouch for the fusion, see `probe.check_block`.
 
     Raises:
-        ValueError: `net` cannot be copied, or uses a branch elsewhere too, or a block cannot be fused, or its two forms
-            differ.
+        FusionError: `net` cannot be copied, or uses a branch elsewhere too, or a block cannot be fused, or its two
+            forms differ.
     """
     left_out = [branch for block in blocks.values() for branch in block.branches().values()]
     # These refer to the cell they were made for. PyNative's recomputation saves memory in training only.
@@ -169,7 +170,7 @@ def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = Tru
     try:
         copied = copy.deepcopy(net, memo)
     except TypeError as error:
-        raise ValueError(f"{type(net).__name__} cannot be copied: {_culprit(net)}{error}") from None
+        raise FusionError(f"{type(net).__name__} cannot be copied: {_culprit(net)}{error}") from None
     for name, block in blocks.items():
         memo[id(block)].take(convs.pop(name))
     for path, cell in copied.cells_and_names():
@@ -182,7 +183,7 @@ def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = Tru
         if _is_sequential(cell):  # where O1 has left the cells of before
             cell.cell_list = list(cell._cells.values())
         if isinstance(cell, _LeftOut):
-            raise ValueError(f"{path} is a branch of a block and used elsewhere too: without it nothing can be fused")
+            raise FusionError(f"{path} is a branch of a block and used elsewhere too: without it nothing can be fused")
     for name, block in blocks.items():
         if probe and needs_probe(block):
             check_block(name, block, memo[id(block)])
@@ -190,11 +191,11 @@ def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = Tru
 
 
 def _fused(path, block):
-    """The one convolution of a block; ValueError, with its path, where there is none."""
+    """The one convolution of a block; FusionError, with its path, where there is none."""
     try:
         return block.fused_conv()
     except (AttributeError, ValueError) as error:
-        raise ValueError(f"{described(path, block)} cannot be fused: {first_line(error)}") from error
+        raise FusionError(f"{described(path, block)} cannot be fused: {first_line(error)}") from error
 
 
 def _culprit(net):

@@ -8,6 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
+from mindrepvgg.errors import FusionError
 from mindrepvgg.reparam.compare import leaves, worst_difference
 from mindrepvgg.reparam.layers import NORMS
 from mindrepvgg.reparam.precision import computes_in_half
@@ -55,12 +56,12 @@ def check_block(path: str, block: FoldableBlock, deployed: FoldableBlock):
         block, deployed: the two forms; they are left as they were.
 
     Raises:
-        ValueError: the two differ, or one of them cannot be run.
+        FusionError: the two differ, or one of them cannot be run.
     """
     name = described(path, block)
     for method in {"construct", "convolve"} & vars(block).keys():
         if getattr(vars(block)[method], "__self__", None) is not block:
-            raise ValueError(
+            raise FusionError(
                 f"{name} cannot be fused: its {method} is a function that knows the block's branches, and its copy "
                 f"would call it too; make it a method of a subclass"
             )
@@ -71,17 +72,17 @@ def check_block(path: str, block: FoldableBlock, deployed: FoldableBlock):
         try:
             expected = leaves(block.construct(x))
         except Exception as error:
-            raise ValueError(
+            raise FusionError(
                 f"{name} cannot be tried on an input {x.shape}: {first_line(error)}; "
                 "give to_deploy example inputs of the whole network"
             ) from error
         try:
             _, max_rel = worst_difference(expected, leaves(deployed.construct(x)))
         except Exception as error:
-            raise ValueError(f"{name} cannot be fused: without its branches, {first_line(error)}") from error
+            raise FusionError(f"{name} cannot be fused: without its branches, {first_line(error)}") from error
     tolerance = HALF_TOLERANCE if computes_in_half(block) else TOLERANCE
     if not max_rel <= tolerance:
-        raise ValueError(
+        raise FusionError(
             f"{name} cannot be fused: with one convolution for its branches it computes something else, "
             f"by {max_rel:.1e} of the largest output; "
             "let its class override fused_kernel_bias, or leave this network in train form"

@@ -9,6 +9,7 @@ from mindspore import Parameter, Tensor, nn
 from support import SMALL, array, images, randomise_bn, relative_difference, weights
 
 from mindrepvgg import create_model, to_deploy
+from mindrepvgg.errors import UserError
 from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.foldable import hidden_blocks
 from mindrepvgg.reparam.layers import conv2d
@@ -165,6 +166,14 @@ def test_a_branch_of_another_kind_cannot_be_fused(branch, cell, missing):
     net = nn.SequentialCell(RepVGGBlock(8, 8))
     setattr(net[0], branch, cell())
     with pytest.raises(ValueError, match=rf"^0 \(RepVGGBlock\) cannot be fused: .* no attribute '{missing}'"):
+        to_deploy(net)
+
+
+def test_damaged_statistics_are_the_users_error():
+    net = create_model("repvgg", 10, **SMALL["plain"])
+    variance = net.stage1[0].rbr_1x1.bn.moving_variance
+    variance.set_data(-variance)
+    with pytest.raises(UserError, match=r"^stage1\.0 \(RepVGGBlock\) cannot be fused: rbr_1x1: .* negative"):
         to_deploy(net)
 
 
