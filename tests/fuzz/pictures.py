@@ -13,11 +13,23 @@ from PIL import Image
 
 from fuzz.cases import Case, mixed, mutated, sizes
 from mindrepvgg.data.check import check_data
+from mindrepvgg.data.crop import CentreCrop
 from mindrepvgg.data.decode import decode, read_file
+from mindrepvgg.models.preprocessing import Preprocessing
+
+_CROPS = {
+    channels: CentreCrop(Preprocessing(image_size=(224, 224), mean=(0,), std=(1,), in_channels=channels))
+    for channels in (1, 3)
+}
+
+
+def _prepare(path, channels):
+    _CROPS[channels](decode(read_file(path), path, channels))
+
 
 DOORS = {
-    "3 channels": lambda path: decode(read_file(path), path, 3),
-    "1 channel": lambda path: decode(read_file(path), path, 1),
+    "3 channels": lambda path: _prepare(path, 3),
+    "1 channel": lambda path: _prepare(path, 1),
     "data": lambda path: check_data("data").format(),
 }
 
@@ -91,19 +103,19 @@ def _other_size(draw):
 
 
 @functools.cache
-def _uniform(mode, side):
+def _uniform(mode, size):
     """A whole picture of one colour: many pixels in few bytes."""
     stream = io.BytesIO()
-    Image.new(mode, (side, side)).save(stream, "PNG", compress_level=1)
+    Image.new(mode, size).save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
 
 def cases():
     """Mutated files, other sizes, and now and then a large picture that is whole."""
-    large = st.builds(
-        _uniform, st.sampled_from(["1", "L", "P", "RGB", "RGBA"]), st.sampled_from([3000, 8000, 10_000, 13_000])
-    )
-    content = mixed((60, mutated(list(pictures().values()))), (20, _other_size()), (1, large))
+    modes = st.sampled_from(["1", "L", "P", "RGB", "RGBA"])
+    large = st.builds(_uniform, modes, st.sampled_from([(side, side) for side in (3000, 8000, 10_000, 13_000)]))
+    long = st.builds(_uniform, modes, st.sampled_from([(1, 70_000), (5000, 1), (7, 900), (100_000, 3)]))
+    content = mixed((60, mutated(list(pictures().values()))), (20, _other_size()), (1, large), (2, long))
     door = st.sampled_from(["3 channels", "3 channels", "1 channel"])
     file = st.builds(lambda door, data: Case(door, "x.png", {"x.png": data}), door, content)
     whole = pictures()["rgb.jpg"]

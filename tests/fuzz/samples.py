@@ -97,7 +97,8 @@ def zipped(data_pickle: bytes, storages) -> bytes:
 
 def legacy(data_pickle: bytes, storages) -> bytes:
     """The bytes of a torch.save file as before PyTorch 1.6."""
-    parts = [dumps(0x1950A86A20F9469CFC6C), dumps(1001), dumps({"little_endian": True})]
+    head = (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True})
+    parts = [pickle.dumps(value, protocol=2) for value in head]  # by whose first bytes the form is told
     parts += [data_pickle, dumps([str(index) for index in range(len(storages))])]
     return b"".join([*parts, *(struct.pack("<q", len(data) // 4) + data for data in storages)])
 

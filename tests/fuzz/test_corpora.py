@@ -5,7 +5,8 @@ import importlib
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from fuzz.cases import RIGHT, judge
+from fuzz import checkpoints, onnx_files, pictures, samples
+from fuzz.cases import ACCEPTED, RIGHT, Case, judge
 
 # Cases of each corpus, for about a second of it.
 COUNTS = {
@@ -29,3 +30,13 @@ def test_every_case_is_accepted_or_refused_in_one_line(name, pynative_mode):
         assert outcome in RIGHT, text
 
     check()
+
+
+def test_what_the_corpora_break_is_whole(pynative_mode):
+    """Or each case would be refused at the door, and nothing behind it be tried."""
+    models = [model.SerializeToString() for model in samples.onnx_models()]
+    whole = [("load", content, checkpoints.DOORS) for found in samples.checkpoints().values() for content in found]
+    whole += [("run", content, onnx_files.DOORS) for content in models]
+    whole += [("3 channels", content, pictures.DOORS) for content in pictures.pictures().values()]
+    for door, content, doors in whole:
+        assert judge(Case(door, "x", {"x": content}), doors) == (ACCEPTED, "")
