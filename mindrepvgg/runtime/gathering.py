@@ -68,7 +68,8 @@ def _taken(address) -> str:
     return f"port {address[1]} of {address[0]} is in use by another program: give msrun another one with --master_port"
 
 
-def _accepts(address) -> bool:
+def accepts(address) -> bool:
+    """Whether somebody listens at an address."""
     with contextlib.suppress(OSError, OverflowError), socket.create_connection(address, timeout=1):
         return True
     return False
@@ -123,7 +124,7 @@ class Guard:
         if not dead:
             return None
         name, address = self._known[dead[0]], scheduler_address()
-        if name == "the scheduler" and _accepts(address):
+        if name == "the scheduler" and accepts(address):
             return _taken(address)
         return (
             f"{name} (process {dead[0]}) ended before the {self._processes} processes of this run met, so this one "

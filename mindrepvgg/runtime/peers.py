@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindrepvgg.runtime.gathering import is_alive, scheduler_address
+from mindrepvgg.runtime.gathering import accepts, is_alive, scheduler_address
 
 # msrun looks once a second and kills what is left: the shorter this is, the likelier the message comes first.
 _WATCH_SECONDS = 0.1
@@ -142,6 +142,9 @@ class Watch:
             with contextlib.suppress(OSError):
                 connection.send(dead[0].to_bytes(4, "big"))
         names = ", ".join(self._names[rank] for rank in dead)
+        self._end_after(names)
+
+    def _end_after(self, names):
         _end(
             f"{names} died, so rank {self._rank} ends too; its own output tells why. Every checkpoint is whole: start "
             f"again with --resume"
@@ -150,6 +153,9 @@ class Watch:
     def _on_exception(self, *exception):
         """Give the watch time to find the reason of an exception; a traceback out of MindSpore tells nothing of it."""
         time.sleep(_EXCEPTION_SECONDS)
+        address = scheduler_address()
+        if address and not accepts(address):
+            self._end_after("the scheduler of this run")
         self._excepthook(*exception)
 
 

@@ -121,7 +121,7 @@ def test_a_port_where_nobody_can_listen(monkeypatch, port):
     assert gathering.port_in_use() == (
         f"no scheduler can listen at port {port}: give msrun one of 1024 to 65535 with --master_port"
     )
-    assert not gathering._accepts(gathering.scheduler_address())
+    assert not gathering.accepts(gathering.scheduler_address())
 
 
 def test_the_guard_of_a_process_that_is_gone_says_nothing():

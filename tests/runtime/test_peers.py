@@ -121,6 +121,23 @@ def test_the_first_rank_tells_whose_end_it_saw(cluster):
     }
 
 
+def test_an_exception_because_the_scheduler_is_gone(cluster, monkeypatch):
+    """MindSpore raises it after some seconds, in the midst of a step."""
+    hooked = []
+    monkeypatch.setattr(peers, "_EXCEPTION_SECONDS", 0)
+    watch, exception = cluster.watches[1], (RuntimeError, RuntimeError("TCP connection"), None)
+    monkeypatch.setattr(watch, "_excepthook", lambda *found: hooked.append(found))
+    with socket.create_server(("127.0.0.1", 0)) as scheduler:
+        monkeypatch.setenv("MS_SCHED_PORT", str(scheduler.getsockname()[1]))
+        watch._on_exception(*exception)
+    assert (hooked, cluster.said) == ([exception], {})
+    with pytest.raises(SystemExit):
+        watch._on_exception(*exception)
+    (line,) = cluster.said.values()
+    assert line.startswith("the scheduler of this run died, so rank 1 ends too; its own output tells why. Every check")
+    assert len(hooked) == 1
+
+
 def test_a_run_that_has_come_to_its_end(cluster):
     for watch in cluster.watches:
         watch.stop()

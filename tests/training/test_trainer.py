@@ -369,12 +369,6 @@ class TestTheFolder:
                 trainer.run()
             assert names(trainer.folder.path) == before
 
-    def test_leftovers_of_killed_writes_go(self, copied):
-        (copied / ".repvgg_last.ckpt.abcdefgh.partial").touch()
-        recipe, last = find_run(copied, None, {})
-        Trainer(recipe, resume=last).run()
-        assert not list(copied.glob(".*.partial"))
-
     def test_overwriting_leaves_nothing_of_the_old_run(self, copied):
         (copied / "repvgg_deploy.ckpt").touch()
         (copied / "repvgg-notes.ckpt").touch()
