@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import socket
 import sys
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 # MindSpore's threads hand every operator of PyNative mode from one to the next: small tests cost half as much when each
 # operator is done at once. test_kill.py has a run without this.
 os.environ.setdefault("MS_DEV_HOST_BLOCKING_RUN", "1")
+
+# No test asks a stranger's server, nor do the processes that tests start: names lead to a port nobody listens on.
+os.environ["MINDREPVGG_MIRROR"] = "http://127.0.0.1:9"
+os.environ["MINDREPVGG_CACHE"] = "/dev/null/cache"
 
 import mindrepvgg  # noqa: F401 - sets the environment MindSpore needs
 
@@ -26,8 +31,21 @@ def pytest_addoption(parser):
     )
 
 
+def _only_to_this_machine(connect):
+    """A socket's method that connects to the loopback and to files alone."""
+
+    def guarded(self, address):
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test reaches for the network: {address}")
+        return connect(self, address)
+
+    return guarded
+
+
 def pytest_configure(config):
-    """Swap the classes before any test module, or the package, imports them."""
+    """Keep tests from the network; swap classes before any test module, or the package, imports them."""
+    for name in ("connect", "connect_ex"):
+        setattr(socket.socket, name, _only_to_this_machine(getattr(socket.socket, name)))
     if config.getoption("--announced-signatures"):
         from support import announced
 

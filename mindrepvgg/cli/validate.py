@@ -91,14 +91,15 @@ def _validate(arguments, overrides):
 def _cross_check(arguments, overrides):
     from mindrepvgg.evaluation.crosscheck import cross_check_file
     from mindrepvgg.runtime import device, ranks
-    from mindrepvgg.weights.load import load_weights
+    from mindrepvgg.weights.load import load_weights, local_file
 
     device.setup("CPU", arguments.mode)
     if ranks.start("auto" if arguments.distribute == "auto" else False).size > 1:
         raise UserError("--cross_check is done in one process; start it without msrun")
-    net = load_weights(arguments.ckpt_path, arguments.weights)
-    against = (arguments.reference, arguments.cross_check, arguments.weights == "ema", arguments.rtol)
-    checked, images = cross_check_file(arguments.ckpt_path, net, overrides, *against)
+    path, weights = local_file(arguments.ckpt_path, arguments.weights)
+    net = load_weights(path, weights)
+    against = (arguments.reference, arguments.cross_check, weights == "ema", arguments.rtol)
+    checked, images = cross_check_file(path, net, overrides, *against)
     print(
         json.dumps({**checked.to_dict(), "images": images}) if arguments.json else f"on {images}:\n{checked.format()}"
     )

@@ -20,6 +20,7 @@ GROUPS = {
         "summary": "list a network's layers, parameters and multiplications",
     },
     "weights and deployment": {
+        "weights": "list the released weights, and download them by name",
         "convert": "fuse the branches; read and write the checkpoints of other projects",
         "export": "write an ONNX, MindIR or AIR file",
         "quantize": "write an INT8 ONNX file",

@@ -23,7 +23,7 @@ from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.equivalence import EquivalenceReport, verify_equivalence
 from mindrepvgg.reparam.layers import set_grouped
 from mindrepvgg.text import quoted
-from mindrepvgg.weights.load import import_weights
+from mindrepvgg.weights.load import import_weights, local_file
 
 SUFFIXES = (".onnx", ".mindir", ".air")
 
@@ -126,12 +126,13 @@ def export_checkpoint(
         EquivalenceError: the written file computes something else; no file is left.
         UserError: the checkpoint cannot be used, a package is missing, or the destination cannot be written.
     """
-    source, destination = Path(source), Path(destination)
+    destination = Path(destination)
     options = options or GraphOptions()
-    check_destination(source, destination, options, fixed_size)
+    check_destination(Path(source), destination, options, fixed_size)
     grouped = (overrides or {}).get("grouped")
     if grouped and destination.suffix == ".onnx":
         raise UserError(f"grouped (={quoted(grouped)}) is for .mindir and .air: ONNX has its own grouped convolutions")
+    source, weights = local_file(source, weights)
     net = import_weights(source, weights).network()
     pictures = Pictures(net, overrides or {})
     if grouped:

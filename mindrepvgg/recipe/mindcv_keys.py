@@ -92,11 +92,15 @@ def _flag(value) -> bool:
         raise ValueError("must be true or false") from None
 
 
+def _ckpt_path(value, file):
+    return {} if not value and file.get("pretrained") is True else {"pretrained": value or ""}
+
+
 def _pretrained(value, file):
     if not isinstance(value, bool):
         return {"pretrained": value}
     if value and not file.get("ckpt_path"):
-        raise ValueError("would download MindCV's weights; nothing is downloaded here: give their file as ckpt_path")
+        return {"pretrained": f"mindcv/{file.get('model', DEFAULTS['model'])}"}
     return {} if "ckpt_path" in file else {"pretrained": ""}
 
 
@@ -152,7 +156,9 @@ _ON_MODELARTS = "would fetch and store files on ModelArts; not here: give data_d
 RULES: dict[str, _Rule] = {
     # Of another name or spelling.
     "aux_factor": lambda value, _file: {"aux_weight": value},
-    "ckpt_path": lambda value, _file: {"pretrained": value or ""},
+    "ckpt_path": lambda value, file: (
+        {} if not value and file.get("pretrained") is True else {"pretrained": value or ""}
+    ),
     "pretrained": _pretrained,
     "mean": _pixels("mean"),
     "std": _pixels("std"),

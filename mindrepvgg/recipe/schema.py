@@ -44,7 +44,7 @@ class Recipe:
     model_args: Mapping[str, Any] = key({}, "sizes of the network 'repvgg': num_blocks, widths, group_size, se...")
     num_classes: int = key(1000, "classes the network tells apart", least=1, most=variants.MOST_CLASSES)
     in_channels: int = key(3, "channels of an image", least=1, most=variants.MOST_CHANNELS)
-    pretrained: str = key("", "checkpoint of any project to start from; another class count: a fresh head")
+    pretrained: str = key("", "start: a file, address or name (mindrepvgg weights); other classes: a fresh head")
     freeze_stages: int = key(0, "first stages not trained, with their BN; 1: stage0; 5: all but head", least=0, most=5)
     freeze_bn: bool = key(False, "train no BN: its weights and statistics stay as they are")
     sync_bn: bool = key(False, "BN statistics over the images of all devices (Ascend only)")

@@ -19,7 +19,7 @@ from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.weights.checkpoint import save_checkpoint
 from mindrepvgg.weights.containers import SUFFIXES, write_weights
 from mindrepvgg.weights.dialects import OURS, find_dialect
-from mindrepvgg.weights.load import ImportedWeights, import_weights
+from mindrepvgg.weights.load import ImportedWeights, import_weights, local_file
 from mindrepvgg.weights.rename import from_ours
 
 _TORCH_SUFFIXES = (".pth", ".pt")
@@ -75,8 +75,9 @@ def convert_checkpoint(
         EquivalenceError: the forms differ by more than rounding; nothing is written.
         CheckpointError: the source cannot be used, or the destination cannot hold it.
     """
-    source, destination = Path(source), Path(destination)
-    _check_destination(source, destination, dialect)
+    destination = Path(destination)
+    _check_destination(Path(source), destination, dialect)
+    source, weights = local_file(source, weights)
     imported = import_weights(source, weights, allow_nonfinite)
     if num_classes not in (None, imported.recognised.num_classes):
         raise CheckpointError(f"{source} is for {imported.recognised.num_classes} classes, expected {num_classes}")

@@ -17,8 +17,9 @@ from mindrepvgg.models.shapes import check_finite
 from mindrepvgg.models.variants import BN, DEPLOY, QAT, SHAPE_KEYS, TRAIN, find
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.layers import NATIVE, set_grouped
-from mindrepvgg.text import nearest, printable
-from mindrepvgg.weights.checkpoint import check_form, split_state
+from mindrepvgg.text import nearest, printable, quoted
+from mindrepvgg.weights import cache
+from mindrepvgg.weights.checkpoint import check_form, save_checkpoint, split_state
 from mindrepvgg.weights.containers import read_weights
 from mindrepvgg.weights.description import Description
 from mindrepvgg.weights.pickles import is_pickle_file, read_pickle_file
@@ -88,7 +89,8 @@ def import_weights(path, weights: str = "raw", allow_nonfinite: bool = False) ->
     Container, dialect, network, form and class count are told by content, never by the file's name.
 
     Args:
-        path: the file.
+        path: the file; or the name of released weights ('repvgg_a1', 'timm/repvgg_a1'), or an https address, which are
+            downloaded once, see `weights.cache`.
         weights: 'raw', or 'ema' for the averaged copy that some training scripts keep beside it.
         allow_nonfinite: take NaN and infinite values.
 
@@ -96,7 +98,7 @@ def import_weights(path, weights: str = "raw", allow_nonfinite: bool = False) ->
         CheckpointError: the file cannot be read, is no RepVGG or not quite one, has no such copy, or holds NaN or
             infinite values; the message is one line.
     """
-    path = Path(path)
+    path, weights = local_file(path, weights)
     container, content, description = _read(path)
     try:
         found = unwrap(content)
@@ -127,6 +129,20 @@ def import_weights(path, weights: str = "raw", allow_nonfinite: bool = False) ->
         ignored=(*found.ignored, *([f"auxiliary heads ({heads})"] if heads else [])),
         description=description,
     )
+
+
+def _seal(wanted: cache.Seal):
+    """Write a downloaded file as a checkpoint of this package."""
+    imported = import_weights(wanted.source, wanted.weights)
+    found = imported.recognised.variant.name
+    if wanted.model not in (None, found):
+        raise CheckpointError(f"{wanted.source} holds a {found}, expected a {wanted.model}")
+    save_checkpoint(imported.network(), wanted.destination, **wanted.facts)
+
+
+def local_file(spec, weights: str = "raw") -> tuple[Path, str]:
+    """The file that a path, a name or an address means, and which of its weights to take; see `import_weights`."""
+    return cache.local_file(spec, weights, _seal)
 
 
 def _read(path) -> tuple[str, object, Description | None]:
@@ -178,6 +194,7 @@ def create_model(
     weights=None,
     norm: type = nn.BatchNorm2d,
     grouped: str = NATIVE,
+    pretrained: bool | str = False,
     **shape,
 ) -> RepVGG:
     """Create a network of the family.
@@ -187,10 +204,13 @@ def create_model(
         num_classes: outputs of the classifier.
         in_channels: channels of the images.
         deploy: build the deploy form. A train-form file fills it through fusion.
-        weights: a checkpoint of any project to fill it with; None leaves the fresh initialisation. Where its class
-            count is not `num_classes`, the heads stay fresh, which is said in the log: the start of fine-tuning.
+        weights: a checkpoint of any project to fill it with, see `import_weights`; None leaves the fresh
+            initialisation. Where its class count is not `num_classes`, the heads stay fresh, which is said in the log:
+            the start of fine-tuning.
         norm: the BN's class, see `RepVGGBlock`.
         grouped: how convolutions in groups are computed: 'native', or 'split' for a device that has plain ones only.
+        pretrained: True: released weights of this network, from its default source, which `mindrepvgg weights` names;
+            or a source, such as 'timm'; or what `weights` takes. They are downloaded once.
         **shape: for the name 'repvgg' only: `num_blocks` and `widths`, and optionally `group_size`, `se`, `se_ratio`,
             `aux_heads`; see `mindrepvgg.models.variants.Variant`.
 
@@ -200,6 +220,10 @@ def create_model(
     """
     _check_arguments(shape)
     wanted = find(name, **shape)
+    if pretrained:
+        if weights is not None:
+            raise UserError(f"create_model got both weights (={quoted(weights)}) and pretrained; give one of them")
+        weights = cache.name_of(pretrained, wanted.name)
     if weights is None:
         net = repvgg.build(wanted, num_classes, in_channels, DEPLOY if deploy else TRAIN, norm=norm)
         return set_grouped(net, grouped)
@@ -230,13 +254,8 @@ def create_model(
 def _check_arguments(shape):
     """Raise UserError for what `create_model` does not take, whatever the network's name is."""
     unknown = sorted(set(shape) - set(SHAPE_KEYS))
-    if "pretrained" in unknown:
-        raise UserError(
-            "create_model takes no pretrained: no weights come with the package; leave it out for fresh ones, or give "
-            "a file of this or any RepVGG project as weights=FILE (load_weights and the command convert read it too)"
-        )
     if unknown:
-        taken = ("num_classes", "in_channels", "deploy", "weights", "norm", "grouped", *SHAPE_KEYS)
+        taken = ("num_classes", "in_channels", "deploy", "weights", "norm", "grouped", "pretrained", *SHAPE_KEYS)
         near = nearest(unknown[0], taken)
         hint = f"did you mean {near}?" if near else f"it takes {', '.join(taken)}"
         raise UserError(f"create_model does not know {printable(unknown[0])}; {hint}")

@@ -185,8 +185,7 @@ def test_names_are_the_documented_ones():
             {"name": "repvgg", "num_blocks": (1000, 1000, 1000, 1), "widths": (60_000,) * 5},
             "the network has 108038.2 billion parameters, more than 2.1; lower its widths, num_blocks or num_classes",
         ),
-        ({"pretrained": True}, "create_model takes no pretrained: no weights come with the package; leave it out for "),
-        ({"name": "repvgg", "pretrained": False}, "or give a file of this or any RepVGG project as weights=FILE ("),
+        ({"pretrained": True}, "no weights of 'repvgg_nano' are known; "),
         ({"num_class": 3}, "create_model does not know num_class; did you mean num_classes?"),
         (
             {"drop_rate": 0.1},

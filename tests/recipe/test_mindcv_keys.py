@@ -278,6 +278,8 @@ def test_the_user_is_told(load):
         ({"ckpt_path": "", "pretrained": False}, {"pretrained": ""}),
         ({"ckpt_path": None}, {"pretrained": ""}),
         ({"pretrained": False}, {"pretrained": ""}),
+        ({"pretrained": True, "model": "repvgg_a1"}, {"pretrained": "mindcv/repvgg_a1"}),
+        ({"pretrained": True, "ckpt_path": "", "model": "repvgg_a1"}, {"pretrained": "mindcv/repvgg_a1"}),
         ({"pretrained": "a.ckpt"}, {"pretrained": "a.ckpt"}),
         ({"ckpt_save_policy": "top_k", "val_while_train": True}, {"ckpt_save_policy": "top_k"}),
         (
@@ -333,12 +335,6 @@ def test_values_are_put_into_our_keys(load, given, expected):
             "remove it",
         ),
         ({"enable_modelarts": True}, "enable_modelarts (=True in x.yaml) would fetch and store files on ModelArts"),
-        (
-            {"pretrained": True},
-            "pretrained (=True in x.yaml) would download MindCV's weights; nothing is downloaded here: give their file "
-            "as ckpt_path",
-        ),
-        ({"pretrained": True, "ckpt_path": ""}, "pretrained (=True in x.yaml) would download MindCV's weights"),
         (
             {"loss_scale_type": "auto"},
             "loss_scale_type (='auto' in x.yaml) would leave the loss scale to mindspore.Model, which has no part "

@@ -29,7 +29,7 @@ from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.text import nearest, quoted
-from mindrepvgg.weights.load import load_weights
+from mindrepvgg.weights.load import load_weights, local_file
 
 # What equalising may change the logits by, over the largest of them: float32's rounding and no more.
 _EXACT = 1e-5
@@ -118,12 +118,13 @@ def quantize_checkpoint(
             file is written.
         UserError: checkpoint, data and options do not go together, or a package is missing.
     """
-    source, destination = Path(source), Path(destination)
+    destination = Path(destination)
     options, overrides = options or QuantizeOptions(), dict(overrides or {})
-    check_destination(source, destination, GraphOptions())
+    check_destination(Path(source), destination, GraphOptions())
     if destination.suffix != ".onnx":
         raise UserError(f"{destination} must end in .onnx: INT8 is written in no other format")
     quantization_tools()
+    source, weights = local_file(source, weights)
     net = load_weights(source, weights)
     layers = layer_nodes(net.variant, GraphOptions().output)
     check_keep_float(options.keep_float, layers)
