@@ -156,9 +156,7 @@ _ON_MODELARTS = "would fetch and store files on ModelArts; not here: give data_d
 RULES: dict[str, _Rule] = {
     # Of another name or spelling.
     "aux_factor": lambda value, _file: {"aux_weight": value},
-    "ckpt_path": lambda value, file: (
-        {} if not value and file.get("pretrained") is True else {"pretrained": value or ""}
-    ),
+    "ckpt_path": _ckpt_path,
     "pretrained": _pretrained,
     "mean": _pixels("mean"),
     "std": _pixels("std"),
