@@ -16,6 +16,7 @@ from mindrepvgg.evaluation.predictions import Prediction
 from mindrepvgg.files import atomic_write
 
 _JPEG_QUALITY = 95
+_LONGEST_JPEG = 65_500  # pixels of a side
 _SMALLEST_FONT = 8  # pixels; smaller letters cannot be read
 _LINES_PER_SIDE = 24  # of text, that would fit on the shorter side
 _LINE_HEIGHT = 1.3  # of the font's size
@@ -26,7 +27,7 @@ class Drawer:
     """Writes pictures with their classes on them into a folder, under the names in `InputFiles.targets`.
 
     A picture keeps its size, and its orientation tag is not applied: it is what the network saw before cropping. It is
-    written as JPEG where the input's name says that it is one, else as PNG.
+    written as JPEG where the input's name says that it is one and JPEG can hold it, else as PNG.
 
     Raises:
         DataError: the folder is a file, or a picture would be written over an input.
@@ -47,7 +48,7 @@ class Drawer:
         path = self._folder / self._files.targets[index]
         drawn = draw(picture, [f"{probability:.1%} {name}" for name, _, probability in prediction.top])
         with atomic_write(path) as stream:
-            if path.suffix == ".jpg":
+            if path.suffix == ".jpg" and max(drawn.size) <= _LONGEST_JPEG:
                 drawn.save(stream, "JPEG", quality=_JPEG_QUALITY)
             else:
                 drawn.save(stream, "PNG")

@@ -306,6 +306,13 @@ class TestDrawing:
         path = Drawer(tmp_path / "out", files).write(0, Prediction("turned.jpg", (("cat", 0, 0.5),)))
         assert Image.open(path).size == (90, 60)
 
+    def test_a_picture_longer_than_jpeg_holds_is_written_as_png(self, tmp_path):
+        Image.new("RGB", (70_000, 3)).save(tmp_path / "long.jpg", "PNG")
+        files = InputFiles([tmp_path / "long.jpg"])
+        path = Drawer(tmp_path / "out", files).write(0, Prediction("long.jpg", (("cat", 0, 0.5),)))
+        with Image.open(path) as image:
+            assert (image.format, image.size) == ("PNG", (70_000, 3))
+
     def test_no_input_is_overwritten(self, tmp_path):
         Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
         os.symlink(tmp_path, tmp_path / "link")
