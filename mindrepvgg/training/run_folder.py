@@ -85,6 +85,8 @@ class RunFolder:
                 self._acquire().release()
 
     def _acquire(self) -> BaseFileLock:
+        if self.lock.exists() and not self.lock.is_file():
+            raise TrainingError(f"{self.lock} is in the way of the run's lock, which is a file; remove it")
         # Without locks, filelock would leave a file behind a killed run that keeps the next one out.
         lock = FileLock(self.lock, timeout=_PATIENCE, fallback_to_soft=False, on_acquired=_sign)
         try:

@@ -138,6 +138,13 @@ class TestTheOwner:
             assert [path.name for path in folder.path.iterdir()] == [".lock"]
             assert folder.lock.read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
 
+    @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+    def test_what_is_no_file_holds_no_lock(self, tmp_path, make):
+        make(tmp_path / ".lock")
+        for attempt in (RunFolder(tmp_path, "repvgg").check_free, RunFolder(tmp_path, "repvgg").owned().__enter__):
+            with pytest.raises(TrainingError, match=r"/\.lock is in the way of the run's lock, which is a file; remove"):
+                attempt()
+
     def test_of_two_that_start_together_one_has_it(self, tmp_path):
         both = [self.hold(tmp_path / "new") for _ in range(2)]
         for process, _ in both:
