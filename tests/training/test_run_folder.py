@@ -142,7 +142,7 @@ class TestTheOwner:
     def test_what_is_no_file_holds_no_lock(self, tmp_path, make):
         make(tmp_path / ".lock")
         for attempt in (RunFolder(tmp_path, "repvgg").check_free, RunFolder(tmp_path, "repvgg").owned().__enter__):
-            with pytest.raises(TrainingError, match=r"/\.lock is in the way of the run's lock, which is a file; remove"):
+            with pytest.raises(TrainingError, match=r"/\.lock is in the way of the run's lock, which is a file"):
                 attempt()
 
     def test_of_two_that_start_together_one_has_it(self, tmp_path):
