@@ -31,6 +31,7 @@ pip install --no-deps "$data"
 
 run python -m mindrepvgg --help
 run mindrepvgg train --list
+run mindrepvgg weights
 run mindrepvgg train -c mindcv/repvgg_a0 --data_dir . --show_config
 run mindrepvgg train -c quickstart --epoch_size 1 --ckpt_save_dir digits
 checkpoint=digits/repvgg_nano_best.ckpt
