@@ -1,6 +1,6 @@
 r"""Decode every picture of a data set and say what is wrong with it.
 
-    mindrepvgg check-data imagenet --num_parallel_workers 16 --bad_list bad.txt
+    mindrepvgg check-data photos --num_parallel_workers 16 --bad_list bad.txt
     tr '\n' '\0' < bad.txt | xargs -0 rm --
 
 The exit status is 1 when something needs repair: a picture is unreadable, the same picture lies under two classes, or
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print a summary, and write the whole report."""
     parser = ArgumentParser("check-data", description=__doc__)
     parser.add_argument("data_dir", nargs="?", metavar="DIR", help="the folder a recipe names as data_dir")
-    parser.add_argument("--dataset", default="imagenet", metavar="NAME", help="as in the recipe (%(default)s)")
+    parser.add_argument("--dataset", default="folder", metavar="NAME", help="as in the recipe (%(default)s)")
     parser.add_argument("--val_share", type=float, default=0.0, metavar="X", help="as in the recipe (%(default)s)")
     options.add_threads(parser)
     parser.add_argument("--out", metavar="FILE", help="write the whole report, as JSON")

@@ -22,11 +22,12 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from mindrepvgg.data.check_report import USUAL_SIDE, DataReport
-from mindrepvgg.data.datasets import IMAGE_SUFFIXES, SPLIT_FOLDERS, class_folders, open_source
+from mindrepvgg.data.datasets import IMAGE_SUFFIXES, SPLIT_FOLDERS, class_folders, folder_title, open_source
 from mindrepvgg.data.decode import decode, is_too_large
 from mindrepvgg.data.mindrecord import is_record_folder
 from mindrepvgg.data.source import SPLITS, ImageFiles, Source
 from mindrepvgg.errors import DataError, UnreadableImageError
+from mindrepvgg.recipe.choices import DATASET_ALIASES
 
 UNDIVIDED = "all"  # what the one split of a folder without train and val is called
 
@@ -62,7 +63,7 @@ class _Split:
         return {"file": source.name(index), "class": source.class_names[source.labels[index]]}
 
 
-def check_data(data_dir, dataset="imagenet", val_share=0.0, num_parallel_workers=1, show_progress=False) -> DataReport:
+def check_data(data_dir, dataset="folder", val_share=0.0, num_parallel_workers=1, show_progress=False) -> DataReport:
     """Look at every picture of a data set's splits.
 
     Where `open_source` stops at the first mistake of an image folder, the mistake is noted here and the rest is looked
@@ -78,6 +79,7 @@ def check_data(data_dir, dataset="imagenet", val_share=0.0, num_parallel_workers
         DataError: there is nothing to look at.
         RecipeError: an impossible val_share.
     """
+    dataset = DATASET_ALIASES.get(dataset, dataset)
     splits, problems = _splits(data_dir, dataset, val_share)
     unreadable, wrong_suffix, facts, digests = [], [], {}, {}
     hidden = not (show_progress and sys.stderr.isatty())
@@ -118,7 +120,7 @@ def _splits(data_dir, dataset, val_share):
             refused[split] = error
     if not opened and not (data_dir and os.path.isdir(os.path.expanduser(data_dir))):
         raise next(iter(refused.values()))
-    if dataset != "imagenet":
+    if dataset != "folder":
         if not opened:
             raise next(iter(refused.values()))
         return {name: _Split(source) for name, source in opened.items()}, [str(error) for error in refused.values()]
@@ -166,7 +168,7 @@ def _folder_split(folder):
         found = _files(folder / name, problems, ignored)
         paths += found
         labels += [label] * len(found)
-    source = Source("imagenet", class_names, np.array(labels, np.int32), files=ImageFiles(paths))
+    source = Source(folder_title(folder), class_names, np.array(labels, np.int32), files=ImageFiles(paths))
     return _Split(source, problems, ignored, len(here))
 
 

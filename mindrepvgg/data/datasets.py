@@ -12,6 +12,7 @@ from mindrepvgg.data.mindrecord import RecordFiles, is_record_folder
 from mindrepvgg.data.published import read_cifar, read_mnist
 from mindrepvgg.data.source import SPLITS, ImageFiles, Source
 from mindrepvgg.errors import DataError, RecipeError
+from mindrepvgg.recipe.choices import DATASET_ALIASES
 from mindrepvgg.runtime.optional import package_files
 from mindrepvgg.text import listed, printable, quoted
 
@@ -40,18 +41,19 @@ def open_source(
     """Open a split of a data set.
 
     Args:
-        dataset: a name in `DATASETS`.
+        dataset: a name in `DATASETS`, or "imagenet", which is "folder" too.
         data_dir: the data set's folder. "mnist5k" is built in and needs none, nor does "fashion_mnist" where Debian's
             package is installed.
         split: "train" or "val".
         num_classes: the number of classes that the data must have; None: any.
-        val_share: of an "imagenet" folder without train and val, the share (from 0, below 1) of each class's pictures
+        val_share: of a "folder" without train and val, the share (from 0, below 1) of each class's pictures
             that is "val", at least one and not all; the others are "train". With 0 all are "val".
 
     Raises:
         DataError: the data are missing, empty, damaged, laid out otherwise, or have another number of classes.
         RecipeError: val_share is impossible.
     """
+    dataset = DATASET_ALIASES.get(dataset, dataset)
     if dataset not in DATASETS:
         raise DataError(f"unknown dataset {quoted(dataset)}; choose one of: {', '.join(DATASETS)}")
     if split not in SPLITS:
@@ -59,13 +61,13 @@ def open_source(
     if not 0 <= val_share < 1:
         raise RecipeError(f"val_share (={val_share}) must be at least 0 and below 1")
     opener = DATASETS[dataset]
-    if dataset == "imagenet":  # the others are published with their splits
+    if dataset == "folder":  # the others are published with their splits
         opener = functools.partial(opener, val_share=val_share)
     source = opener(data_dir, split)
     if num_classes is not None and num_classes != source.num_classes:
         raise DataError(
             f"num_classes (={num_classes}) differs from the {source.num_classes} classes of the {split} split of "
-            f"{dataset}; set num_classes to {source.num_classes} or give the data set the recipe is for"
+            f"{source.title}; set num_classes to {source.num_classes} or give the data set the recipe is for"
         )
     return source
 
@@ -131,7 +133,7 @@ def _open_image_folder(data_dir, split, val_share=0.0):
     train_folder = root / "train"
     if split == "val" and folder != root and train_folder.is_dir():
         _check_same_classes(class_names, folder, _class_names(train_folder), train_folder)
-    source = Source("imagenet", class_names, labels, files=files)
+    source = Source(folder_title(root), class_names, labels, files=files)
     if folder == root and val_share:
         return source.take(_divided(class_names, labels, split, val_share, folder))
     return source
@@ -151,7 +153,7 @@ def _read_class_folders(folder):
 
 
 DATASETS: dict[str, Callable[..., Source]] = {
-    "imagenet": _open_image_folder,
+    "folder": _open_image_folder,
     "mnist5k": _open_mnist5k,
     "mnist": _open_mnist,
     "fashion_mnist": _open_fashion_mnist,
@@ -170,6 +172,12 @@ def _data_root(data_dir, what):
         problem = "is a file" if os.path.exists(root) else "does not exist"
         raise DataError(f"data_dir {printable(root, 200)} {problem}; give {what}")
     return Path(root)
+
+
+def folder_title(folder) -> str:
+    """What messages call a folder's pictures: the folder's own name, also where it is given as `.` or `..`."""
+    path = os.path.abspath(folder)
+    return printable(os.path.basename(path) or path)
 
 
 def _split_folder(root, split, val_share):

@@ -92,7 +92,7 @@ def pack_folder(
     what is packed compares the shards with their checksums, and replaces all from the first damaged one on.
 
     Args:
-        src: the folder that `open_source("imagenet", src, split)` reads. A folder without train and val is packed into
+        src: the folder that `open_source("folder", src, split)` reads. A folder without train and val is packed into
             dst itself, as the split "". Classes, pictures, their order and labels stay.
         dst: the folder to pack into.
         short_side: pictures with a longer one are resized to it (bicubic over all source pixels, as evaluation
@@ -129,8 +129,8 @@ def _sources(src):
         raise DataError(f"{src} is packed already; give a folder of pictures")
     splits = [split for split, names in SPLIT_FOLDERS.items() if any((src / name).is_dir() for name in names)]
     if not splits:
-        return {"": open_source("imagenet", src, "val")}
-    return {split: open_source("imagenet", src, split) for split in splits}
+        return {"": open_source("folder", src, "val")}
+    return {split: open_source("folder", src, split) for split in splits}
 
 
 def _prepare_folders(dst, folders, overwrite):

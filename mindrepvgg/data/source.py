@@ -67,7 +67,7 @@ class Source:
     """One split: pictures in memory or on disk, each with a class. The arrays are made read-only.
 
     Attributes:
-        kind: the data set's name in `DATASETS`.
+        title: what messages call the data set: its name in `DATASETS`, or that of its folder.
         class_names: by class index.
         labels: (N,) int32.
         images: (N, H, W, C) uint8 with C = 1 or 3 (RGB); None where the pictures are in files.
@@ -77,7 +77,7 @@ class Source:
         ValueError: the parts do not fit together.
     """
 
-    kind: str
+    title: str
     class_names: tuple[str, ...]
     labels: np.ndarray
     images: np.ndarray | None = None
@@ -98,7 +98,7 @@ class Source:
 
     def name(self, index):
         """What a message calls picture `index`."""
-        return f"picture {index} of {self.kind}" if self.files is None else self.files.name(index)
+        return f"picture {index} of {self.title}" if self.files is None else self.files.name(index)
 
     def take(self, indices):
         """Return the source of the pictures at `indices`, an array."""

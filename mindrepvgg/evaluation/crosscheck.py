@@ -201,7 +201,7 @@ def _batches(net, overrides):
         recipe = recipe_of(net, overrides)
         loader = eval_loader(recipe)
         check_classes(net, loader.source)
-        return loader, f"{loader.num_images} images of {recipe.dataset}"
+        return loader, f"{loader.num_images} images of {loader.source.title}"
     photos = labelled_photos() if net.in_channels == 3 else None
     if photos is not None:
         loader = loader_of(recipe_of(net, overrides), photos)

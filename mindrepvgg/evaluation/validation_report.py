@@ -135,7 +135,7 @@ def run_validation(
     return Validation(
         model=recipe.model,
         form=form_of(net),
-        dataset=recipe.dataset,
+        dataset=source.title,
         device=device,
         processes=ranks.size,
         options=options,

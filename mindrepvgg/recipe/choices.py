@@ -11,11 +11,13 @@ ON_BAD_IMAGE = {
     "replace": "train on another of its class",
 }
 DATASETS = {
-    "imagenet": "a folder with train/ and val/, one folder a class in each",
+    "folder": "train/ and val/ with one folder a class in each, or the class folders alone",
+    "imagenet": "the same",
     "mnist5k": "nothing, it is built in",
     "mnist": "the files as published, and so for the others",
     **dict.fromkeys(("fashion_mnist", "cifar10", "cifar100"), ""),
 }
+DATASET_ALIASES = {"imagenet": "folder"}  # MindCV's word, and ours up to 0.1
 QUANTIZATIONS = {"none": "", "bn": "with BN after each convolution", "qat": "with INT8's rounding"}
 OPTIMIZERS = {"momentum": "SGD with momentum", "sgd": "the same", "adamw": ""}
 SCHEDULERS = (

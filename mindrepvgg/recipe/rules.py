@@ -149,7 +149,7 @@ def find_variant(recipe) -> variants.Variant:
 
 # The data sets that lie nowhere but in data_dir, and what it holds then.
 _FOLDERS = {
-    "imagenet": "train/ and val/",
+    "folder": "train/ and val/",
     "mnist": "train-images-idx3-ubyte and the other three files",
     "cifar10": "the archive's data_batch_1 to 5 and test_batch",
     "cifar100": "the archive's train and test",

@@ -51,7 +51,7 @@ class Recipe:
     recompute: bool = key(False, "recompute each block's activations in the backward pass: less memory, more time")
     quantization: str = key("none", "fine-tune pretrained, in deploy form, for INT8", choices.QUANTIZATIONS)
 
-    dataset: str = key("imagenet", "what data_dir holds", choices.DATASETS, section="data")
+    dataset: str = key("folder", "what data_dir holds", choices.DATASETS, section="data")
     data_dir: str = key("", "folder of the data set; not needed for mnist5k, nor for fashion_mnist as Debian's package")
     val_share: float = key(0.0, "share of each class to validate on, without train/ and val/", least=0, below=1)
     batch_size: int = key(128, "images a step, per device", least=1)
@@ -156,6 +156,7 @@ class Recipe:
             shown[name] = describe(name, value, sources[name])
             object.__setattr__(self, name, value)
         object.__setattr__(self, "sources", sources)
+        object.__setattr__(self, "dataset", choices.DATASET_ALIASES.get(self.dataset, self.dataset))
         object.__setattr__(self, "model", rules.find_variant(self).name)
         rules.check(self, shown)
 

@@ -155,11 +155,11 @@ class Loop:
 
     def _draw(self):
         """Draw the curves; a picture is not worth a run."""
-        recipe = self._run.recipe
-        if not self._log.records or not self._run.ranks.is_first:
+        run, recipe = self._run, self._run.recipe
+        if not self._log.records or not run.ranks.is_first:
             return
         try:
-            draw_curves(self._log.records, self._run.folder.curves, f"{recipe.model} on {recipe.dataset}")
+            draw_curves(self._log.records, run.folder.curves, f"{recipe.model} on {run.train_loader.source.title}")
         except OSError as error:
             if not self._said_no_curves:
                 self._said_no_curves = True

@@ -31,7 +31,7 @@ BAD_INPUT = [
     (
         "validate",
         "--ckpt_path {f}/train.ckpt --dataset cifar",
-        "dataset (='cifar' on the command line) must be imagenet",
+        "dataset (='cifar' on the command line) must be folder, imagenet",
     ),
     ("validate", "--ckpt_path {f}/train.ckpt --mode 2", "argument --mode: invalid choice"),
     ("convert", "{f}/none.ckpt {f}/fused.ckpt", "none.ckpt does not exist"),

@@ -12,6 +12,7 @@ from mindrepvgg.data import datasets
 from mindrepvgg.data.datasets import DATASETS, open_source
 from mindrepvgg.data.source import ImageFiles, Source
 from mindrepvgg.errors import DataError, RecipeError
+from mindrepvgg.recipe.choices import DATASET_ALIASES
 from mindrepvgg.recipe.schema import KEYS
 
 
@@ -154,7 +155,7 @@ def test_the_number_of_classes_must_be_the_recipes(tmp_path):
 
 @pytest.mark.parametrize(("dataset", "split"), [("cifar", "train"), ("mnist5k", "test")])
 def test_unknown_names_are_told_with_the_known_ones(dataset, split):
-    with pytest.raises(DataError, match=r"unknown (dataset 'cifar'|split 'test'); choose one of: (imagenet|train)"):
+    with pytest.raises(DataError, match=r"unknown (dataset 'cifar'|split 'test'); choose one of: (folder|train)"):
         open_source(dataset, None, split)
 
 
@@ -162,7 +163,7 @@ def test_a_source_is_frozen(digits):
     with pytest.raises(ValueError, match="read-only"):
         digits["val"].images[0] = 0
     with pytest.raises(AttributeError):
-        digits["val"].kind = "other"
+        digits["val"].title = "other"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,28 @@ def test_a_source_refuses_parts_that_do_not_fit(pictures, message):
 
 
 def test_the_recipes_choices_are_the_data_sets():
-    assert KEYS["dataset"].kind.metavar.split("|") == list(DATASETS)
+    words = KEYS["dataset"].kind.metavar.split("|")
+    assert sorted({DATASET_ALIASES.get(word, word) for word in words}) == sorted(DATASETS)
+
+
+@pytest.mark.parametrize("dataset", ["folder", "imagenet"])
+@pytest.mark.parametrize(("place", "title"), [("photos", "photos"), ("photos/", "photos"), ("photos/../b\n", "b\\n")])
+def test_a_folder_is_called_by_its_own_name(tmp_path, dataset, place, title):
+    (tmp_path / "photos").mkdir()
+    for name in ("train/a/1.jpg", "train/b/2.jpg"):
+        make_folder(tmp_path / place.strip("/"), [name])
+    source = open_source(dataset, f"{tmp_path}/{place}", "train")
+    assert source.title == title
+    assert source.take(np.array([0])).title == title
+    with pytest.raises(DataError) as caught:
+        open_source(dataset, f"{tmp_path}/{place}", "train", num_classes=1000)
+    assert f"the 2 classes of the train split of {title};" in str(caught.value)
+
+
+def test_the_folder_one_is_in_has_a_name_too(tmp_path, monkeypatch):
+    make_folder(tmp_path / "photos", ["train/a/1.jpg"])
+    monkeypatch.chdir(tmp_path / "photos")
+    assert open_source("folder", ".", "train").title == "photos"
 
 
 class TestValShare:

@@ -186,7 +186,7 @@ def test_a_truncated_photo_is_counted_nowhere(photos, coloured, call, judge, tmp
     assert (whole["num_images"], whole["unreadable"]) == (20, 0)
     assert np.abs(matrix(tmp_path / "whole.csv") - matrix(tmp_path / "m.csv")).sum() == 1, "the others as before"
     _, out, _ = call("--mode", "1", "--ckpt_path", net, "--data_dir", folder / "damaged", *options)
-    assert out.splitlines()[0] == "repvgg in train form on imagenet: 19 images (1 unreadable images not counted)"
+    assert out.splitlines()[0] == "repvgg in train form on damaged: 19 images (1 unreadable images not counted)"
 
 
 @pytest.mark.parametrize(

@@ -354,7 +354,7 @@ def test_values_are_put_into_our_keys(load, given, expected):
         ({"opt": "adam"}, "opt (='adam' in x.yaml) must be momentum, sgd or adamw"),
         ({"scheduler": "cyclic"}, "scheduler (='cyclic' in x.yaml) must be cosine_decay, step_decay, "),
         ({"device_target": "GPU"}, "device_target (='GPU' in x.yaml) must be auto, CPU or Ascend"),
-        ({"dataset": "coco"}, "dataset (='coco' in x.yaml) must be imagenet, mnist5k, mnist, "),
+        ({"dataset": "coco"}, "dataset (='coco' in x.yaml) must be folder, imagenet, mnist5k, mnist, "),
         ({"amp_level": "O1"}, "amp_level (='O1' in x.yaml) must be O0, O2 or O3"),
         ({"aux_factor": -1}, "aux_weight (=-1 in x.yaml, from aux_factor: -1) must be a number of at least 0"),
         ({"mean": [123.675, "x", 1]}, "mean (=[0.485, 'x', 0.003921569] in x.yaml, from mean: [123.675, 'x', 1]) must"),

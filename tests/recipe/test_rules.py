@@ -191,7 +191,7 @@ def test_a_run_on_a_folder_needs_its_path():
     with pytest.raises(RecipeError) as caught:
         parse()
     assert str(caught.value) == (
-        "data_dir is not given and dataset (='imagenet', the default) reads a folder with train/ and val/; "
+        "data_dir is not given and dataset (='folder', the default) reads a folder with train/ and val/; "
         "add --data_dir FOLDER, or --dataset mnist5k for the built-in data"
     )
     assert parse("--data_dir", "photos").data_dir == "photos"

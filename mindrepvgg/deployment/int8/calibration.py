@@ -11,6 +11,7 @@ from mindrepvgg.data.datasets import DATASETS, open_source
 from mindrepvgg.data.inputs import InputFiles
 from mindrepvgg.data.source import Source, spread
 from mindrepvgg.errors import DataError
+from mindrepvgg.recipe.choices import DATASET_ALIASES
 from mindrepvgg.text import quoted
 
 
@@ -30,10 +31,11 @@ def calibration_source(recipe, given: str | None, count: int, validation: Source
     Raises:
         DataError: there are no such pictures, or some of them are among `validation`.
     """
-    if given is None or (given in DATASETS and not Path(given).is_dir()):
-        name = given or recipe.dataset
+    name = recipe.dataset if given is None else DATASET_ALIASES.get(given, given)
+    if given is None or (name in DATASETS and not Path(given).is_dir()):
         data_dir = recipe.data_dir if name == recipe.dataset else None
-        source, what = open_source(name, data_dir, "train", None, recipe.val_share), f"training images of {name}"
+        source = open_source(name, data_dir, "train", None, recipe.val_share)
+        what = f"training images of {source.title}"
     elif Path(given).is_dir():
         files = InputFiles([given])
         folders, labels = np.unique([os.path.dirname(path) for path in files.paths], return_inverse=True)

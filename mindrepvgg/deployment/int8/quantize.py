@@ -153,7 +153,7 @@ def quantize_checkpoint(
             source=source,
             destination=destination,
             model=net.variant.name,
-            dataset=recipe.dataset,
+            dataset=validation.title,
             images=evaluator.reference.num_images,
             unreadable=evaluator.reference.unreadable,
             facts=facts,

@@ -41,5 +41,5 @@ def test_the_shares_of_an_image_folder(checkpoint, folders, tmp_path):
     options = QuantizeOptions(weight_bits=7, calibration_images=10, keep_float=(), allow_drop=True)
     overrides = {"dataset": "imagenet", "data_dir": str(folders)}
     found = quantize_checkpoint(checkpoint, tmp_path / "out.onnx", options, overrides=overrides)
-    assert found.facts["calibration"] == "10 training images of imagenet"
+    assert found.facts["calibration"] == f"10 training images of {folders.name}"
     assert found.images == 20

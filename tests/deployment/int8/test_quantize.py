@@ -224,7 +224,7 @@ def test_equalising_that_changes_the_logits_is_refused(checkpoint, tmp_path, mon
         (["--limit", "0"], "limit (=0) must be at least 1"),
         (["--per_channel", "--per_tensor"], "not allowed with argument"),
         (["--calibration", "{root}/empty"], "no pictures in {root}/empty"),
-        (["--calibration", "{root}/nowhere"], "is neither a folder nor a data set: imagenet"),
+        (["--calibration", "{root}/nowhere"], "is neither a folder nor a data set: folder"),
         (
             ["--dataset", "imagenet", "--data_dir", "{root}", "--calibration", "{root}/val"],
             "20 calibration pictures are",
