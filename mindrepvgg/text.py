@@ -40,6 +40,21 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - end - 3]}...{text[-end:]}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 epoch`, `1,200 epochs`, `2 classes`; noun: the name of one, in regular English."""
+    plural = f"{noun}{'es' if noun.endswith('s') else 's'}"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that people would say it in: `40 s`, `12 min`, `3.4 h`, `2.1 days`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
 def nearest(name: str, known: Iterable[str], synonyms: Mapping[str, str] | None = None) -> str | None:
     """The known name most like `name`, None when none is like it.
 

@@ -1,6 +1,6 @@
 """Text tables, and names and values in messages."""
 
-from mindrepvgg.text import markdown_table, printable, quoted, table
+from mindrepvgg.text import counted, duration, markdown_table, printable, quoted, table
 
 
 def test_a_table_aligns_each_column_on_its_widest_cell():
@@ -56,3 +56,13 @@ def test_values_are_quoted_as_python_writes_them():
     for _ in range(10**5):
         loop = [loop]
     assert quoted(loop) == "a list too long to be shown"
+
+
+def test_things_are_counted_in_english():
+    numbers = [(0, "epoch"), (1, "epoch"), (1200, "epoch"), (1, "class"), (2, "class")]
+    assert [counted(*pair) for pair in numbers] == ["0 epochs", "1 epoch", "1,200 epochs", "1 class", "2 classes"]
+
+
+def test_times_are_said_in_the_unit_people_would_use():
+    seconds = (0.4, 40, 99.4, 101, 1800, 12240, 200000)
+    assert [*map(duration, seconds)] == ["0 s", "40 s", "99 s", "2 min", "30 min", "3.4 h", "2.3 days"]

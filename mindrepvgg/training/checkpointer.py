@@ -34,8 +34,9 @@ class Checkpointer:
         top1, line = None, ""
         if run.eval_loader and (position.epoch == recipe.epoch_size or position.epoch % recipe.val_interval == 0):
             self.evaluation = self._evaluate("validate")
-            top1 = self.evaluation.top1
-            line = f", top-1 {top1:.2f}%, top-5 {self.evaluation.top5:.2f}%{self.evaluation.not_counted}"
+            found = self.evaluation
+            top1 = found.top1
+            line = f", val loss {found.loss:.4f}, top-1 {top1:.2f}%, top-5 {found.top5:.2f}%{found.not_counted}"
             if top1 > position.best_top1:
                 position.best_top1, position.best_epoch = top1, position.epoch
                 line += " (best)"

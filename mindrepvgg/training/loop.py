@@ -14,10 +14,11 @@ from mindrepvgg.runtime.compile_cache import kept_graphs
 from mindrepvgg.training.batches import DeviceQueue, host_batches
 from mindrepvgg.training.checkpointer import Checkpointer
 from mindrepvgg.training.loss_watch import Losses
-from mindrepvgg.training.monitor import Meter, Profile, Progress, RunLog, StopRequest, draw_curves
+from mindrepvgg.training.monitor import Meter, Profile, Progress, RunLog, StopRequest, draw_curves, estimate
 
 # The share of the time spent waiting for data from which on it is said.
 _MUCH_WAITING = 0.25
+_STEPS_TO_ESTIMATE_FROM = 20
 
 
 class Loop:
@@ -40,7 +41,8 @@ class Loop:
         self._losses = Losses(run.position, run.lr, run.loss_scale, self.checkpoints.last_good)
         self._queue = self._device_queue()
         self._stopping = False
-        self._said_waiting = self._said_no_curves = False
+        self._said_waiting = self._said_no_curves = self._said_duration = False
+        self._first_step = run.steps_done
 
     def train(self):
         """Run the epochs that are left; a run that is stopped in the middle of one is saved as it is then."""
@@ -121,12 +123,23 @@ class Loop:
             data_wait=waiting,
         )
         self._progress.show(math.nan if loss is None else loss, lr, speed)
+        if not self._said_duration and run.steps_done - self._first_step >= _STEPS_TO_ESTIMATE_FROM:
+            self._said_duration = True
+            self._say_duration()
         if waiting > _MUCH_WAITING and not self._said_waiting:
             self._said_waiting = True
             self._progress.say(
                 f"warning: {waiting:.0%} of the time goes into waiting for data, {speed:.0f} images/s come through; "
                 f"raise num_parallel_workers (={run.train_loader.num_workers} in use), or store smaller images"
             )
+
+    def _say_duration(self):
+        """Say how long the rest will take, as the steps so far were."""
+        run, meter = self._run, self._stepper.meter
+        left = len(run.lr) - run.steps_done
+        if left and meter.total_images:
+            seconds = meter.total_seconds / meter.total_images * run.images_per_step
+            self._progress.say(f"{1000 * seconds:.0f} ms a step, {estimate(seconds, left)}")
 
     def _end_epoch(self):
         """Validate, save, and tell."""
@@ -136,7 +149,9 @@ class Loop:
         bad = self._take_bad_images()
         losses = [r["loss"] for r in self._log.records if r["event"] == "train" and r["epoch"] == position.epoch]
         losses = [loss for loss in losses if loss is not None]
-        line = f"epoch {position.epoch}/{run.recipe.epoch_size}: loss {np.mean(losses) if losses else math.nan:.4f}"
+        line = (
+            f"epoch {position.epoch}/{run.recipe.epoch_size}: train loss {np.mean(losses) if losses else math.nan:.4f}"
+        )
         line += f", {bad} images unreadable" if bad else ""
         line += self.checkpoints.end_epoch()
         self._draw()

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write, naming, read_regular
 from mindrepvgg.runtime.optional import import_optional
+from mindrepvgg.text import counted, duration
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,7 @@ class Meter:
 
     def __init__(self):
         self._images, self._waited, self._since = 0, 0.0, time.perf_counter()
+        self.total_images, self.total_seconds = 0, 0.0  # of all readings
 
     def restart(self):
         """Leave out what happened since the last reading."""
@@ -169,7 +171,13 @@ class Meter:
         seconds = max(time.perf_counter() - self._since, 1e-9)
         images, waited = self._images, self._waited
         self.restart()
+        self.total_images, self.total_seconds = self.total_images + images, self.total_seconds + seconds
         return images / seconds, waited / seconds
+
+
+def estimate(seconds: float, steps: int) -> str:
+    """How long training will take, in words; seconds: of a step."""
+    return f"about {duration(seconds * steps)} for {counted(steps, 'step')}; validation comes on top"
 
 
 class Profile:

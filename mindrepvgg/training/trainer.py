@@ -14,10 +14,11 @@ from mindrepvgg.files import atomic_write
 from mindrepvgg.recipe.mindcv_keys import mindcv_notice
 from mindrepvgg.reparam.precision import check_precision, set_precision
 from mindrepvgg.runtime import device, gathering, ranks
+from mindrepvgg.text import counted
 from mindrepvgg.training.assemble import build_learning_rates, build_network, build_step, count_steps
 from mindrepvgg.training.batches import host_batches
 from mindrepvgg.training.loop import Loop, Stepper
-from mindrepvgg.training.monitor import EventFiles, Profile, Progress, RunLog, StopRequest
+from mindrepvgg.training.monitor import EventFiles, Profile, Progress, RunLog, StopRequest, estimate
 from mindrepvgg.training.rank_statistics import RankStatistics
 from mindrepvgg.training.result import RunResult
 from mindrepvgg.training.resume import Position, restore
@@ -92,29 +93,55 @@ class Trainer:
         )
 
     def describe(self) -> str:
-        """The run in a few lines: network, device, precision, compile level, steps and learning rate."""
+        """The run in a few lines: network, precision, device, data, steps, learning rate, and the folder it writes."""
         recipe = self.recipe
-        level = device.choose_jit_level(recipe.jit_level, self.device, recipe.mode)
         precision = "float32" if recipe.amp_level == "O0" else f"{recipe.amp_dtype} ({recipe.amp_level})"
         factors = [f"{recipe.batch_size}"]
         factors += [f"{self.ranks.size} devices"] * (self.ranks.size > 1)
         factors += [f"{recipe.gradient_accumulation_steps} batches"] * (recipe.gradient_accumulation_steps > 1)
         batch = f"{self.images_per_step} images" + (f" ({' x '.join(factors)})" if len(factors) > 1 else "")
         scaled = f" ({recipe.lr:g} for {recipe.lr_per_batch})" if recipe.lr_per_batch else ""
-        parameters, mode = sum(p.size for p in self.net.trainable_params()), ("graph", "PyNative")[recipe.mode]
-        steps, lr = f"{self.steps_per_epoch} steps of {batch}", f"lr up to {self.lr.max():.4g}{scaled}"
+        parameters = sum(p.size for p in self.net.trainable_params())
+        epochs = counted(recipe.epoch_size, "epoch")
+        steps, lr = f"{counted(self.steps_per_epoch, 'step')} of {batch}", f"lr up to {self.lr.max():.4g}{scaled}"
         notice = mindcv_notice(recipe)
         return (
             f"{notice + chr(10) if notice else ''}"
-            f"{recipe.model}: {parameters:,} parameters to train, {precision}\n"
-            f"{self.device}, {mode} mode, jit level: {level.reason}\n"
-            f"{recipe.epoch_size} epochs of {steps}, {lr}{self._describe_output()}"
+            f"{recipe.model}: {parameters:,} parameters to train, {precision}, on {self._describe_device()}\n"
+            f"{self._describe_data()}\n"
+            f"{epochs} of {steps}, {lr}{self._describe_output()}"
         )
 
+    def _describe_device(self):
+        """The device; on Ascend, and where a compile level was asked for, the level too."""
+        recipe = self.recipe
+        level = device.choose_jit_level(recipe.jit_level, self.device, recipe.mode)
+        name = f"{self.device}{' in PyNative mode' if recipe.mode else ''}"
+        return f"{name}, jit level: {level.reason}" if self.device != "CPU" or recipe.jit_level != "auto" else name
+
+    def _describe_data(self):
+        """The pictures of each split, where they are, and their size in the network."""
+        recipe, source = self.recipe, self.train_loader.source
+        place = f"{source.title} in {recipe.data_dir}" if recipe.data_dir else source.title
+        height, width = recipe.image_size
+        counts = [f"{counted(len(source), 'picture')} to train on"]
+        if self.eval_loader:
+            share = f" (val_share {recipe.val_share:g})" if recipe.val_share else ""
+            counts.append(f"{len(self.eval_loader.source):,} to validate on{share}")
+        return f"{place}: {', '.join(counts)}, {counted(source.num_classes, 'class')}, {width}x{height} pixels"
+
     def _describe_output(self):
-        """Under msrun, where each process prints, as a line of its own."""
+        """The folder of the run, and where in the run it is taken up; under msrun, where each process prints."""
+        lines, position = [], self.position
+        if not self._is_dry:
+            lines.append(f"output: {self.folder.path}")
+        if lines and self._resumed_at is not None and not self._finished:
+            step = f"step {position.step_in_epoch + 1} of {self.steps_per_epoch}"
+            lines[0] += f"; resuming at epoch {position.epoch + 1}, {step}"
         path = gathering.output_file() if self.ranks.size > 1 else None
-        return f"\n{self.ranks.size} processes; rank 0 prints into {path}, the others beside it" if path else ""
+        if path:
+            lines.append(f"{self.ranks.size} processes; rank 0 prints into {path}, the others beside it")
+        return "".join(f"\n{line}" for line in lines)
 
     def run(self, profile=False) -> RunResult | None:
         """Train to the end, or to Ctrl-C, SIGTERM or a file `stop` in the folder: the state is saved then.
@@ -177,7 +204,7 @@ class Trainer:
     def _dry_run(self):
         """Compile and run a few steps, and say what they cost."""
         count = min(1 + _DRY_STEPS, self.steps_per_epoch, len(self.lr) - self.steps_done)
-        progress = Progress(_DRY_STEPS, 0, silent=not self.ranks.is_first)
+        progress = Progress(count, 0, silent=not self.ranks.is_first)
         stepper, times = Stepper(self, progress, keep_graphs=False), []
         batches = host_batches(self.train_loader, 0, 0)
         with contextlib.closing(progress), contextlib.closing(batches):
@@ -196,6 +223,7 @@ class Trainer:
                     f"{1000 * seconds:.1f} ms a step ({source}), {self.images_per_step / seconds:.0f} "
                     f"images/s, {waiting:.0%} of it waiting for data; peak memory {device.peak_memory()}"
                 )
+                progress.say(estimate(seconds, len(self.lr) - self.steps_done))
             else:
                 progress.say(self._describe_end())
             progress.say("dry run: nothing was written")

@@ -341,7 +341,9 @@ class TestTheFolder:
             Trainer(tiny(tmp_path / "new", mode=1), dry_run=True)
         out = capsys.readouterr().out
         assert re.search(r"ms a step \(median of 5\)", out)
-        assert out.endswith("dry run: nothing was written\n")
+        assert re.search(r"\nabout \d+ s for 20 steps; validation comes on top\ndry run: nothing was written\n$", out)
+        assert "mnist5k: 4,000 pictures to train on, 1,000 to validate on, 10 classes, 28x28 pixels\n2 epochs of" in out
+        assert "output" not in out
         assert {name: (folder / name).read_bytes() for name in names(folder)} == before
         assert names(tmp_path) == ["copy"]
 
