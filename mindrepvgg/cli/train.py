@@ -1,7 +1,7 @@
 """Train a network in its multi-branch form, as a recipe says.
 
     mindrepvgg train -c quickstart --ckpt_save_dir runs/digits
-    mindrepvgg train --model repvgg_a0 --data_dir photos --num_classes 20 --ckpt_save_dir runs/photos
+    mindrepvgg train --model repvgg_a0 --data_dir photos --val_share 0.2 --ckpt_save_dir runs/photos
     msrun --worker_num 8 python -m mindrepvgg train -c repvgg_a1 --data_dir /data/imagenet
 
 The exit status is 130 when the run was stopped, by Ctrl-C for example; the state is saved then, for --resume.
@@ -66,7 +66,8 @@ def _show(recipe, arguments):
         from mindrepvgg.training.assemble import build_network
         from mindrepvgg.training.optim import format_parameter_groups, parameter_groups
 
-        net = build_network(recipe, Ranks())
+        # Without data, the network of ImageNet's classes: only the head's shape differs.
+        net = build_network(recipe if recipe.num_classes else recipe.replace(num_classes=1000), Ranks())
         print(format_parameter_groups(parameter_groups(net, recipe.weight_decay, recipe.decay_rule)))
     return 0
 

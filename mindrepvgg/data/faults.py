@@ -9,6 +9,8 @@ from mindrepvgg.text import listed
 
 log = logging.getLogger(__name__)
 
+FEWEST = 3
+
 
 class BadImages:
     """What is done about unreadable pictures of a source, and which ones there were in each pass over it.
@@ -19,7 +21,8 @@ class BadImages:
         source: the `Source` that is read.
         policy: "error" ends the pass at the first unreadable picture. In its place, training takes another picture of
             the same batch with "skip", and another one of its class with "replace"; evaluation does not count it.
-        limit: the largest share of the source's pictures that may be unreadable in one pass.
+        limit: the largest share of the source's pictures that may be unreadable in one pass. Above 0, `FEWEST` may
+            always be: one picture of a few hundred is more than most shares.
     """
 
     def __init__(self, source: Source, policy: str, limit: float):
@@ -61,11 +64,13 @@ class BadImages:
         """
         indices = self.of(number) if indices is None else indices
         count = len(self._source)
-        if len(indices) <= self._limit * count:
+        allowed = max(int(self._limit * count), FEWEST) if self._limit else 0
+        if len(indices) <= allowed:
             return
         reasons = self.reasons(number)
         shown = [reasons.get(index) or self._source.name(index) for index in indices]
         raise DataError(
-            f"{len(indices)} of {count} pictures could not be read, more than bad_image_limit (={self._limit:g}) "
-            f"allows: {listed(shown, 5, '; ')}. mindrepvgg check-data finds them all"
+            f"{len(indices)} of {count} pictures could not be read, more than the {allowed} that bad_image_limit "
+            f"(={self._limit:g}) allows: {listed(shown, 5, '; ')}. mindrepvgg check-data finds them all; a larger "
+            "--bad_image_limit goes on without them"
         )

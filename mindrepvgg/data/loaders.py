@@ -5,11 +5,13 @@ from __future__ import annotations
 from mindrepvgg.data.augment import Augmentation
 from mindrepvgg.data.datasets import open_source
 from mindrepvgg.data.loader import EvalLoader
-from mindrepvgg.data.source import Source
+from mindrepvgg.data.source import Source, spread
 from mindrepvgg.data.train_loader import TrainLoader
 from mindrepvgg.errors import DataError
 from mindrepvgg.recipe.rules import check_data_dir
 from mindrepvgg.recipe.schema import Recipe
+
+LOOKED_AT = 2000
 
 
 def open_split(recipe: Recipe, split: str) -> Source:
@@ -36,6 +38,24 @@ def _shared_options(recipe, ranks):
 def eval_loader(recipe: Recipe, ranks=None, as_uint8=False) -> EvalLoader:
     """The validation split as a recipe describes it; raises what `open_split` does."""
     return loader_of(recipe, open_split(recipe, "val"), ranks, as_uint8)
+
+
+def look_at_validation(recipe: Recipe, source: Source, ranks):
+    """Decode pictures of a validation split ahead of a run, which would otherwise end after its first epoch.
+
+    All are decoded, of a large split `LOOKED_AT`, spread over its classes. Unreadable ones are named in the log.
+
+    Raises DataError when one cannot be read and `on_bad_image` is "error", or more than the whole split may have.
+    """
+    if source.files is None:
+        return
+    few = spread(source, LOOKED_AT)
+    options = _shared_options(recipe, ranks)
+    options["bad_image_limit"] = min(1, recipe.bad_image_limit * len(source) / len(few))
+    loader = EvalLoader(few, recipe.preprocessing, min(recipe.batch_size, len(few)), as_uint8=True, **options)
+    for _ in loader:
+        pass
+    loader.bad_images.check(0, ranks.union(loader.bad_images.of(0)))
 
 
 def loader_of(recipe: Recipe, source: Source, ranks=None, as_uint8=False) -> EvalLoader:

@@ -42,7 +42,7 @@ class Recipe:
 
     model: str = key("repvgg_a0", "network: repvgg_a0 ... repvggplus_l2pse, or repvgg (own sizes)", section="model")
     model_args: Mapping[str, Any] = key({}, "sizes of the network 'repvgg': num_blocks, widths, group_size, se...")
-    num_classes: int = key(1000, "classes the network tells apart", least=1, most=variants.MOST_CLASSES)
+    num_classes: int | None = key(None, "classes; null: as many as the data have", least=1, most=variants.MOST_CLASSES)
     in_channels: int = key(3, "channels of an image", least=1, most=variants.MOST_CHANNELS)
     pretrained: str = key("", "start: a file, address or name (mindrepvgg weights); other classes: a fresh head")
     freeze_stages: int = key(0, "first stages not trained, with their BN; 1: stage0; 5: all but head", least=0, most=5)
@@ -63,7 +63,7 @@ class Recipe:
     interpolation: str = key("bilinear", "how images are resized", INTERPOLATIONS)
     resize_backend: str = key("pillow", "what resizes in validation; pillow as published", RESIZE_BACKENDS)
     on_bad_image: str = key("replace", "an unreadable image, never counted in validation", choices.ON_BAD_IMAGE)
-    bad_image_limit: float = key(0.001, "share of a split's images that may be unreadable", least=0, most=1)
+    bad_image_limit: float = key(0.001, "share of a split that may be unreadable, or 3; 0: none", least=0, most=1)
     mean: tuple[float, ...] = key((0.485, 0.456, 0.406), "mean of each channel, white being 1", least=0, most=1)
     std: tuple[float, ...] = key((0.229, 0.224, 0.225), "deviation of each channel, white being 1", above=0, most=1)
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import yaml
 
-from mindrepvgg.data.loaders import eval_loader, train_loader
+from mindrepvgg.data.loaders import eval_loader, look_at_validation, train_loader
 from mindrepvgg.errors import DataError, TrainingError
 from mindrepvgg.files import atomic_write
 from mindrepvgg.recipe.mindcv_keys import mindcv_notice
@@ -53,6 +53,8 @@ class Trainer:
             self.folder.check(resume, overwrite)
         self._found = self.folder.standing()
         self.train_loader = train_loader(recipe, self.ranks)
+        if recipe.num_classes is None:
+            self.recipe = recipe = recipe.replace("the data", num_classes=self.train_loader.source.num_classes)
         self.eval_loader = eval_loader(recipe, self.ranks, as_uint8=True) if recipe.val_while_train else None
         if self.eval_loader and self.eval_loader.source.class_names != self.train_loader.source.class_names:
             raise DataError("the training and validation splits have different classes; give both the same folders")
@@ -162,6 +164,7 @@ class Trainer:
             progress.say(self.describe())
             if self._finished:
                 progress.say(self._describe_end())
+            self._look_at_validation()
             loop = Loop(self, log, progress, stop, profiler)
             loop.train()
         set_precision(self.net, "O0")
@@ -176,6 +179,11 @@ class Trainer:
         )
         progress.say(result.format())
         return result
+
+    def _look_at_validation(self):
+        """Before the first epoch; a run that is taken up later has validated, or is looked at no more than once."""
+        if self.eval_loader and not self.position.epoch:
+            look_at_validation(self.recipe, self.eval_loader.source, self.ranks)
 
     def _open_folder(self, stack, profile) -> tuple[RunLog, Profile | None]:
         """Open what the run writes to, on the first rank only: the log, and the profiler if one is wanted."""
@@ -209,6 +217,7 @@ class Trainer:
         batches = host_batches(self.train_loader, 0, 0)
         with contextlib.closing(progress), contextlib.closing(batches):
             progress.say(self.describe())
+            self._look_at_validation()
             for _ in range(count):
                 start = time.perf_counter()
                 loss, _ = stepper.take(batches)

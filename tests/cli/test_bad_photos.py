@@ -11,7 +11,7 @@ from mindrepvgg.data.samples import labelled_photos
 
 ROOT = Path(__file__).parents[2]
 SMALL = "{num_blocks: [1, 1, 1, 1], widths: [4, 4, 8, 8, 16]}"
-TRAIN = ("--model", "repvgg", "--model_args", SMALL, "--num_classes", "4", "--image_resize", "32", "--batch_size", "4")
+TRAIN = ("--model", "repvgg", "--model_args", SMALL, "--image_resize", "32", "--batch_size", "4")
 TRAIN += ("--epoch_size", "1", "--warmup_epochs", "0", "--keep_checkpoint_max", "0", "--num_parallel_workers", "2")
 BAD = ("cut.jpg", "text.jpg")
 
@@ -64,7 +64,7 @@ def test_training_goes_on_and_tells(photos, trained, call, policy):
     ("bad", "message"),
     [
         (("--on_bad_image", "error"), r"/(cut|text)\.jpg is not a readable picture \(damaged, cut short"),
-        ((), r"[12] of 18 pictures could not be read, more than bad_image_limit \(=0\.001\) allows: .*(cut|text)\.jpg"),
+        (("--bad_image_limit", "0"), r"[12] of 6 pictures could not be read, more than the 0 that .*(cut|text)\.jpg"),
     ],
     ids=["error", "too many"],
 )
@@ -72,6 +72,20 @@ def test_training_ends_at_once_and_names_the_file(photos, tmp_path, call, bad, m
     status, _, err = call("train", *TRAIN, "--data_dir", photos, "--ckpt_save_dir", tmp_path / "run", *bad)
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (status, bool(re.search(message, line))) == (2, True), line
+
+
+def test_bad_validation_pictures_end_a_run_before_its_first_step(photos, tmp_path, call):
+    data = shutil.copytree(photos, tmp_path / "data")
+    for path in (data / "train").rglob("*.jpg"):
+        if path.name in BAD:
+            path.unlink()
+    for flags in (("--dry_run",), ()):
+        arguments = ("--data_dir", data, "--ckpt_save_dir", tmp_path / "run", "--bad_image_limit", "0", *flags)
+        status, out, err = call("train", *TRAIN, *arguments)
+        assert status == 2
+        assert "2 of 6 pictures could not be read" in err
+        assert "first step" not in out + err
+        assert f"data in {data}: 16 pictures to train on, 6 to validate on, 4 classes" in out
 
 
 def test_validation_never_counts_what_it_cannot_read(photos, trained, call):

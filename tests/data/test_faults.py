@@ -142,14 +142,22 @@ def test_each_file_is_named_once_an_epoch(files, caplog):
 
 @pytest.mark.parametrize("make", [lambda s, **c: train_loader(s, **c).epoch(0), eval_loader])
 @pytest.mark.parametrize("policy", ["skip", "replace"])
-def test_too_many_end_the_run_and_are_listed(files, make, policy):
+def test_too_many_end_the_run_and_are_listed(files, make, policy, monkeypatch):
+    monkeypatch.setattr("mindrepvgg.data.faults.FEWEST", 0)
     message = (
-        r"^2 of 20 pictures could not be read, more than bad_image_limit \(=0\.05\) allows: .*cut\.jpg is not a "
-        r"readable picture .*; .*text\.jpg is not .*mindrepvgg check-data finds them all$"
+        r"^2 of 20 pictures could not be read, more than the 1 that bad_image_limit \(=0\.05\) allows: .*cut\.jpg is "
+        r"not a readable picture .*; .*text\.jpg is not .*mindrepvgg check-data finds them all; a larger "
+        r"--bad_image_limit goes on without them$"
     )
     with pytest.raises(DataError, match=message):
         list(make(source_of(files), on_bad_image=policy, bad_image_limit=0.05))
     list(make(source_of(files), on_bad_image=policy, bad_image_limit=0.1))
+
+
+def test_a_few_are_allowed_whatever_their_share_but_for_a_limit_of_0(files):
+    list(eval_loader(source_of(files), on_bad_image="skip", bad_image_limit=0.001))
+    with pytest.raises(DataError, match="2 of 20 pictures could not be read, more than the 0 that bad_image_limit"):
+        list(eval_loader(source_of(files), on_bad_image="skip", bad_image_limit=0.0))
 
 
 def test_a_class_without_a_readable_picture_is_named(files):

@@ -193,7 +193,10 @@ def test_a_truncated_photo_is_counted_nowhere(photos, coloured, call, judge, tmp
     ("options", "words"),
     [
         (("--on_bad_image", "error"), ".jpg"),
-        ((), "1 of 20 pictures could not be read, more than bad_image_limit (=0.001) allows: "),
+        (
+            ("--bad_image_limit", "0"),
+            "1 of 20 pictures could not be read, more than the 0 that bad_image_limit (=0) allows: ",
+        ),
     ],
 )
 def test_a_truncated_photo_that_is_too_much(photos, coloured, call, tmp_path, options, words):

@@ -252,7 +252,7 @@ def test_the_user_is_told(load):
         ({"mean": [0, 0, 0], "std": [255, 255, 255]}, {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}),
         ({"color_jitter": None}, {"color_jitter": 0.0}),
         ({"color_jitter": 0.2}, {"color_jitter": 0.2}),
-        ({"num_classes": None}, {"num_classes": 1000}),
+        ({"num_classes": None}, {"num_classes": None}),
         ({"num_classes": 20}, {"num_classes": 20}),
         ({"distribute": True}, {"distribute": "auto"}),
         ({"distribute": False}, {"distribute": False}),

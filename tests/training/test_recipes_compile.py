@@ -30,7 +30,9 @@ PARTS = (
 
 
 def load(path):
-    return load_recipe(path, {"data_dir": "nowhere"}).replace(COMMAND_LINE, batch_size=2, image_resize=32)
+    return load_recipe(path, {"data_dir": "nowhere"}).replace(
+        COMMAND_LINE, batch_size=2, image_resize=32, num_classes=1000
+    )
 
 
 def distinct(paths):
