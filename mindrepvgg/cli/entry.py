@@ -77,7 +77,9 @@ class ArgumentParser(argparse.ArgumentParser):
     def _describe(self, argument: str) -> str:
         """Why the argument is refused."""
         if not argument.startswith("-"):
-            return f"unexpected argument {quoted(argument)}; --help shows the usage"
+            takes_recipe = any("--config" in action.option_strings for action in self._actions)
+            hint = f"did you mean -c {printable(argument)}?" if takes_recipe else "--help shows the usage"
+            return f"unexpected argument {quoted(argument)}; {hint}"
         option = argument.split("=")[0]
         # The dashed spellings are hidden from --help and must not be suggested.
         visible = (action for action in self._actions if action.help is not argparse.SUPPRESS)

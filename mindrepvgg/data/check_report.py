@@ -6,7 +6,7 @@ import dataclasses
 import os
 
 from mindrepvgg.files import atomic_write
-from mindrepvgg.text import listed, printable
+from mindrepvgg.text import counted, listed, printable
 
 USUAL_SIDE = 224  # pixels that networks of this family are trained on; smaller pictures are enlarged
 _NAMES_SHOWN = 5
@@ -91,7 +91,7 @@ def _format_split(name, facts):
     """Lines about a split."""
     per_class = facts["pictures_per_class"]
     sizes = f" of {_words(per_class)}" if per_class else ""
-    lines = [f"{name}: {facts['pictures']} pictures in {facts['classes']} classes{sizes}"]
+    lines = [f"{name}: {counted(facts['pictures'], 'picture')} in {counted(facts['classes'], 'class')}{sizes}"]
     lines += [f"  {', '.join(f'{count} {kind}' for kind, count in facts['kinds'].items())}"] if facts["kinds"] else []
     if facts["height"]:
         small = facts[f"side_below_{USUAL_SIDE}"]
@@ -100,7 +100,8 @@ def _format_split(name, facts):
             f"{USUAL_SIDE}"
         )
     if facts["ignored_files"]:
-        lines.append(f"  no pictures: {', '.join(f'{count} {kind}' for kind, count in facts['ignored_files'].items())}")
+        kinds = ", ".join(f"{count} {kind}" for kind, count in facts["ignored_files"].items())
+        lines.append(f"  not used, as they are no pictures: {kinds}")
     if facts["outside_of_classes"]:
         lines.append(f"  {facts['outside_of_classes']} pictures lie in no class folder and are not used")
     for key, words in (("empty_classes", "no picture"), ("classes_without_readable", "no readable picture")):

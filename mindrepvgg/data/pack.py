@@ -314,7 +314,11 @@ def _text(name):
 
 
 def _changes(before, now):
-    return ", ".join(f"{key} {before.get(key)}, not {now[key]}" for key in now if before.get(key) != now[key])
+    def shown(value):
+        return "not given" if value is None else value
+
+    changed = [key for key in now if before.get(key) != now[key]]
+    return ", ".join(f"{key} {shown(before.get(key))} (now {shown(now[key])})" for key in changed)
 
 
 def _resized(encoded, name, short_side, quality):

@@ -61,7 +61,7 @@ def _choice(*choices) -> Kind:
             raise ValueError
         return by_text[str(value).lower()]
 
-    names = [str(choice) for choice in choices]
+    names = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices]
     return Kind(read, " or ".join(filter(None, [", ".join(names[:-1]), names[-1]])), "|".join(names))
 
 

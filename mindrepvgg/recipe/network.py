@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.models.preprocessing import described_keys
+from mindrepvgg.recipe.provenance import CODE
 from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.recipe.sources import recipe_from_dict
 from mindrepvgg.version import update_hint
 
 
 def recipe_of(net, overrides: Mapping) -> Recipe:
-    """How to validate a network: what its checkpoint tells, with the command line's `overrides` on top.
+    """How to validate a network: what its checkpoint tells, with `overrides` on top.
 
     Raises RecipeError when the two do not go together. The data set's folder may be missing.
     """
@@ -25,6 +26,6 @@ def recipe_of(net, overrides: Mapping) -> Recipe:
     values["model_args"] = net.variant.to_dict() if net.variant.name == "repvgg" else {}
     values["num_classes"], values["in_channels"] = net.num_classes, net.in_channels
     try:
-        return recipe_from_dict(values, overrides=overrides)
+        return recipe_from_dict(values, overrides=overrides, given=CODE)
     except RecipeError as error:
         raise RecipeError(f"{error}{update_hint((known.get('versions') or {}).get('mindrepvgg'))}") from error

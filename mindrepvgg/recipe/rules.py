@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from mindrepvgg.errors import RecipeError, UserError
 from mindrepvgg.models import variants
 from mindrepvgg.recipe.auto_augment import parse_policy
-from mindrepvgg.recipe.provenance import describe, place
+from mindrepvgg.recipe.provenance import CODE, COMMAND_LINE, describe, place
 from mindrepvgg.text import nearest, quoted
 
 MOST_PIXELS = 1 << 31  # of all channels of a batch, in float32 on one device
@@ -157,7 +157,14 @@ _FOLDERS = {
 
 
 def check_data_dir(recipe):
-    """Refuse a recipe whose data set is a folder that was not named; apart, as only what reads data needs it."""
+    """Refuse a folder that is missing or would not be read; apart, as only what reads data needs it."""
+    given = recipe.sources["data_dir"] in (COMMAND_LINE, CODE)
+    if recipe.dataset == "mnist5k" and recipe.data_dir and given:
+        dataset = describe("dataset", recipe.dataset, recipe.sources["dataset"])
+        raise RecipeError(
+            f"data_dir (={quoted(recipe.data_dir)}) would not be read: {dataset} is built in; add --dataset folder for "
+            "pictures of your own, or leave out data_dir"
+        )
     if recipe.dataset in _FOLDERS and not recipe.data_dir:
         dataset = describe("dataset", recipe.dataset, recipe.sources["dataset"])
         raise RecipeError(

@@ -135,7 +135,7 @@ class Recipe:
     keep_checkpoint_max: int = key(3, "epoch checkpoints kept besides the best and the last", least=0)
     ckpt_save_policy: str = key("latest_k", "which they are", choices.SAVE_POLICIES)
     ckpt_save_interval: int = key(1, "epochs between two epoch checkpoints", least=1)
-    tensorboard: bool = key(False, "write TensorBoard event files too (needs the extra tensorboard)")
+    tensorboard: bool = key(False, "write event files (pip install tensorboardX); tensorboard --logdir shows them")
     log_interval: int = key(10, "steps between two progress updates", least=1)
     val_while_train: bool = key(True, "validate during training")
     val_interval: int = key(1, "epochs between two validations", least=1)

@@ -51,12 +51,14 @@ def load_recipe(path: str | os.PathLike | None = None, overrides: Mapping | None
     return _resolve([*layers, (overrides or {}, COMMAND_LINE)])
 
 
-def recipe_from_dict(values: Mapping, source: str = "the checkpoint", overrides: Mapping | None = None) -> Recipe:
-    """The recipe `to_dict` gave, keys missing from it at their defaults, with the command line's `overrides` on top.
+def recipe_from_dict(
+    values: Mapping, source: str = "the checkpoint", overrides: Mapping | None = None, given: str = COMMAND_LINE
+) -> Recipe:
+    """The recipe `to_dict` gave, keys missing from it at their defaults, with `overrides` on top.
 
-    `source` names the values' place in errors.
+    `source` and `given` name the places of the values and of the overrides in errors.
     """
-    return _resolve([(_require_mapping(values, source), source), (overrides or {}, COMMAND_LINE)])
+    return _resolve([(_require_mapping(values, source), source), (overrides or {}, given)])
 
 
 def format_recipe(recipe: Recipe) -> str:
@@ -145,7 +147,7 @@ def add_recipe_arguments(parser: ArgumentParser):
 
 def _default_text(key: Key) -> str:
     """The default as --help shows it."""
-    return json.dumps(plain(key.default)) if not isinstance(key.default, str) else key.default or "none"
+    return json.dumps(plain(key.default)) if not isinstance(key.default, str) else key.default or "empty"
 
 
 def overrides_from_arguments(arguments: Namespace) -> dict[str, str]:

@@ -122,7 +122,7 @@ class Loop:
             images_per_second=speed,
             data_wait=waiting,
         )
-        self._progress.show(math.nan if loss is None else loss, lr, speed)
+        self._progress.show(math.nan if loss is None else loss, speed)
         if not self._said_duration and run.steps_done - self._first_step >= _STEPS_TO_ESTIMATE_FROM:
             self._said_duration = True
             self._say_duration()

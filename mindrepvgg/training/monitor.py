@@ -110,8 +110,12 @@ def _is_number(value) -> bool:
     return type(value) is float or _is_count(value)
 
 
+# 80 columns hold all of it; the learning rate is in the log and in the curves.
+_BAR = "{desc} {percentage:.0f}%|{bar}| {remaining} left{postfix}"
+
+
 class Progress:
-    """A bar over the steps of the whole run with loss, learning rate, images a second and the time left.
+    """A bar over the steps of the whole run with loss, images a second and the time left.
 
     Shown on a terminal; elsewhere (a log file, a pipe) only `say` prints, so that files stay readable. silent: not even
     that, for all processes of a run but one.
@@ -120,16 +124,18 @@ class Progress:
     def __init__(self, total_steps, first_step, silent=False):
         self.silent = silent
         disable = silent or not sys.stderr.isatty()
-        self.bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=disable)
+        self.bar = tqdm(
+            total=total_steps, initial=first_step, bar_format=_BAR, unit="step", dynamic_ncols=True, disable=disable
+        )
 
     def step(self, epoch, epochs, count=1):
         """Move on by `count` steps."""
         self.bar.set_description(f"epoch {epoch}/{epochs}", refresh=False)
         self.bar.update(count)
 
-    def show(self, loss, lr, images_per_second):
+    def show(self, loss, images_per_second):
         """Refresh the figures."""
-        self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {images_per_second:.0f} img/s")
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {images_per_second:.0f} img/s")
 
     def say(self, text):
         """Print a line above the bar."""

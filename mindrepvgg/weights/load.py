@@ -234,7 +234,9 @@ def create_model(
     if has != wants:
         differing = [f"{key} {has[key]}, expected {wants[key]}" for key in has if has[key] != wants[key]]
         raise CheckpointError(
-            f"{weights} holds a {found.variant.name}, not the {wanted.name} asked for: {'; '.join(differing)}"
+            f"{weights} does not fit: it holds a {found.variant.name}, not a {wanted.name}: {'; '.join(differing)}"
+            if found.variant.name != wanted.name
+            else f"{weights} holds a {wanted.name} of another shape: {'; '.join(differing)}"
         )
     arrays, form = dict(found.arrays), found.form
     if form in (BN, QAT):
@@ -244,8 +246,8 @@ def create_model(
     net = repvgg.build(wanted, num_classes, in_channels, form, norm=norm)
     fresh = _fresh_heads(net, found)
     if fresh:
-        text = "%s is for %d classes, the network for %d: %s start fresh"
-        log.warning(text, weights, found.num_classes, num_classes, ", ".join(fresh))
+        text = "%s is for %d classes, the network for %d: fresh weights for %s"
+        log.warning(text, weights, found.num_classes, num_classes, ", ".join(f"{prefix}*" for prefix in fresh))
         arrays |= {name: array for name, array in network_arrays(net).items() if name.startswith(fresh)}
     load_arrays(net.get_parameters(), arrays, weights)
     return set_grouped(to_deploy(net) if deploy and form == TRAIN else net, grouped)

@@ -18,7 +18,7 @@ BAD_INPUT = [
         "--ckpt_path {f}/five.ckpt",
         "num_classes (=5) differs from the 10 classes of the val split",
     ),
-    ("validate", "--ckpt_path {f}/train.ckpt --batch_size 0", "batch_size (='0' on the command line) must be"),
+    ("validate", "--ckpt_path {f}/train.ckpt --batch_size 0", "batch_size (='0') must be"),
     ("validate", "--ckpt_path {f}/train.ckpt --dataset imagenet", "data_dir is not given"),
     ("validate", "--ckpt_path {f}/train.ckpt --dataset imagenet --data_dir {f}/none", "none does not exist"),
     ("validate", "--ckpt_path {f}/train.ckpt --dataset imagenet --data_dir {f}/text.ckpt", "text.ckpt is a file"),
@@ -31,7 +31,7 @@ BAD_INPUT = [
     (
         "validate",
         "--ckpt_path {f}/train.ckpt --dataset cifar",
-        "dataset (='cifar' on the command line) must be folder, imagenet",
+        "dataset (='cifar') must be folder, imagenet",
     ),
     ("validate", "--ckpt_path {f}/train.ckpt --mode 2", "argument --mode: invalid choice"),
     ("convert", "{f}/none.ckpt {f}/fused.ckpt", "none.ckpt does not exist"),

@@ -88,7 +88,7 @@ def test_bugs_propagate(error):
         (["--epochs", "3"], "error: unknown option --epochs; did you mean --epoch_size?\n"),
         (["--resum", "x"], "error: unknown option --resum; did you mean --resume?\n"),
         (["--qqq"], "error: unknown option --qqq; --help lists the options\n"),
-        (["configs/x.yaml"], "error: unexpected argument 'configs/x.yaml'; --help shows the usage\n"),
+        (["configs/x.yaml"], "error: unexpected argument 'configs/x.yaml'; did you mean -c configs/x.yaml?\n"),
         (["--lr"], "error: argument --lr: expected one argument\n"),
         (["--lr", "fast"], "error: lr (='fast' on the command line) must be a number above 0\n"),
     ],

@@ -101,7 +101,7 @@ def test_a_sound_data_set_passes(sound, call):
         "train: 12 pictures in 2 classes of 6",
         "  12 JPEG RGB",
         f"  height {height}, width {width}; 0 with a side below 224",
-        "  no pictures: 1 .txt",
+        "  not used, as they are no pictures: 1 .txt",
         "val: 8 pictures in 2 classes of 4",
     ]
     assert out.endswith("nothing bad was found\n")
@@ -295,7 +295,7 @@ class TestInMemory:
     def test_digits_pass(self, call):
         status, out, _ = call("--dataset", "mnist5k")
         assert status == 0
-        assert out.startswith("train: 4000 pictures in 10 classes of 400\n  4000 array L\n  height 28, width 28; 4000")
+        assert out.startswith("train: 4,000 pictures in 10 classes of 400\n  4000 array L\n  height 28, width 28; 4000")
 
     def test_the_same_pixels_under_two_labels(self, monkeypatch):
         images = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), np.uint8)

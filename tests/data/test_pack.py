@@ -143,8 +143,11 @@ def test_other_options_or_another_source_are_not_mixed(folder, tmp_path, writing
     writing.stop = None
     before = contents(dst)
     for options, message in (
-        ({"shard_size": 2}, "packed with shard_size 1, not 2; pack as before"),
-        ({"shard_size": 1, "short_side": 99}, "packed with short_side None, not 99, quality None, not 95"),
+        ({"shard_size": 2}, r"packed with shard_size 1 \(now 2\); pack as before"),
+        (
+            {"shard_size": 1, "short_side": 99},
+            r"packed with short_side not given \(now 99\), quality not given \(now 95\)",
+        ),
     ):
         with pytest.raises(DataError, match=message):
             pack_folder(folder, dst, **options)
@@ -263,7 +266,7 @@ def test_the_command_packs_and_answers_in_one_line(folder, packed, tmp_path, cal
         ((folder, file), "is a file; give a folder to pack into"),
         ((dst, tmp_path / "x"), "is packed already; give a folder of pictures"),
         ((folder / "val", tmp_path / "full"), r"holds other things \('notes.txt'\); give a new folder"),
-        ((folder / "val", dst / "train"), "packed with shard_size 1, not 512"),
+        ((folder / "val", dst / "train"), r"packed with shard_size 1 \(now 512\)"),
         ((folder / "val", dst), r"holds other things \('train', 'val'\)"),
         ((folder, packed / "val"), "holds another packed data set"),
         ((folder, "/proc/none/x"), "No such file or directory"),

@@ -351,9 +351,9 @@ def test_wrong_use_is_answered_before_any_work(call, monkeypatch, tmp_path, argu
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--resize_backend cv2", "resize_backend (='cv2' on the command line) must be pillow, opencv or mindspore"),
-        ("--on_bad_image ignore", "on_bad_image (='ignore' on the command line) must be error, skip or replace"),
-        ("--bad_image_limit 2", "bad_image_limit (='2' on the command line) must be a number of at least 0 and at"),
+        ("--resize_backend cv2", "resize_backend (='cv2') must be pillow, opencv or mindspore"),
+        ("--on_bad_image ignore", "on_bad_image (='ignore') must be error, skip or replace"),
+        ("--bad_image_limit 2", "bad_image_limit (='2') must be a number of at least 0 and at"),
     ],
 )
 def test_overrides_that_cannot_be(digits, call, arguments, words):

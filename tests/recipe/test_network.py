@@ -42,7 +42,7 @@ def test_the_command_line_comes_last():
 
 def test_an_override_that_does_not_fit():
     net = known(preprocessing=PREPROCESSING, dataset="mnist5k")
-    with pytest.raises(RecipeError, match=r"batch_size \(='0' on the command line\) must be a whole number"):
+    with pytest.raises(RecipeError, match=r"batch_size \(='0'\) must be a whole number"):
         recipe_of(net, {"batch_size": "0"})
 
 

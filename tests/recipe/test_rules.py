@@ -214,3 +214,10 @@ def test_a_run_on_published_files_needs_their_folder(dataset, files):
         f"data_dir is not given and dataset (={dataset!r} on the command line) reads a folder with {files}; "
         "add --data_dir FOLDER, or --dataset mnist5k for the built-in data"
     )
+
+
+def test_a_folder_that_the_built_in_data_would_not_read_is_refused():
+    message = r"^data_dir \(='photos'\) would not be read: dataset \(='mnist5k' on the command line\) is built in; "
+    with pytest.raises(RecipeError, match=message):
+        parse("--dataset", "mnist5k", "--data_dir", "photos")
+    rules.check_data_dir(recipe_from_dict({"dataset": "mnist5k", "data_dir": "photos"}))  # as an old run may have it

@@ -188,7 +188,7 @@ def test_image_size_is_height_and_width():
         ("amp_dtype", "half", "float16 or bfloat16"),
         ("loss_scale_type", "auto", "fixed or dynamic"),
         ("loss_scale", 0.5, "a number of at least 1"),
-        ("distribute", "yes", "auto, True or False"),
+        ("distribute", "yes", "auto, true or false"),
         ("ckpt_save_policy", None, "latest_k or top_k"),
         ("keep_checkpoint_max", -1, "a whole number of at least 0 and at most 2147483647"),
         ("val_share", 1, "a number of at least 0 and below 1"),

@@ -195,7 +195,7 @@ class TestProgress:
     def test_a_pipe_gets_lines_only(self, capsys):
         progress = Progress(10, 3)
         progress.step(1, 2)
-        progress.show(0.5, 0.1, 100)
+        progress.show(0.5, 100)
         progress.say("epoch 1/2: loss 0.5000")
         progress.close()
         assert capsys.readouterr() == ("epoch 1/2: loss 0.5000\n", "")

@@ -272,7 +272,7 @@ def test_plus_without_its_auxiliary_heads(tmp_path, caplog):
     caplog.clear()
     net = create_model("repvgg", 7, weights=path, **SMALL["plus"])
     (message,) = caplog.messages
-    assert message.endswith("stage1_aux., stage2_aux., stage3_first_aux. start fresh")
+    assert message.endswith("fresh weights for stage1_aux.*, stage2_aux.*, stage3_first_aux.*")
     answers = net.set_train(True)(Tensor(images()))
     assert [answer.shape for answer in answers] == [(2, 7)] * 4
 
@@ -315,7 +315,7 @@ def test_a_train_file_fills_a_deploy_network_through_fusion(tmp_path):
 def test_another_class_count_leaves_the_head_fresh_and_says_so(tmp_path, caplog):
     path = write(tmp_path / "weights.pth", theirs("official", "plain"))
     net = create_model("repvgg", 3, weights=path, **SMALL["plain"])
-    assert caplog.messages == [f"{path} is for 7 classes, the network for 3: linear. start fresh"]
+    assert caplog.messages == [f"{path} is for 7 classes, the network for 3: fresh weights for linear.*"]
     found, expected = weights(net), weights(load_weights(path))
     assert found["linear.weight"].shape == (3, 32)
     assert 0 < np.abs(found["linear.weight"]).max() < 1
@@ -328,8 +328,8 @@ def test_another_class_count_leaves_the_auxiliary_classifiers_fresh_too(tmp_path
     path = write(tmp_path / "weights.pth", theirs("repvggplus", "plus"))
     net = create_model("repvgg", 3, weights=path, **SMALL["plus"])
     (message,) = caplog.messages
-    heads = "linear., stage1_aux.linear., stage2_aux.linear., stage3_first_aux.linear."
-    assert message == f"{path} is for 7 classes, the network for 3: {heads} start fresh"
+    heads = "linear.*, stage1_aux.linear.*, stage2_aux.linear.*, stage3_first_aux.linear.*"
+    assert message == f"{path} is for 7 classes, the network for 3: fresh weights for {heads}"
     found, expected = weights(net), weights(load_weights(path))
     changed = {name for name in found if not np.array_equal(found[name], expected[name])}
     assert changed == {name for name in found if name.rpartition(".")[0].endswith("linear")}
@@ -339,8 +339,8 @@ def test_another_class_count_leaves_the_auxiliary_classifiers_fresh_too(tmp_path
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
-        ("RepVGG-A0", {}, "holds a repvgg, not the repvgg_a0 asked for: num_blocks [2, 1, 2, 1], expected [2, 4, 14, "),
-        ("repvgg", SMALL["g4"], "holds a repvgg, not the repvgg asked for: group_size 1, expected 4"),
+        ("RepVGG-A0", {}, "holds a repvgg, not a repvgg_a0: num_blocks [2, 1, 2, 1], expected [2, 4, 14, "),
+        ("repvgg", SMALL["g4"], "holds a repvgg of another shape: group_size 1, expected 4"),
         ("repvgg", {**SMALL["plain"], "in_channels": 1}, "asked for: in_channels 3, expected 1"),
     ],
 )
@@ -367,7 +367,7 @@ def test_training_starts_from_the_weights_of_another_project(tmp_path, caplog):
         "ckpt_save_dir": str(tmp_path / "run"),
     }
     trainer = Trainer(load_recipe(None, {**recipe, "pretrained": str(file)}))
-    assert f"{file} is for 7 classes, the network for 10: linear. start fresh" in caplog.messages
+    assert f"{file} is for 7 classes, the network for 10: fresh weights for linear.*" in caplog.messages
     given, found = weights(load_weights(file)), weights(trainer.net)
     changed = {name for name in found if not np.array_equal(found[name], given[name])}
     assert changed == {"linear.weight", "linear.bias"}

@@ -110,12 +110,13 @@ class Quantization:
             )
             for layer in self.layers
         )
+        change = "gained" if self.drop < 0 else "lost"
         return "\n".join(
             (
                 *self._header(),
                 table([("", "top-1", "MiB", "ms an image"), *files]),
-                f"lost {self.drop:.2f} points (target {self.target_drop:g}), same class on {self.agreement:.2%} of "
-                "images",
+                f"{change} {abs(self.drop):.2f} points (target {self.target_drop:g}), same class on "
+                f"{self.agreement:.2%} of images",
                 table([("signal to noise, dB", "weights", "output", "logits, alone"), *layers]),
                 f"worst alone: {', '.join(layer.name for layer in self.worst)}",
                 *self._notes(),
