@@ -194,7 +194,7 @@ def convert(
     source: StrPath,
     destination: StrPath,
     *,
-    form: str = "deploy",
+    form: str | None = None,
     dialect: str = "mindrepvgg",
     weights: str = "raw",
     num_classes: int | None = None,
@@ -207,7 +207,8 @@ def convert(
     Args:
         source: .pth, .pt, .safetensors, .ckpt or .pkl of any project.
         destination: the file to write: .ckpt, .safetensors, or with PyTorch .pth.
-        form: "deploy" fuses the branches and compares both forms first; "train" keeps the branches.
+        form: "deploy" fuses the branches and compares both forms first; "train" keeps the branches. None: "deploy", but
+            "train" for timm.
         dialect: the project whose parameter names the destination gets, such as "official" or "timm".
         weights: "raw", or "ema" for the averaged copy in the source.
         num_classes: refuse a source of another class count.

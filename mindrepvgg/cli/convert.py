@@ -14,6 +14,13 @@ from pathlib import Path
 from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.errors import EquivalenceError, UserError
+from mindrepvgg.recipe.schema import KEYS
+
+_IN_TIMM = {f"repvgg_{name}" for name in ["a0", "a1", "a2", "b0", "b1", "b1g4", "b2", "b2g4", "b3", "b3g4", "d2se"]}
+_LOADING = """\
+import timm
+net = timm.create_model("{model}", num_classes={num_classes}, in_chans={in_channels}, checkpoint_path={path!r})
+net.eval()"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "dst", metavar="DST", nargs="?", help="file to write: .ckpt, .safetensors, or .pth with PyTorch"
     )
     parser.add_argument("--inspect", action="store_true", help="only print what is in SRC")
-    parser.add_argument("--form", default="deploy", choices=("deploy", "train"), help="train keeps the branches")
+    forms = ("deploy", "train")
+    parser.add_argument("--form", choices=forms, help="train keeps the branches (default: deploy; for timm: train)")
     parser.add_argument(
         "--dialect", default="mindrepvgg", help="whose parameter names DST gets (%(default)s, timm ...)"
     )
@@ -55,6 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(done.report.format())
         print("the inputs are noise: the proof is the column weights, each kernel beside its branches fused in float64")
     print(f"written: {arguments.dst} ({done.form} form, {done.dialect}'s names)")
+    if done.dialect != "mindrepvgg":
+        print(f"what it does not tell itself: {convert.description_beside(arguments.dst)}")
+    elif "image_size" not in done.source:
+        size = f"{KEYS['image_resize'].default} pixels"
+        print(
+            f"the source does not tell its picture size: validate and predict take {size} unless --image_resize is given"
+        )
+    if done.dialect == convert.TIMM and done.form == "train" and done.source["model"] in _IN_TIMM:
+        print(_LOADING.format(path=arguments.dst, **done.source))
     if arguments.report:
         path = Path(arguments.dst).with_suffix(".report.json")
         convert.write_report(done, path)

@@ -22,7 +22,9 @@ from mindrepvgg.weights.dialects import OURS, find_dialect
 from mindrepvgg.weights.load import ImportedWeights, import_weights, local_file
 from mindrepvgg.weights.rename import from_ours
 
+TIMM = "timm"
 _TORCH_SUFFIXES = (".pth", ".pt")
+_TOLD_BESIDE = ("class_names", "image_size", "preprocessing", "epoch")
 
 # Fusion is exact at any size: a small picture shows an error as well as a large one, and borders weigh more in it.
 _VERIFIED_SHAPE = (2, 64, 64)
@@ -51,7 +53,7 @@ def convert_checkpoint(
     source,
     destination,
     dialect=OURS.name,
-    form=DEPLOY,
+    form=None,
     weights="raw",
     num_classes=None,
     rtol=1e-4,
@@ -65,11 +67,14 @@ def convert_checkpoint(
             installed `.pth`.
         dialect: whose names `destination` gets, see `dialects.DIALECTS`.
         form: 'deploy' fuses the branches of a train-form source, in float64, and compares both forms on seeded noise
-            first; 'train' keeps the branches.
+            first; 'train' keeps the branches. None: 'deploy', but of a train-form source 'train' for timm, whose plain
+            network has branches.
         weights: 'raw' or 'ema'.
         num_classes: refuse a source of another class count.
         rtol: what the two forms' outputs may differ by, over the largest.
         allow_nonfinite: take NaN and infinite values.
+
+    A file with another project's names holds nothing but arrays; what else is known goes into a .json beside it.
 
     Raises:
         EquivalenceError: the forms differ by more than rounding; nothing is written.
@@ -81,6 +86,8 @@ def convert_checkpoint(
     imported = import_weights(source, weights, allow_nonfinite)
     if num_classes not in (None, imported.recognised.num_classes):
         raise CheckpointError(f"{source} is for {imported.recognised.num_classes} classes, expected {num_classes}")
+    if form is None:
+        form = TRAIN if dialect == TIMM and imported.recognised.form == TRAIN else DEPLOY
     net = imported.network(TRAIN if form == TRAIN else None)
     facts = describe(imported)
     del imported  # large networks: what is done with is let go, so that two copies at most are in memory
@@ -165,6 +172,15 @@ def _write(net, destination, dialect, source, report):
             stream.write(content.getbuffer())
     else:
         write_weights(destination, arrays)
+    told = {key: net.metadata[key] for key in _TOLD_BESIDE if key in net.metadata}
+    facts = {"model": net.variant.name, "model_args": net.variant.to_dict(), "form": DEPLOY if net.deploy else TRAIN}
+    sizes = {"num_classes": net.num_classes, "in_channels": net.in_channels}
+    write_json(description_beside(destination), {**facts, **sizes, **told, "converted_from": source.name})
+
+
+def description_beside(destination) -> Path:
+    """The .json file beside a file of another project's names, which tells what its arrays do not."""
+    return Path(f"{destination}.json")
 
 
 def _import_torch(destination):

@@ -74,7 +74,9 @@ def test_by_default_our_deploy_form_proven(source, call, tmp_path, dialect, kind
     blocks = sum(foreign.variant_of(kind).num_blocks) + 1
     assert [line.split()[0] for line in out.splitlines()][: blocks + 2][:: blocks + 1] == ["block", "output"]
     assert "equivalent (tolerance 0.0001 of the largest output)\n" in out
-    assert out.endswith(f"written: {tmp_path / f'fused{suffix}'} (deploy form, mindrepvgg's names)\n")
+    written = f"written: {tmp_path / f'fused{suffix}'} (deploy form, mindrepvgg's names)\n"
+    size = f"{source(dialect, kind)} does not tell its picture size: 224x224 is taken; --image_resize changes it\n"
+    assert out.endswith(written + size)
     net = load_checkpoint(tmp_path / f"fused{suffix}", form="deploy")
     assert foreign.same_logits(net, foreign.torch_network(kind))
     assert net.metadata["converted_from"] == source(dialect, kind).name
@@ -193,10 +195,34 @@ def test_what_our_file_knows_stays_with_it(tmp_path, call, source):
         assert ("equivalence" in known) == (form == "deploy")
 
 
+def test_what_another_projects_file_cannot_hold_stands_beside_it(tmp_path, call, source):
+    net = load_weights(source())
+    save_checkpoint(net, tmp_path / "ours.ckpt", class_names=list("abcdefg"), image_size=[64, 48])
+    status, out, _ = call("convert", tmp_path / "ours.ckpt", tmp_path / "o.safetensors", "--dialect", "timm")
+    assert (status, "picture size" in out) == (0, False)
+    assert "train form, timm's names" in out
+    assert_same(read(tmp_path / "o.safetensors"), foreign.theirs("timm", "plain"))
+    told = json.loads((tmp_path / "o.safetensors.json").read_text())
+    expected = {"class_names": list("abcdefg"), "image_size": [64, 48], "num_classes": 7, "form": "train"}
+    assert {key: told[key] for key in expected} == expected
+
+
+@pytest.mark.slow
+def test_the_lines_that_load_a_file_in_timm_do(tmp_path, call):
+    given = foreign.write(tmp_path / "a0.pth", foreign.theirs("official", "repvgg_a0"))
+    _, out, _ = call("convert", given, tmp_path / "a0.safetensors", "--dialect", "timm")
+    space: dict = {}
+    exec("\n".join(out.splitlines()[-3:]), space)
+    x = torch.from_numpy(images(2, 3, 64, 64))
+    with torch.no_grad():
+        torch.testing.assert_close(space["net"](x), foreign.torch_network("repvgg_a0")(x), rtol=1e-4, atol=1e-4)
+
+
 def test_deploy_form_stays_as_it_is(source, call, tmp_path):
     """From deploy form to deploy form nothing is fused, so that the bits stay, and no proof is printed."""
     status, out, _ = call("convert", source("timm", "d2se", deploy=True), tmp_path / "out.pth", "--dialect", "official")
-    assert (status, out) == (0, f"written: {tmp_path / 'out.pth'} (deploy form, official's names)\n")
+    beside = f"what it does not tell itself: {tmp_path / 'out.pth.json'}\n"
+    assert (status, out) == (0, f"written: {tmp_path / 'out.pth'} (deploy form, official's names)\n{beside}")
     assert_same(read(tmp_path / "out.pth"), foreign.theirs("official", "d2se", deploy=True))
 
 
@@ -388,7 +414,8 @@ def test_a_plus_without_heads_stays_without(call, tmp_path):
 
 @pytest.mark.compat
 @pytest.mark.parametrize(
-    ("name", "options"), [("o.pth", "--dialect official"), ("o.safetensors", "--dialect timm"), ("o.ckpt", "")]
+    ("name", "options"),
+    [("o.pth", "--dialect official"), ("o.safetensors", "--dialect timm --form deploy"), ("o.ckpt", "")],
 )
 @pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
 def test_a_failed_equivalence_writes_nothing(source, call, tmp_path, monkeypatch, name, options, existing):
