@@ -66,10 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if done.dialect != "mindrepvgg":
         print(f"what it does not tell itself: {convert.description_beside(arguments.dst)}")
     elif "image_size" not in done.source:
-        size = f"{KEYS['image_resize'].default} pixels"
-        print(
-            f"the source does not tell its picture size: validate and predict take {size} unless --image_resize is given"
-        )
+        size = KEYS["image_resize"].default
+        print(f"{arguments.ckpt_path} does not tell its picture size: {size}x{size} is taken; --image_resize changes it")
     if done.dialect == convert.TIMM and done.form == "train" and done.source["model"] in _IN_TIMM:
         print(_LOADING.format(path=arguments.dst, **done.source))
     if arguments.report:
