@@ -66,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if done.dialect != "mindrepvgg":
         print(f"what it does not tell itself: {convert.description_beside(arguments.dst)}")
     elif "image_size" not in done.source:
-        size = KEYS["image_resize"].default
-        print(f"{arguments.ckpt_path} does not tell its picture size: {size}x{size} is taken; --image_resize changes it")
+        size = "{0}x{0}".format(KEYS["image_resize"].default)
+        print(f"{arguments.ckpt_path} does not tell its picture size: {size} is taken; --image_resize changes it")
     if done.dialect == convert.TIMM and done.form == "train" and done.source["model"] in _IN_TIMM:
         print(_LOADING.format(path=arguments.dst, **done.source))
     if arguments.report:
