@@ -33,11 +33,11 @@ def test_the_training_recipe_is_the_rest():
     assert (found.image_size, found.mean, found.num_classes) == ((24, 32), (0.1,), 10)
 
 
-def test_the_command_line_comes_last():
+def test_overrides_come_last():
     net = known(preprocessing=PREPROCESSING, image_size=[24, 32], dataset="mnist5k")
     recipe = recipe_of(net, {"image_resize": "64", "batch_size": "9", "crop_pct": "0.5"})
     assert (recipe.image_size, recipe.batch_size, recipe.crop_pct) == ((64, 64), 9, 0.5)
-    assert recipe.sources["crop_pct"] == "command line"
+    assert recipe.sources["crop_pct"] == "code", "Python gives overrides as the command does"
 
 
 def test_an_override_that_does_not_fit():
