@@ -156,7 +156,7 @@ def test_too_many_end_the_run_and_are_listed(files, make, policy, monkeypatch):
 
 def test_a_few_are_allowed_whatever_their_share_but_for_a_limit_of_0(files):
     list(eval_loader(source_of(files), on_bad_image="skip", bad_image_limit=0.001))
-    with pytest.raises(DataError, match="[12] of 20 pictures could not be read, more than the 0 that bad_image_limit"):
+    with pytest.raises(DataError, match=r"[12] of 20 pictures could not be read, more than the 0 that bad_image_limit"):
         list(eval_loader(source_of(files), on_bad_image="skip", bad_image_limit=0.0))
 
 

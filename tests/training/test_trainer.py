@@ -292,8 +292,9 @@ class TestResuming:
         np.testing.assert_array_equal(rates.asnumpy(), trainer.lr)
 
     def test_where_things_lie_may_change(self, copied, tmp_path):
-        changes = {"keep_checkpoint_max": 5, "num_parallel_workers": 1, "device_target": "CPU", "data_dir": "elsewhere"}
-        trainer = Trainer(tiny(tmp_path / "moved", **changes), resume=copied / "repvgg_last.ckpt")
+        changes = {"keep_checkpoint_max": 5, "num_parallel_workers": 1, "device_target": "CPU"}
+        recipe = tiny(tmp_path / "moved", **changes).replace("moved.yaml", data_dir="elsewhere")
+        trainer = Trainer(recipe, resume=copied / "repvgg_last.ckpt")
         assert trainer.steps_done == STEPS
 
     def test_the_optimizer_is_filled(self, copied):
