@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from mindrepvgg.errors import EquivalenceError, UserError
@@ -33,6 +35,7 @@ _REFUSALS = frozenset(
 )
 
 
+_INTERRUPTED = 128 + 2  # as a shell reports SIGINT
 _BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
 _SMALLER = "free memory, or make the batch, the images or the network smaller"
 _LONGEST_MESSAGE = 4000  # characters
@@ -110,6 +113,8 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     word; Ctrl-C: 130; argparse's exits: their own.
     Other exceptions are bugs and propagate.
     """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler and _in_main_thread():
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         status = main(argv) or 0
         sys.stdout.flush()
@@ -123,7 +128,7 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
     except EquivalenceError as error:
         return _fail(1, str(error))
     except KeyboardInterrupt:
-        return _fail(130, "interrupted")
+        return _fail(_INTERRUPTED, "interrupted")
     except MemoryError as error:
         return _fail(2, f"not enough memory{f': {error}' if str(error) else ''}; {_SMALLER}")
     except SystemExit as stop:
@@ -138,6 +143,18 @@ def run(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] 
             raise
         place = f"{printable(error.filename, 300)}: " if error.filename else ""
         return _fail(2, f"{place}{error.strerror}")
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _interrupt(number, frame):
+    """On Ctrl-C as Python does, but while MindSpore is imported end at once: its libraries crash when they are cut."""
+    specification = getattr(sys.modules.get("mindspore"), "__spec__", None)
+    if getattr(specification, "_initializing", False):
+        os._exit(_fail(_INTERRUPTED, "interrupted"))
+    signal.default_int_handler(number, frame)
 
 
 def _fail(status: int, message: str) -> int:

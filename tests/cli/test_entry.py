@@ -1,6 +1,7 @@
 """The commands' shell: exit statuses, and errors of one line."""
 
 import errno
+import os
 import shlex
 import subprocess
 import sys
@@ -160,3 +161,30 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         ["bash", "-c", f"{command} | head -1; echo ${{PIPESTATUS[0]}}"], cwd=ROOT, capture_output=True, text=True
     )
     assert (run.stdout, run.stderr) == ("0\n141\n", "")
+
+
+_CUT_SHORT = """
+import signal
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    raise ImportError("initialization failed") from None
+"""
+
+
+@pytest.mark.parametrize("module", ["mindspore", "another"])
+def test_ctrl_c_while_mindspore_is_imported_is_one_line(tmp_path, module):
+    """Its libraries turn the interrupt into an error of their own, as any module may whose import is cut."""
+    (tmp_path / f"{module}.py").write_text(_CUT_SHORT)
+    program = f"import sys; from mindrepvgg.cli import entry; sys.exit(entry.run(lambda argv: __import__({module!r})))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if module == "mindspore":
+        assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+    else:
+        assert "initialization failed" in done.stderr, "the control: what happens without"
