@@ -37,7 +37,7 @@ def _measured(**settings):
 
 def beside_mindcv(model="repvgg_a0", batch_size=16, rounds=15) -> str:
     """Measure both forms and MindCV's network of the same name, which has no deploy form that can be built."""
-    return _measured(models=model, baselines=model, batch_sizes=(batch_size,), rounds=rounds).format()
+    return _measured(models=model, baselines=model, batch_sizes=(batch_size,), rounds=rounds).markdown()
 
 
 def family(picture) -> str:
@@ -50,7 +50,7 @@ def family(picture) -> str:
         rounds=12,
     )
     found.draw(picture)
-    return found.format()
+    return found.markdown()
 
 
 def engines(models=("repvgg_a0", "repvgg_b1"), batch_sizes=(1, 16), image_size=224, rounds=15) -> str:
@@ -61,7 +61,7 @@ def engines(models=("repvgg_a0", "repvgg_b1"), batch_sizes=(1, 16), image_size=2
     cases = itertools.product(models, batch_sizes)
     rows = [_exports(model, batch_size, image_size, rounds) for model, batch_size in cases]
     headings = ("network", "batch", "our file, median ms", "PyTorch's file, median ms", "ours is times as fast")
-    return f"{found.format()}\n\nBoth files under onnxruntime:\n\n{markdown_table(headings, rows)}"
+    return f"{found.markdown()}\n\nBoth files under onnxruntime:\n\n{markdown_table(headings, rows)}"
 
 
 def _exports(model, batch_size, image_size, rounds):

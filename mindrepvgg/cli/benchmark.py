@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_device(parser, text="of mindspore (%(default)s)")
     parser.add_argument("--alone", action="store_true", help="one contestant at a time, where memory is short")
     parser.add_argument("--top1", metavar="NAME=PERCENT,...", default={}, help="accuracies, over the published ones")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as markdown too")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write all figures as a Markdown table too")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all figures, unrounded")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw published accuracy against speed")
     arguments = vars(parser.parse_args(argv))

@@ -15,9 +15,10 @@ from mindrepvgg.measure.settings import MINDSPORE, PUBLISHED_TOP1, REFERENCE, Co
 from mindrepvgg.models.variants import TRAIN
 from mindrepvgg.runtime.environment import processor
 from mindrepvgg.runtime.timing import quartiles, times_as_fast
-from mindrepvgg.text import markdown_table
+from mindrepvgg.text import markdown_table, table
 
 _DPI = 150
+_SHOWN = (0, 1, 2, 3, 4, 5, 7, 9, 12)  # of the cells of a row, those for a terminal
 
 
 @dataclass(frozen=True)
@@ -93,12 +94,22 @@ class Report:
         ]
 
     def format(self) -> str:
-        """Return markdown: what was measured where, the table, and what was left out."""
+        """Return what was measured where, the figures that fit a terminal, and what was left out."""
+        headings = ("network", "form", "engine", "precision", "batch", "ms", "images/s", "MiB", "speed")
+        rows = ((cells[i] for i in _SHOWN) for cells in map(_cells, self.rows()))
+        return self._around(table([headings, *map(tuple, rows)], align="<<<<>"))
+
+    def markdown(self) -> str:
+        """Return what `format` tells with all figures, as Markdown."""
         headings = (
             *("network", "form", "engine", "precision", "batch", "median ms", "quartiles", "images/s", "first call s"),
             *("memory MiB", "parameters", "published top-1", "speed ratio"),
         )
-        lines = [self._header(), "", markdown_table(headings, map(_cells, self.rows()))]
+        return self._around(markdown_table(headings, map(_cells, self.rows())))
+
+    def _around(self, figures):
+        """Return the figures with what was measured where above them, and what was left out below."""
+        lines = [self._header(), "", figures]
         references = {self.reference(batch).contestant for batch in self.settings.batch_sizes if self._has(batch)}
         lines += ["", *(f"- speed ratio 1: {contestant.format()}" for contestant in sorted(references))]
         lines += [f"- left out: {line}" for line in self.left_out]
@@ -121,9 +132,9 @@ class Report:
         )
 
     def write(self, path):
-        """Write `format` as a file, atomically."""
+        """Write `markdown` as a file, atomically."""
         with atomic_write(path, "w") as stream:
-            stream.write(self.format() + "\n")
+            stream.write(self.markdown() + "\n")
 
     def write_csv(self, path):
         """Write `rows` as CSV, atomically; what is not known is empty."""

@@ -42,7 +42,7 @@ class Loop:
         self._queue = self._device_queue()
         self._stopping = False
         self._said_waiting = self._said_no_curves = self._said_duration = False
-        self._first_step = run.steps_done
+        self._first_step, self._profiled = run.steps_done, profile is not None  # which takes its time
 
     def train(self):
         """Run the epochs that are left; a run that is stopped in the middle of one is saved as it is then."""
@@ -123,7 +123,7 @@ class Loop:
             data_wait=waiting,
         )
         self._progress.show(math.nan if loss is None else loss, speed)
-        if not self._said_duration and run.steps_done - self._first_step >= _STEPS_TO_ESTIMATE_FROM:
+        if not (self._said_duration or self._profiled) and run.steps_done - self._first_step >= _STEPS_TO_ESTIMATE_FROM:
             self._said_duration = True
             self._say_duration()
         if waiting > _MUCH_WAITING and not self._said_waiting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import logging
 import signal
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write, naming, read_regular
 from mindrepvgg.runtime.optional import import_optional
-from mindrepvgg.text import counted, duration
+from mindrepvgg.text import counted, duration, table
 
 log = logging.getLogger(__name__)
 
@@ -186,6 +187,14 @@ def estimate(seconds: float, steps: int) -> str:
     return f"about {duration(seconds * steps)} for {counted(steps, 'step')}; validation comes on top"
 
 
+_OPERATORS_SHOWN = 10
+# Of MindSpore's profiles: a file and, in it, the columns of operator, calls and time, with the time's unit in ms.
+_OPERATOR_TABLES = (
+    ("op_statistic*.csv", "OP Type", "Count", "Total Time(us)", 1e-3),
+    ("cpu_op_type_info_*.csv", "op_type", "type_occurrences", "total_compute_time", 1.0),
+)
+
+
 class Profile:
     """MindSpore's profiler over the first steps after compilation, written into a folder."""
 
@@ -214,6 +223,26 @@ class Profile:
         if self._profiler:
             self._profiler.stop()
             self._profiler = None
+
+    def format(self) -> str:
+        """The operators that took most of the time, as a table, and where the rest is."""
+        where = f"profile: {self.folder}; trace_view.json in it opens in MindStudio Insight and in chrome://tracing"
+        rows = sorted(_operator_times(self.folder), key=lambda row: -row[2])
+        total = sum(milliseconds for _, _, milliseconds in rows)
+        if not total:
+            return where
+        shown = [(name, count, f"{ms:.1f}", f"{ms / total:.0%}") for name, count, ms in rows[:_OPERATORS_SHOWN]]
+        return f"{table([('slowest operators', 'calls', 'ms', 'share'), *shown])}\n{where}"
+
+
+def _operator_times(folder) -> list[tuple[str, int, float]]:
+    """(name, calls, milliseconds in all) of each operator in a profile: on Ascend of its kernels, else of the CPU's."""
+    for pattern, name, count, duration_of, unit in _OPERATOR_TABLES:
+        for path in sorted(Path(folder).rglob(pattern)):
+            with path.open(encoding="utf-8", newline="") as stream:
+                rows = list(csv.DictReader(stream))
+            return [(row[name], int(row[count]), float(row[duration_of]) * unit) for row in rows]
+    return []
 
 
 class StopRequest:

@@ -182,6 +182,9 @@ class Trainer:
             best=self.folder.best,
             curves=self.folder.curves,
         )
+        if profiler:
+            profiler.close()
+            progress.say(profiler.format())
         progress.say(result.format())
         return result
 

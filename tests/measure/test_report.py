@@ -66,3 +66,12 @@ def test_the_plot_has_a_point_a_network_and_a_line_a_family(tmp_path, monkeypatc
     ]
     assert [line.get_xdata() for line in axes.lines if line.get_marker() != "o"] == [[1, 1]]
     assert axes.get_xlabel() == "images/s, 224x224, batch 4, mindspore, float32"
+
+
+def test_a_terminal_gets_columns_and_a_file_markdown(tmp_path):
+    report = Report(Settings("repvgg_a0", batch_sizes="4"), [result("repvgg_a0", (0.5,))])
+    line = report.format().splitlines()[3]
+    assert line.split() == ["repvgg_a0", "deploy", "mindspore", "float32", "4", "500.00", "8.0", "3", "1.00"]
+    assert max(map(len, report.format().splitlines()[2:4])) < 80
+    report.write(tmp_path / "table.md")
+    assert (tmp_path / "table.md").read_text().splitlines()[4].startswith("| repvgg_a0 | deploy | mindspore |")

@@ -272,6 +272,26 @@ class TestProfile:
         profile.close()
         assert not (tmp_path / "profile").exists()
 
+    def test_the_slowest_operators_on_a_cpu_and_on_ascend(self, tmp_path):
+        """With the columns that MindSpore 2.10 writes on a CPU, and those that CANN documents."""
+        profile = Profile(tmp_path)
+        assert profile.format().startswith(f"profile: {tmp_path};"), "nothing was recorded"
+        cpu = tmp_path / "run_ms" / "FRAMEWORK" / "cpu_op_type_info_0.csv"
+        cpu.parent.mkdir(parents=True)
+        head = "op_type,type_occurrences,execution_frequency(per-step),total_compute_time,avg_time(ms),percent"
+        cpu.write_text("\n".join([head, *(f"Op{n},{n},1,{n},1,0.1" for n in range(12))]) + "\n")
+        lines = profile.format().splitlines()
+        assert lines[:2] == ["slowest operators  calls    ms  share", "Op11                  11  11.0    17%"]
+        assert len(lines) == 1 + 10 + 1
+        ascend = tmp_path / "run_ms" / "ASCEND_PROFILER_OUTPUT" / "op_statistic.csv"
+        ascend.parent.mkdir()
+        head = "Device_id,OP Type,Core Type,Count,Total Time(us),Min Time(us),Avg Time(us),Max Time(us),Ratio(%)"
+        ascend.write_text(f"{head}\n0,Add,AI_VECTOR_CORE,2,500,1,250,400,25\n0,Conv2D,AI_CORE,4,1500,1,375,400,75\n")
+        assert profile.format().splitlines()[1:3] == [
+            "Conv2D                 4  1.5    75%",
+            "Add                    2  0.5    25%",
+        ]
+
     @pytest.mark.slow
     @pytest.mark.parametrize("taken", [3, 1, 0])
     def test_something_is_written(self, tmp_path, taken):
