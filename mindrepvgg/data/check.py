@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from mindrepvgg.data.check_report import USUAL_SIDE, DataReport
 from mindrepvgg.data.datasets import IMAGE_SUFFIXES, SPLIT_FOLDERS, class_folders, folder_title, open_source
-from mindrepvgg.data.decode import decode, is_too_large
+from mindrepvgg.data.decode import decode, what_is_wrong
 from mindrepvgg.data.mindrecord import is_record_folder
 from mindrepvgg.data.source import SPLITS, ImageFiles, Source
 from mindrepvgg.errors import DataError, UnreadableImageError
@@ -223,7 +223,7 @@ def _look_at_file(source, index):
     try:
         height, width = decode(encoded, source.name(index), in_channels=3).shape[:2]
     except UnreadableImageError:
-        return _what_is_wrong(encoded)
+        return what_is_wrong(encoded)
     try:
         with Image.open(io.BytesIO(encoded)) as image:  # its header only
             mode, kind = image.mode, image.format
@@ -231,22 +231,6 @@ def _look_at_file(source, index):
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         mode, kind = "of unknown mode", "JPEG"
     return _Seen(hashlib.sha256(encoded).digest(), height, width, mode, kind)
-
-
-def _what_is_wrong(encoded):
-    """Why a picture cannot be decoded, in Pillow's words where it has some."""
-    if not len(encoded):
-        return "the file is empty"
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            if is_too_large(image):
-                return f"too large: {image.width} x {image.height} pixels"
-            image.load()
-    except UnidentifiedImageError:
-        return "no picture of a known format, or damaged at its very beginning"
-    except Exception as error:  # Pillow's readers of damaged files raise whatever they stumble on
-        return f"damaged, cut short or too large: {error}"
-    return "damaged, cut short or too large"
 
 
 def _look_at_array(source, index):

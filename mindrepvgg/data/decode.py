@@ -13,10 +13,11 @@ import warnings
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from mindrepvgg.errors import UnreadableImageError
 from mindrepvgg.files import read_regular
+from mindrepvgg.text import printable
 
 _REMEDY = "replace or remove it"
 LARGEST_FILE = 1 << 30  # bytes; no picture that the decoders accept has more
@@ -61,8 +62,25 @@ def decode(encoded: np.ndarray, name: object, in_channels: int) -> np.ndarray:
     else:
         picture = _decode_other(encoded, in_channels)
     if picture is None:
-        raise UnreadableImageError(f"{name} is not a readable picture (damaged, cut short or too large); {_REMEDY}")
+        raise UnreadableImageError(f"{name} is not a readable picture ({what_is_wrong(encoded)}); {_REMEDY}")
     return picture
+
+
+def what_is_wrong(encoded: np.ndarray) -> str:
+    """Why a picture cannot be decoded, in Pillow's words where it has some."""
+    if not len(encoded):
+        return "the file is empty"
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(encoded)) as image:
+            warnings.simplefilter("ignore")
+            if is_too_large(image):
+                return f"too large: {image.width} x {image.height} pixels"
+            image.load()
+    except UnidentifiedImageError:
+        return "no picture of a known format, or damaged at its very beginning"
+    except Exception as error:  # Pillow's readers of damaged files raise whatever they stumble on
+        return f"damaged, cut short or too large: {printable(error)}"
+    return "damaged, cut short or too large"
 
 
 def _decode_jpeg(encoded, in_channels):

@@ -119,9 +119,7 @@ def test_cut_files_are_refused_wherever_pillow_refuses_them(photos):
     """Also inside the header, where MindSpore's decoder ends the process or never returns."""
     data = read_file(photos[0])
     for size in (*range(0, 700, 3), *range(700, len(data), len(data) // 25)):
-        with pytest.raises(
-            UnreadableImageError, match=r"^a\.jpg is not a readable picture \(damaged, cut short or too"
-        ):
+        with pytest.raises(UnreadableImageError, match=r"^a\.jpg is not a readable picture \(.+\); replace or remove"):
             decode(data[:size], "a.jpg", 3)
         with pytest.raises(OSError):  # noqa: PT011 - UnidentifiedImageError, or truncated
             as_torchvision(data[:size])

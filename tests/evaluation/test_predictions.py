@@ -147,8 +147,8 @@ class TestPredictions:
         assert [result for result in found if not result.error] == before
         assert found[1].to_dict() == {
             "file": f"{colours}/05.jpg",
-            "error": f"{colours}/05.jpg is not a readable picture (damaged, cut short or too large); "
-            "replace or remove it",
+            "error": f"{colours}/05.jpg is not a readable picture (damaged, cut short or too large: Truncated File "
+            "Read); replace or remove it",
         }
 
     def test_logits_that_are_not_finite(self, colours):
@@ -218,8 +218,8 @@ class TestCommand:
         assert lines[3:6] == [
             f"  drawn: {tmp_path}/out/1.jpg",
             f"{tmp_path}/bad.jpg",
-            f"  error: {tmp_path}/bad.jpg is not a readable picture (damaged, cut short or too large); "
-            "replace or remove it",
+            f"  error: {tmp_path}/bad.jpg is not a readable picture (damaged, cut short or too large: image "
+            "file is truncated (2 bytes not processed)); replace or remove it",
         ]
         drawn = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
         assert drawn == {"1.jpg", "1_2.jpg", "deep/3.jpg"}
