@@ -60,7 +60,7 @@ class TestMnist:
         write_files(tmp_path / place, files if packed else MNIST_FILES)
         for split, part in (("train", slice(4)), ("val", slice(4, None))):
             source = open_source(dataset, tmp_path, split, 10)
-            assert source.kind == dataset
+            assert source.title == dataset
             np.testing.assert_array_equal(source.images, MNIST_IMAGES[part, :, :, None])
             np.testing.assert_array_equal(source.labels, MNIST_LABELS[part])
             assert (source.images.dtype, source.labels.dtype) == (np.uint8, np.int32)
@@ -231,7 +231,7 @@ class TestCifar:
         for split, part in (("train", train), ("val", [4, 5])):
             source = open_source(dataset, tmp_path, split, len(CIFAR_NAMES[dataset]))
             assert source.class_names == tuple(CIFAR_NAMES[dataset])
-            assert (source.kind, source.images.dtype, source.labels.dtype) == (dataset, np.uint8, np.int32)
+            assert (source.title, source.images.dtype, source.labels.dtype) == (dataset, np.uint8, np.int32)
             assert source.images.shape == (len(part), 32, 32, 3)
             assert source.images.flags.c_contiguous
             for channel in range(3):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from mindrepvgg.data.datasets import DATASETS, open_source
+from mindrepvgg.data.datasets import DATASETS, class_folders, folder_title, open_source
 from mindrepvgg.data.inputs import InputFiles
+from mindrepvgg.data.mindrecord import is_record_folder
 from mindrepvgg.data.source import Source, spread
+from mindrepvgg.deployment.engine import OnnxEngine
 from mindrepvgg.errors import DataError
 from mindrepvgg.recipe.choices import DATASET_ALIASES
 from mindrepvgg.text import quoted
@@ -47,6 +50,32 @@ def calibration_source(recipe, given: str | None, count: int, validation: Source
     chosen = spread(source, count)
     # Mixed, so that every batch holds all classes: the first batch alone is used in several places.
     return chosen.take(np.random.default_rng(0).permutation(len(chosen))), what
+
+
+def unlabelled_pictures(recipe) -> Source | None:
+    """The pictures of a recipe's folder that has neither splits nor classes; None where it has, or is no folder."""
+    root = os.path.expanduser(recipe.data_dir)
+    if recipe.dataset != "folder" or not os.path.isdir(root) or class_folders(root) or is_record_folder(Path(root)):
+        return None
+    files = InputFiles([root])
+    names = tuple(str(index) for index in range(recipe.num_classes))
+    title = f"{folder_title(root)} without labels (float32's classes count as right)"
+    return Source(title, names, np.zeros(len(files), np.int32), files=files)
+
+
+def halves(pictures: Source, count: int) -> tuple[Source, Source]:
+    """Every second of some unlabelled pictures, at most `count`, to calibrate on, and the others to judge on."""
+    numbers = np.arange(len(pictures))
+    if len(numbers) < 2:
+        raise DataError("one picture without a label cannot both calibrate and judge; give others with --calibration")
+    return spread(pictures.take(numbers[1::2]), count), pictures.take(numbers[::2])
+
+
+def labelled_by(float_path, loader) -> Source:
+    """A loader's pictures, each with the class that the float file gives it: what INT8 changes is what it loses."""
+    engine = OnnxEngine(float_path)
+    classes = np.concatenate([engine(images).argmax(1) for images, _, _ in loader])[: len(loader.source)]
+    return replace(loader.source, labels=classes.astype(np.int32))
 
 
 def _check_apart(source, validation):

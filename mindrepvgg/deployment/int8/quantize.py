@@ -16,7 +16,13 @@ from mindrepvgg.data.source import spread
 from mindrepvgg.deployment.engine import OnnxEngine
 from mindrepvgg.deployment.export import Export, check_destination, export_checkpoint
 from mindrepvgg.deployment.graph import GraphOptions, build_onnx, set_metadata
-from mindrepvgg.deployment.int8.calibration import calibration_batches, calibration_source
+from mindrepvgg.deployment.int8.calibration import (
+    calibration_batches,
+    calibration_source,
+    halves,
+    labelled_by,
+    unlabelled_pictures,
+)
 from mindrepvgg.deployment.int8.equalize import equalize
 from mindrepvgg.deployment.int8.integers import IntegerOptions, Quantizer, layer_nodes, quantization_tools
 from mindrepvgg.deployment.int8.noise import KernelNoise, kernel_noise, layer_noise, noise_alone
@@ -99,7 +105,9 @@ def quantize_checkpoint(
 ) -> Quantization:
     """Write the deploy form of a checkpoint of any project as an INT8 ONNX file, and measure what it lost.
 
-    Accuracy is measured on the validation split. The layers that stay in float are chosen by it too.
+    Accuracy is measured on the validation split. The layers that stay in float are chosen by it too. In a folder of
+    pictures without classes, the class that float32 gives counts as right; without other pictures to calibrate on,
+    every second one is taken for that.
 
     Args:
         source: the checkpoint.
@@ -129,9 +137,17 @@ def quantize_checkpoint(
     layers = layer_nodes(net.variant, GraphOptions().output)
     check_keep_float(options.keep_float, layers)
     recipe = recipe_of(net, overrides)
-    validation = open_split(recipe, "val")
-    check_classes(net, validation)
-    calibration, origin = calibration_source(recipe, options.calibration, options.calibration_images, validation)
+    unlabelled = unlabelled_pictures(recipe)
+    if unlabelled is None:
+        validation = open_split(recipe, "val")
+        check_classes(net, validation)
+        calibration, origin = calibration_source(recipe, options.calibration, options.calibration_images, validation)
+    elif options.calibration is not None:
+        validation = unlabelled
+        calibration, origin = calibration_source(recipe, options.calibration, options.calibration_images, validation)
+    else:
+        calibration, validation = halves(unlabelled, options.calibration_images)
+        origin = "others of the same folder"
     with tempfile.TemporaryDirectory(prefix="mindrepvgg-quantize.") as folder:
         preparation = {key: value for key, value in overrides.items() if key in _PREPARATION}
         exported = export_checkpoint(
@@ -143,6 +159,8 @@ def quantize_checkpoint(
         if options.equalize:
             path, largest_scale = _equalized(net, exported, Path(folder, "equalized.onnx"), batches[0])
         loader = loader_of(recipe, spread(validation, options.limit), as_uint8=options.preprocess)
+        if unlabelled is not None:
+            loader = loader_of(recipe, labelled_by(exported.destination, loader), as_uint8=options.preprocess)
         evaluator = Evaluator(exported.destination, loader, show_progress)
         with Quantizer(path, layers, batches, options.integers()) as quantizer:
             best = _best(quantizer, evaluator, options, folder, show_progress)

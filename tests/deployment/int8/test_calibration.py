@@ -1,12 +1,14 @@
 """The pictures that ranges are taken from."""
 
 import numpy as np
+import pytest
 from PIL import Image
 from support.int8 import loader_recipe
 
 from mindrepvgg.data.datasets import open_source
 from mindrepvgg.deployment.int8.calibration import calibration_source
 from mindrepvgg.deployment.int8.quantize import QuantizeOptions, quantize_checkpoint
+from mindrepvgg.errors import DataError
 
 
 def test_calibration_pictures_are_spread_and_mixed():
@@ -43,3 +45,29 @@ def test_the_shares_of_an_image_folder(checkpoint, folders, tmp_path):
     found = quantize_checkpoint(checkpoint, tmp_path / "out.onnx", options, overrides=overrides)
     assert found.facts["calibration"] == f"10 training images of {folders.name}"
     assert found.images == 20
+
+
+@pytest.mark.parametrize("own", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["its own", "others"])
+def test_a_flat_folder_is_judged_by_what_float32_says(checkpoint, tmp_path, own):
+    source = open_source("mnist5k", None, "val")
+    for folder, start in (("judged", 0), ("others", 1)):
+        (tmp_path / folder).mkdir()
+        for index in range(start, 160, 8):
+            Image.fromarray(source.images[index][..., 0]).save(tmp_path / folder / f"{index}.png")
+    options = QuantizeOptions(
+        weight_bits=7, keep_float=(), allow_drop=True, calibration=None if own else str(tmp_path / "others")
+    )
+    overrides = {"dataset": "folder", "data_dir": str(tmp_path / "judged")}
+    found = quantize_checkpoint(checkpoint, tmp_path / "out.onnx", options, overrides=overrides)
+    assert found.images == (10 if own else 20)
+    assert found.float32.top1 == 100
+    assert found.drop == pytest.approx(100 * (1 - found.agreement))
+    assert "validation images of judged without labels (float32's classes count as right)" in found.format()
+    if own:
+        assert found.facts["calibration"] == "10 others of the same folder"
+        (tmp_path / "one").mkdir()
+        (tmp_path / "judged" / "0.png").rename(tmp_path / "one" / "0.png")
+        with pytest.raises(DataError, match="one picture without a label cannot both calibrate and judge"):
+            quantize_checkpoint(
+                checkpoint, tmp_path / "no.onnx", options, overrides={**overrides, "data_dir": str(tmp_path / "one")}
+            )
