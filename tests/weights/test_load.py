@@ -341,7 +341,7 @@ def test_another_class_count_leaves_the_auxiliary_classifiers_fresh_too(tmp_path
     [
         ("RepVGG-A0", {}, "holds a repvgg, not a repvgg_a0: num_blocks [2, 1, 2, 1], expected [2, 4, 14, "),
         ("repvgg", SMALL["g4"], "holds a repvgg of another shape: group_size 1, expected 4"),
-        ("repvgg", {**SMALL["plain"], "in_channels": 1}, "asked for: in_channels 3, expected 1"),
+        ("repvgg", {**SMALL["plain"], "in_channels": 1}, "holds a repvgg of another shape: in_channels 3, expected 1"),
     ],
 )
 def test_another_network_is_refused(tmp_path, name, options, text):
