@@ -31,7 +31,7 @@ _SEQUENTIAL = {0xC0, 0xC1}
 
 # A file of a kilobyte may tell of a gigabyte of pixels. With these limits decoding takes less than one GiB.
 _MOST_PIXELS = 80_000_000
-_MOST_SEQUENTIAL = 150_000_000  # of a usual JPEG that is not progressive
+_MOST_SEQUENTIAL = 120_000_000  # of a usual JPEG that is not progressive
 _MOST_HEAVY = 50_000_000  # where the decoder itself holds the picture several times over
 _HEAVY = {"WEBP", "AVIF", "JPEG2000", "JPEG"}
 # Of larger pictures, so many pixels are converted at a time: Pillow would copy the whole three times.
