@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         size = "{0}x{0}".format(KEYS["image_resize"].default)
         print(f"{arguments.ckpt_path} does not tell its picture size: {size} is taken; --image_resize changes it")
     if done.dialect == convert.TIMM and done.form == "train" and done.source["model"] in _IN_TIMM:
-        print(_LOADING.format(path=arguments.dst, **done.source))
+        print(_LOADING.format(**{**done.source, "path": str(arguments.dst)}))
     if arguments.report:
         path = Path(arguments.dst).with_suffix(".report.json")
         convert.write_report(done, path)

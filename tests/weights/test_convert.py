@@ -207,10 +207,12 @@ def test_what_another_projects_file_cannot_hold_stands_beside_it(tmp_path, call,
     assert {key: told[key] for key in expected} == expected
 
 
-@pytest.mark.slow
 def test_the_lines_that_load_a_file_in_timm_do(tmp_path, call):
     given = foreign.write(tmp_path / "a0.pth", foreign.theirs("official", "repvgg_a0"))
     _, out, _ = call("convert", given, tmp_path / "a0.safetensors", "--dialect", "timm")
+    create = f'"repvgg_a0", num_classes=7, in_chans=3, checkpoint_path={str(tmp_path / "a0.safetensors")!r}'
+    assert out.splitlines()[-3:] == ["import timm", f"net = timm.create_model({create})", "net.eval()"]
+    pytest.importorskip("timm")
     space: dict = {}
     exec("\n".join(out.splitlines()[-3:]), space)
     x = torch.from_numpy(images(2, 3, 64, 64))
