@@ -34,6 +34,11 @@ def quoted(value, most: int = 200) -> str:
     return printable(text, most)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of another package's message, in short; MindSpore's stack, or signatures, come behind it."""
+    return printable(next(iter(str(error).splitlines()), "") or type(error).__name__, 200)
+
+
 def _cut(text: str, most: int) -> str:
     """The text without its middle where it has more than `most` characters."""
     end = most // 3

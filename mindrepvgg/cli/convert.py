@@ -15,8 +15,8 @@ from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.errors import EquivalenceError, UserError
 from mindrepvgg.recipe.schema import KEYS
+from mindrepvgg.weights.released import released_of
 
-_IN_TIMM = {f"repvgg_{name}" for name in ["a0", "a1", "a2", "b0", "b1", "b1g4", "b2", "b2g4", "b3", "b3g4", "d2se"]}
 _LOADING = """\
 import timm
 net = timm.create_model("{model}", num_classes={num_classes}, in_chans={in_channels}, checkpoint_path={path!r})
@@ -68,10 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif "image_size" not in done.source:
         size = "{0}x{0}".format(KEYS["image_resize"].default)
         print(f"{arguments.ckpt_path} does not tell its picture size: {size} is taken; --image_resize changes it")
-    if done.dialect == convert.TIMM and done.form == "train" and done.source["model"] in _IN_TIMM:
+    if done.dialect == convert.TIMM and done.form == "train" and _is_in_timm(done.source["model"]):
         print(_LOADING.format(**{**done.source, "path": str(arguments.dst)}))
     if arguments.report:
         path = Path(arguments.dst).with_suffix(".report.json")
         convert.write_report(done, path)
         print(f"report: {path}")
     return 0
+
+
+def _is_in_timm(model: str) -> bool:
+    """Whether timm has a network of this name: it has released weights of each one."""
+    return any(item.source == "timm" for item in released_of(model))

@@ -15,12 +15,11 @@ from mindrepvgg.models.preprocessing import DESCRIBED_KEYS
 from mindrepvgg.models.variants import DEPLOY
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.runtime.optional import import_optional
-from mindrepvgg.text import quoted
+from mindrepvgg.text import first_line, quoted
 from mindrepvgg.version import __version__
 from mindrepvgg.weights.description import Description
 
 _LARGEST_FILE = 1 << 31  # bytes; a protobuf message has less
-_LONGEST_REASON = 200  # characters; onnxruntime's messages carry whole signatures
 
 # Of an exported file's metadata, those that a checkpoint's description has under the same name.
 _DESCRIBED = ("model", "model_args", "form", "num_classes", "in_channels", "class_names", "dataset", "image_size")
@@ -67,7 +66,7 @@ class OnnxEngine:
             source = bytes(model) if in_memory else str(self.path)
             self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no common base
-            reason = _reason(error)
+            reason = first_line(error)
             raise CheckpointError(f"{self._name} cannot be run by onnxruntime {ort.__version__}: {reason}") from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         takes_images = len(inputs) == 1 and len(inputs[0].shape) == 4 and inputs[0].type in _TYPES
@@ -136,7 +135,7 @@ class OnnxEngine:
         try:
             return self._session.run(None, {self._input: images})[0]
         except Exception as error:  # onnxruntime's errors have no common base
-            raise CheckpointError(f"{self._name} cannot compute {images.shape}: {_reason(error)}") from None
+            raise CheckpointError(f"{self._name} cannot compute {images.shape}: {first_line(error)}") from None
 
     def require(self, *keys):
         """Return the metadata under these keys, in their order; raise CheckpointError where the file lacks one."""
@@ -155,11 +154,6 @@ def _from_json(text):
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
-
-
-def _reason(error):
-    """Return the first line of onnxruntime's error, bounded."""
-    return (next(iter(str(error).splitlines()), "") or type(error).__name__)[:_LONGEST_REASON]
 
 
 def network_facts(net) -> dict:

@@ -23,6 +23,7 @@ from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
 from mindrepvgg.models.preprocessing import Preprocessing
 from mindrepvgg.models.variants import BlockSpec, Variant
 from mindrepvgg.runtime.optional import import_optional
+from mindrepvgg.text import first_line
 from mindrepvgg.version import __version__
 
 # Softmax has its present meaning since opset 13. The default is the newest opset that Ascend's ATC documents ("ai.onnx
@@ -302,5 +303,5 @@ def check_onnx_file(path, variant: Variant, options: GraphOptions) -> dict[str, 
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise CheckpointError(f"{path} is not valid ONNX: {next(iter(str(error).splitlines()), '')}") from None
+        raise CheckpointError(f"{path} is not valid ONNX: {first_line(error)}") from None
     return check_operators(model, variant, options)

@@ -16,6 +16,7 @@ import numpy as np
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.files import open_regular
 from mindrepvgg.runtime.optional import import_optional
+from mindrepvgg.text import first_line
 from mindrepvgg.weights.containers import read_weights
 from mindrepvgg.weights.pickles import is_pickle_file, read_pickle_file
 from mindrepvgg.weights.torchfile import is_torch_file, read_torch_file
@@ -211,8 +212,7 @@ def read_tensors(path, averaged=False):
     except CheckpointError:
         raise
     except Exception as error:  # three frameworks, each with errors of its own for a file that is damaged
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{path} cannot be read as the reference: {reason}") from error
+        raise CheckpointError(f"{path} cannot be read as the reference: {first_line(error)}") from error
 
 
 def _read_tensors(path, start, torch, averaged):

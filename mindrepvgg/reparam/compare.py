@@ -52,7 +52,12 @@ def worst_difference(expected: list[np.ndarray], actual: list[np.ndarray]) -> tu
     return max_abs, max_rel
 
 
+def is_tolerance(rtol: float) -> bool:
+    """Whether a number says what may differ; nothing would pass NaN, and anything would pass infinity."""
+    return 0 <= rtol < math.inf
+
+
 def check_tolerance(rtol: float):
-    """Raise UserError for a tolerance that nothing, or everything, would pass."""
-    if not 0 <= rtol < math.inf:
+    """Raise UserError for what is no tolerance."""
+    if not is_tolerance(rtol):
         raise UserError(f"rtol (={rtol}) must be a number of at least 0")

@@ -10,7 +10,8 @@ from typing import Any
 from mindspore import nn, ops
 
 from mindrepvgg.errors import FusionError
-from mindrepvgg.reparam.probe import check_block, described, first_line, needs_probe
+from mindrepvgg.reparam.probe import check_block, described, needs_probe
+from mindrepvgg.text import first_line
 
 _BACKWARD_HOOKS = ("_backward_pre_hook", "_backward_hook")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
@@ -13,10 +11,7 @@ from mindrepvgg.reparam.compare import leaves, worst_difference
 from mindrepvgg.reparam.layers import NORMS
 from mindrepvgg.reparam.precision import computes_in_half
 from mindrepvgg.runtime.device import execution_mode, inference_mode
-from mindrepvgg.text import printable
-
-if TYPE_CHECKING:
-    from mindrepvgg.reparam.foldable import FoldableBlock
+from mindrepvgg.text import first_line
 
 # What the two forms may differ by, over the largest output: in float32, and where a cell computes in half precision.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 2e-2
@@ -25,7 +20,7 @@ TOLERANCE, HALF_TOLERANCE = 1e-3, 2e-2
 _NOISE = 2, 9, 7
 
 
-def needs_probe(block: FoldableBlock) -> bool:
+def needs_probe(block: nn.Cell) -> bool:
     """Whether a block is not as this package builds it: another class, other methods, or other cells in a branch."""
     cells = [cell for branch in block.branches().values() for _, cell in branch.cells_and_names()]
     return not (_is_ours(block) and all(_folds_exactly(cell) for cell in cells))
@@ -48,12 +43,12 @@ def _folds_exactly(cell):
     return known or _is_ours(cell)
 
 
-def check_block(path: str, block: FoldableBlock, deployed: FoldableBlock):
+def check_block(path: str, block: nn.Cell, deployed: nn.Cell):
     """Run both forms of a block on noise, without the hooks on the block itself.
 
     Args:
         path: the block's place in the network, for the message.
-        block, deployed: the two forms; they are left as they were.
+        block, deployed: the two forms, `FoldableBlock`s; they are left as they were.
 
     Raises:
         FusionError: the two differ, or one of them cannot be run.
@@ -89,11 +84,6 @@ def check_block(path: str, block: FoldableBlock, deployed: FoldableBlock):
         )
 
 
-def described(path: str, block: FoldableBlock) -> str:
+def described(path: str, block: nn.Cell) -> str:
     """What a message calls a block: its path, and its class."""
     return f"{path or 'the block'} ({type(block).__name__})"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message, without MindSpore's C++ stack."""
-    return printable(next(iter(str(error).splitlines()), type(error).__name__), 200)

@@ -100,15 +100,16 @@ def _is_record(value) -> bool:
     needed = {key: value.get(key) for key in _NUMBERS.get(value["event"], ())}
     if value.get("loss", "missing") is None:  # every update was skipped
         needed.pop("loss", None)
-    return all(map(_is_number, needed.values())) and all(_is_count(value.get(key)) for key in ("epoch", "step"))
+    return all(map(_is_number, needed.values())) and all(is_count(value.get(key)) for key in ("epoch", "step"))
 
 
-def _is_count(value) -> bool:
+def is_count(value) -> bool:
+    """Whether a value of a run's files is a count that a run can reach."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def _is_number(value) -> bool:
-    return type(value) is float or _is_count(value)
+    return type(value) is float or is_count(value)
 
 
 # 80 columns hold all of it; the learning rate is in the log and in the curves.

@@ -20,6 +20,7 @@ from mindrepvgg.recipe.schema import KEYS, Recipe
 from mindrepvgg.recipe.sources import recipe_from_dict
 from mindrepvgg.text import quoted
 from mindrepvgg.training import rank_statistics
+from mindrepvgg.training.monitor import is_count
 from mindrepvgg.training.run_folder import find_last
 from mindrepvgg.training.schedule import SCHEDULE
 from mindrepvgg.weights.checkpoint import load_checkpoint_and_state, read_checkpoint
@@ -104,10 +105,6 @@ class Position:
         return cls(**restored)
 
 
-def _is_count(value) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
 def _is_measured(value) -> bool:
     return value is None or type(value) in (int, float)
 
@@ -117,17 +114,17 @@ def _is_list_of(is_item) -> Callable[[Any], bool]:
 
 
 def _is_kept(value) -> bool:
-    return isinstance(value, list) and len(value) == 2 and _is_count(value[0]) and _is_measured(value[1])
+    return isinstance(value, list) and len(value) == 2 and is_count(value[0]) and _is_measured(value[1])
 
 
 # What each entry of a position must be.
 _POSITION: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("ranks", "images_per_step", "epoch", "step_in_epoch", "skipped", "best_epoch"), _is_count),
+    **dict.fromkeys(("ranks", "images_per_step", "epoch", "step_in_epoch", "skipped", "best_epoch"), is_count),
     **dict.fromkeys(("best_top1", "best_ema_top1"), _is_measured),
     "schedule": lambda value: type(value) is int and 1 <= value <= SCHEDULE,
     "kept": _is_list_of(_is_kept),
     "interval_losses": _is_list_of(_is_measured),
-    "bad_images": _is_list_of(_is_count),
+    "bad_images": _is_list_of(is_count),
 }
 
 

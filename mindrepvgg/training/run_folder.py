@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import socket
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 
 from mindrepvgg.errors import TrainingError, UserError
-from mindrepvgg.files import naming, read_regular, remove_leftovers
+from mindrepvgg.files import read_regular, remove_leftovers
+from mindrepvgg.runtime import locks
 from mindrepvgg.text import listed, printable
 
 log = logging.getLogger(__name__)
 
 # Seconds in which the process of a run that was just killed ends.
 _PATIENCE = 3.0
-
-# What file systems without locks answer.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class RunFolder:
@@ -67,9 +64,7 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             try:
                 stack.callback(self._acquire().release)
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
+            except locks.NoLocksError as error:
                 log.warning(
                     "the file system of %s has no locks (%s): see to it that no other run is started in this folder",
                     *(self.path, error.strerror),
@@ -87,17 +82,13 @@ class RunFolder:
     def _acquire(self) -> BaseFileLock:
         if self.lock.exists() and not self.lock.is_file():
             raise TrainingError(f"{self.lock} is in the way of the run's lock, which is a file; remove it")
-        # Without locks, filelock would leave a file behind a killed run that keeps the next one out.
-        lock = FileLock(self.lock, timeout=_PATIENCE, fallback_to_soft=False, on_acquired=_sign)
         try:
-            with naming(self.path, self.lock.name):
-                lock.acquire()
+            return locks.take(self.lock, _PATIENCE, _sign)
         except Timeout:
             raise TrainingError(
                 f"{self.path} belongs to a run that is under way, {self._owner()}; wait for its end, stop it (touch "
                 f"{self.stop}), or give another --ckpt_save_dir"
             ) from None
-        return lock
 
     def _owner(self) -> str:
         """The process that has the lock, in its own words."""

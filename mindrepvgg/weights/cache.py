@@ -6,7 +6,6 @@ Loads no MindSpore: the functions take what turns a file into a checkpoint from 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import logging
 import os
@@ -17,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from mindrepvgg.errors import CheckpointError, UserError
-from mindrepvgg.files import MEGABYTE, atomic_write, naming
+from mindrepvgg.files import MEGABYTE, atomic_write
+from mindrepvgg.runtime import locks
 from mindrepvgg.text import printable, quoted
 from mindrepvgg.weights import download
 from mindrepvgg.weights.released import MIRROR, SOURCES, Released, find_released
@@ -28,9 +28,6 @@ from mindrepvgg.weights.released import MIRROR, SOURCES, Released, find_released
 log = logging.getLogger(__name__)
 
 CACHE = "MINDREPVGG_CACHE"
-
-# What file systems without locks answer.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -188,19 +185,14 @@ def _alone(original: Path) -> Iterator[None]:
     """Keep other processes from the same file while the body runs."""
     original.parent.mkdir(parents=True, exist_ok=True)
     path = original.with_name(f".{original.name}.lock")
-    lock = FileLock(path, fallback_to_soft=False)
-    try:
-        with naming(original.parent, path.name):
+    with contextlib.ExitStack() as stack:
+        try:
             try:
-                lock.acquire(timeout=0)
+                lock = locks.take(path, 0)
             except Timeout:
                 log.warning("another process is downloading %s: waiting for it", original.name)
-                lock.acquire()
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        log.warning("%s has no locks (%s): start one process alone first", original.parent, error.strerror)
-    try:
+                lock = locks.take(path, -1)
+            stack.callback(lock.release)
+        except locks.NoLocksError as error:
+            log.warning("%s has no locks (%s): start one process alone first", original.parent, error.strerror)
         yield
-    finally:
-        lock.release()

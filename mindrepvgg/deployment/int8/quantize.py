@@ -138,16 +138,14 @@ def quantize_checkpoint(
     check_keep_float(options.keep_float, layers)
     recipe = recipe_of(net, overrides)
     unlabelled = unlabelled_pictures(recipe)
-    if unlabelled is None:
-        validation = open_split(recipe, "val")
-        check_classes(net, validation)
-        calibration, origin = calibration_source(recipe, options.calibration, options.calibration_images, validation)
-    elif options.calibration is not None:
-        validation = unlabelled
-        calibration, origin = calibration_source(recipe, options.calibration, options.calibration_images, validation)
-    else:
+    if unlabelled is not None and options.calibration is None:
         calibration, validation = halves(unlabelled, options.calibration_images)
         origin = "others of the same folder"
+    else:
+        validation = open_split(recipe, "val") if unlabelled is None else unlabelled
+        if unlabelled is None:
+            check_classes(net, validation)
+        calibration, origin = calibration_source(recipe, options.calibration, options.calibration_images, validation)
     with tempfile.TemporaryDirectory(prefix="mindrepvgg-quantize.") as folder:
         preparation = {key: value for key, value in overrides.items() if key in _PREPARATION}
         exported = export_checkpoint(
