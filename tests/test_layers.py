@@ -24,7 +24,7 @@ FLAT = [
 ]
 LIGHT = {
     "runtime": ["environment", "optional"],
-    "reparam": ["arithmetic"],
+    "reparam": ["leaves"],
     "models": ["preprocessing", "shapes", "summary", "variants"],
     "weights": ["bfloat16", "description", "dialects", "pickles", "recognise", "rename", "torchfile", "unwrap"],
     "training": ["schedule"],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from mindrepvgg.models.variants import Variant
-from mindrepvgg.reparam.arithmetic import BN_LEAVES
+from mindrepvgg.reparam.leaves import BN_LEAVES
 
 _TORCH_BN = dict(zip(BN_LEAVES, ("weight", "bias", "running_mean", "running_var"), strict=True))
 

@@ -50,7 +50,7 @@ def to_trainable_deploy(net, batches: Iterable | None = None):
     blocks = rep_blocks(deployed)
     moments = {name: _Moments(block.out_channels) for name, block in blocks.items()}
     if batches is not None:
-        outputs = {name: block.rbr_reparam for name, block in blocks.items()}
+        outputs = {name: block.fused for name, block in blocks.items()}
         _watch(deployed, batches, outputs, lambda name, _, output: moments[name].update(output))
     replaced = {block: ConvBNBlock(block, moments[name].mean, moments[name].variance) for name, block in blocks.items()}
     return _copy_with(deployed, replaced, BN)

@@ -15,9 +15,10 @@ from mindrepvgg.models.parameters import load_arrays
 from mindrepvgg.models.qat import to_fake_quantized, to_trainable_deploy
 from mindrepvgg.models.shapes import check_fit, check_size, parameter_shapes
 from mindrepvgg.models.variants import BN, MOST_CHANNELS, MOST_CLASSES, QAT, TRAIN, Variant
-from mindrepvgg.reparam.blocks import ConvBN, RepVGGBlock
+from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.foldable import rep_blocks
 from mindrepvgg.reparam.layers import bias_init, kernel_init
+from mindrepvgg.reparam.parts import ConvBN
 from mindrepvgg.text import quoted
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models.variants import DEPLOY, QAT, TRAIN, BlockSpec, Variant
-from mindrepvgg.reparam.arithmetic import BN_LEAVES
+from mindrepvgg.reparam.leaves import BN_LEAVES
 from mindrepvgg.text import listed, printable
 
 _MOST_PARAMETERS = 1 << 31  # 8 GiB in float32; the largest network of the family has 133 million

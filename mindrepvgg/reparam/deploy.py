@@ -9,7 +9,7 @@ from mindspore import nn
 
 from mindrepvgg.errors import FusionError
 from mindrepvgg.reparam.equivalence import verify_equivalence
-from mindrepvgg.reparam.foldable import copy_fused, hidden_blocks, is_block, rep_blocks
+from mindrepvgg.reparam.foldable import copy_fused, hidden_blocks, is_block, outer_blocks
 from mindrepvgg.reparam.precision import computes_in_half
 from mindrepvgg.reparam.probe import HALF_TOLERANCE, TOLERANCE
 from mindrepvgg.text import listed
@@ -41,7 +41,7 @@ def to_deploy(net, inputs=None):
     if not isinstance(net, nn.Cell):
         kind = type(net).__name__
         raise TypeError(f"to_deploy takes a mindspore.nn.Cell, and got a {kind}; mindrepvgg.load_weights reads a file")
-    blocks = rep_blocks(net)
+    blocks = outer_blocks(net)
     hidden = hidden_blocks(net)
     if hidden:
         raise FusionError(

@@ -10,7 +10,7 @@ from mindspore import Tensor
 
 from mindrepvgg.errors import EquivalenceError
 from mindrepvgg.reparam.compare import check_tolerance, difference, leaves, worst_difference
-from mindrepvgg.reparam.foldable import rep_blocks
+from mindrepvgg.reparam.foldable import outer_blocks
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 from mindrepvgg.text import table
 
@@ -124,7 +124,7 @@ def verify_equivalence(train_net, deploy_net, inputs, rtol=1e-4, raise_on_failur
 
 def _pair_blocks(train_net, deploy_net):
     """(name, train block, deploy block) of two networks, which must be the two forms of one layout."""
-    train_blocks, deploy_blocks = rep_blocks(train_net), rep_blocks(deploy_net)
+    train_blocks, deploy_blocks = outer_blocks(train_net), outer_blocks(deploy_net)
     if not train_blocks or list(train_blocks) != list(deploy_blocks):
         odd = ", ".join(sorted(set(train_blocks) ^ set(deploy_blocks))[:3]) or "every one"
         raise ValueError(f"the networks do not have the same RepVGG blocks; they differ at {odd}")
@@ -133,7 +133,7 @@ def _pair_blocks(train_net, deploy_net):
     if not pairs or any(not block.deploy for block in deploy_blocks.values()):
         raise ValueError("the first network must be in train form, the second in deploy form")
     for name, block, deploy_block in pairs:
-        shapes = block.rbr_dense.conv.weight.shape, deploy_block.rbr_reparam.weight.shape
+        shapes = block.kernel_shape, deploy_block.kernel_shape
         if shapes[0] != shapes[1]:
             raise ValueError(f"block {name} has a kernel of {shapes[0]} in one network and {shapes[1]} in the other")
     return pairs
@@ -167,7 +167,7 @@ def _compare_blocks(train_net, pairs, arguments):
 
 def _weight_difference(block, deploy_block):
     """Largest relative difference between a deploy convolution and its train block fused in float64."""
-    conv = deploy_block.rbr_reparam
+    conv = deploy_block.fused
     fused = block.fused_kernel_bias()
     # In place: a large kernel in float64 is enough to keep at a time.
     differences = [difference(a, b.asnumpy(), out=a)[1] for a, b in zip(fused, (conv.weight, conv.bias), strict=True)]
@@ -176,7 +176,7 @@ def _weight_difference(block, deploy_block):
 
 def _failures(blocks, pairs, max_rel, rtol):
     """The reasons why two forms are not equivalent. Comparisons are written so that NaN fails."""
-    rounding = {name: 4 * _epsilon(block.rbr_dense.conv.weight) for name, block, _ in pairs}
+    rounding = {name: 4 * _epsilon(deployed.fused.weight) for name, _, deployed in pairs}
     failures = []
     for block in blocks:
         if not block.weight_rel <= rounding[block.name]:

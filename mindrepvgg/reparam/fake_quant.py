@@ -12,13 +12,14 @@ Sources: arXiv:1712.05877 (integer inference), arXiv:1806.08342 (which grids), a
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindrepvgg.reparam import arithmetic
-from mindrepvgg.reparam.blocks import RepVGGBlock
-from mindrepvgg.reparam.foldable import bn_terms
+from mindrepvgg.reparam.foldable import FoldableBlock
 from mindrepvgg.reparam.layers import grouped_of, set_grouped
+from mindrepvgg.reparam.parts import ConvBN
 
 # Activations are uint8 and weights int8 without -128, so that a weight's negative is a weight too.
 ACTIVATIONS, WEIGHTS, BIASES = (0, 255), (-127, 127), (-(2**31), 2**31 - 1)
@@ -150,7 +151,7 @@ class _WeightQuantizer(nn.Cell):
         return {"scale": [float(one) for one in scale], "axis": 0 if self.per_channel else None, "dtype": "int8"}
 
 
-class ConvBNBlock(RepVGGBlock):
+class ConvBNBlock(FoldableBlock):
     """A deploy-form block with BN after its convolution, which computes the same in inference.
 
     gamma = sqrt(variance + eps) and beta = mean undo the normalisation, whatever the two are; the moving mean is `mean`
@@ -165,56 +166,44 @@ class ConvBNBlock(RepVGGBlock):
         super().__init__(
             block.in_channels,
             block.out_channels,
+            block.kernel_size,
             block.stride,
-            block.groups,
+            block.padding,
             block.dilation,
+            block.groups,
+            lambda: copy.deepcopy(block.activation),
             block.se_place,
             block.se_ratio,
         )
-        set_grouped(self, grouped_of(block.rbr_reparam))
-        del self.rbr_1x1
-        if self.has_identity:
-            del self.rbr_identity
-            self.has_identity = False
+        self.plain, self.FUSED = type(block), block.FUSED
+        set_grouped(self, grouped_of(block.fused))
         bn, size = self.rbr_dense.bn, (block.out_channels,)
         mean, variance = (np.broadcast_to(value, size).astype(np.float32) for value in (mean, variance))
         values = {
-            "rbr_dense.conv.weight": block.rbr_reparam.weight.asnumpy(),
-            "rbr_dense.bn.moving_mean": mean.astype(np.float64) - block.rbr_reparam.bias.asnumpy(),
+            "rbr_dense.conv.weight": block.fused.weight.asnumpy(),
+            "rbr_dense.bn.moving_mean": mean.astype(np.float64) - block.fused.bias.asnumpy(),
             "rbr_dense.bn.moving_variance": variance,
             "rbr_dense.bn.gamma": np.sqrt(variance.astype(np.float64) + bn.eps),
             "rbr_dense.bn.beta": mean,
         }
-        prefix = block.rbr_reparam.weight.name.removesuffix("rbr_reparam.weight")
+        prefix = block.fused.weight.name.removesuffix(f"{block.FUSED}.weight")
         values.update((p.name.removeprefix(prefix), p.asnumpy()) for p in block.get_parameters())
         for parameter in self.get_parameters():
             parameter.set_data(Tensor(values[parameter.name].astype(np.float32)))
         _rename(self, prefix)
         self.set_train(block.training)
 
-    def convolve(self, x):
-        """The convolution and its BN."""
-        return self.rbr_dense(x)
-
-    def branches(self):
-        """See `FoldableBlock.branches`."""
-        return {"rbr_dense": self.rbr_dense}
-
-    def get_equivalent_kernel_bias(self):
-        """See `RepVGGBlock.get_equivalent_kernel_bias`."""
-        return arithmetic.fold(self.rbr_dense.conv.weight, *bn_terms(self.rbr_dense.bn))
-
-    def fused_kernel_bias(self, dtype=np.float64):
-        """See `RepVGGBlock.fused_kernel_bias`."""
-        gamma, beta, mean, var, eps = bn_terms(self.rbr_dense.bn)
-        weight, gamma, beta, mean, var = (p.asnumpy() for p in (self.rbr_dense.conv.weight, gamma, beta, mean, var))
-        kernel, bias = arithmetic.fold_bn(weight, gamma, beta, mean, var, eps)
-        return kernel.astype(dtype), bias.astype(dtype)
+    def make_branches(self, norm):
+        """See `FoldableBlock.make_branches`."""
+        channels = self.in_channels, self.out_channels
+        place = self.kernel_size, self.stride, self.groups, self.dilation
+        self.rbr_dense = ConvBN(*channels, *place, norm, self.padding)
+        return (("rbr_dense",),)
 
     def take(self, conv):
         """See `FoldableBlock.take`; without its BN the block is a plain one."""
         super().take(conv)
-        self.__class__ = RepVGGBlock
+        self.__class__ = self.plain
 
     def switch_to_deploy(self):
         """Refused: `qat.fold_bn` makes the deploy form, as a new network."""
@@ -266,7 +255,7 @@ class FakeQuantBlock(ConvBNBlock):
     def branches(self):
         """See `FoldableBlock.branches`."""
         quantizers = ("input_quantizer", "weight_quantizer", *(["output_quantizer"] if self.quantizes_output else []))
-        return {**super().branches(), **{name: getattr(self, name) for name in quantizers}}
+        return super().branches() | {name: getattr(self, name) for name in quantizers}
 
     def activation_quantizers(self) -> list[ActivationQuantizer]:
         """That of the input, and that of the output where there is one."""

@@ -3,35 +3,258 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 from collections.abc import Iterator
 from typing import Any
 
-from mindspore import nn, ops
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.errors import FusionError
+from mindrepvgg.reparam import algebra
+from mindrepvgg.reparam.algebra import LinearMap
+from mindrepvgg.reparam.layers import NATIVE, batch_norm, conv2d, grouped_of, pair, sides
+from mindrepvgg.reparam.maps import (
+    Exact,
+    chain_map,
+    chain_output,
+    check_convolution,
+    differentiable,
+    fold_norm,
+    map_of,
+)
+from mindrepvgg.reparam.parts import SqueezeExcite
 from mindrepvgg.reparam.probe import check_block, described, needs_probe
-from mindrepvgg.text import first_line
+from mindrepvgg.text import first_line, quoted
 
 _BACKWARD_HOOKS = ("_backward_pre_hook", "_backward_hook")
 
+# Output channels are fused a few at a time: in float64, a large kernel's copies would fill caches and memory.
+_CHANNELS_AT_ONCE = 64
+
 
 class FoldableBlock(nn.Cell):
-    """The base of blocks whose branches equal one convolution in inference.
+    """A block of branches that equal one convolution in inference: branches -- + -- [BN] -- [SE] -- activation.
 
-    A subclass has the attributes `in_channels` and `deploy`, and says what its branches are and what they fold into:
-    see `branches` and `fused_conv`. In deploy form the convolution is called as the class attribute FUSED says.
+    (N, in_channels, H, W) -> (N, out_channels, H', W'). A subclass makes its branches and says what they are, see
+    `make_branches`; the forward pass, the fold, the proof and the deploy form follow from that. In deploy form the
+    convolution is called as the class attribute FUSED says.
+
+    Args:
+        in_channels, out_channels: channels of the input and the output.
+        kernel_size, stride, padding, dilation, groups: of the convolution that the branches equal, see `layers.conv2d`.
+        activation: makes the cell at the end; None: no activation.
+        se: None, 'pre' (before the activation) or 'post' (after it).
+        se_ratio: SE squeezes to out_channels // se_ratio.
+        deploy: build the single convolution instead of the branches.
+        norm, eps, momentum: the BN's class and numbers, see `layers.batch_norm`.
+
+    Raises:
+        ValueError: `groups` does not divide the channels, or `se` is unknown.
     """
 
     FUSED = "rbr_reparam"
 
-    def branches(self) -> dict[str, nn.Cell]:
-        """The cells that only the train form has, by their attributes."""
+    # Whether a few output channels can be folded at a time: not where a branch's convolution follows another one.
+    BY_ROWS = True
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size=3,
+        stride=1,
+        padding=None,
+        dilation=1,
+        groups=1,
+        activation=nn.ReLU,
+        se=None,
+        se_ratio=16,
+        deploy=False,
+        norm=nn.BatchNorm2d,
+        eps=1e-5,
+        momentum=0.1,
+    ):
+        super().__init__()
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"in_channels (={in_channels}) and out_channels (={out_channels}) must be divisible by "
+                f"groups (={groups})"
+            )
+        if se not in (None, "pre", "post"):
+            raise ValueError(f"se (={quoted(se)}) must be None, 'pre' or 'post'")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = pair(kernel_size)
+        self.stride = stride
+        self.dilation = dilation
+        self.padding = sides(padding, self.kernel_size, pair(dilation))
+        self.groups = groups
+        self.se_place = se
+        self.se_ratio = se_ratio
+        self.deploy = deploy
+        self.chains = ()
+        self.after_sum = ()
+        if deploy:
+            setattr(self, self.FUSED, self.make_conv())
+        else:
+            self.chains = self.make_branches(functools.partial(batch_norm, norm=norm, eps=eps, momentum=momentum))
+        if se == "pre":
+            self.se = SqueezeExcite(out_channels, out_channels // se_ratio)
+        elif se == "post":
+            self.post_se = SqueezeExcite(out_channels, out_channels // se_ratio)
+        self.activation = nn.Identity() if activation is None else activation()
+
+    def make_branches(self, norm) -> tuple[tuple[str, ...], ...]:
+        """Make the cells of the train form, as attributes that are called as in the code of the block's authors.
+
+        Args:
+            norm: makes a BN of a number of channels.
+
+        Returns:
+            The branches; of each, the attributes of the cells that the input goes through: convolutions, BN, other
+            blocks, and cells with the method `linear_map`. A branch without cells is the bare input. `after_sum` may be
+            set to the attributes of BNs that follow the sum.
+        """
         raise NotImplementedError
 
+    def construct(self, x):
+        """(N, in, H, W) -> (N, out, H', W')."""
+        y = self.convolve(x)
+        if self.se_place == "pre":
+            y = self.se(y)
+        y = self.activation(y)
+        if self.se_place == "post":
+            y = self.post_se(y)
+        return y
+
+    def convolve(self, x):
+        """The sum of the branches, or the one convolution they equal: what comes before SE and the activation."""
+        if self.deploy:
+            return getattr(self, self.FUSED)(x)
+        total = chain_output(self, self.chains[0], x)
+        for chain in self.chains[1:]:
+            total = total + chain_output(self, chain, x)
+        return chain_output(self, self.after_sum, total)
+
+    def linear_map(self, read):
+        """The one convolution that this block equals up to SE and activation; see `maps.map_of`."""
+        if self.deploy:
+            return map_of(getattr(self, self.FUSED), read)
+        total = chain_map(self, self.chains[0], read)
+        for chain in self.chains[1:]:
+            total = algebra.add(total, chain_map(self, chain, read), in_place=True)
+        for name in self.after_sum:
+            total = fold_norm(total, getattr(self, name), read)
+        return total
+
+    def get_equivalent_kernel_bias(self):
+        """The kernel and the bias of the one convolution this block equals in inference, as differentiable tensors.
+
+        They can be used inside a loss at any time of training, in graph mode too; gradients reach kernels, gamma and
+        beta. BN counts with its moving statistics. In deploy form they are the convolution's own parameters. For the
+        exact fusion of a finished network, in float64, see `fused_kernel_bias`.
+
+        Returns:
+            Kernel (out, in // groups, kh, kw) and bias (out,).
+        """
+        linear_map = self.linear_map(differentiable)
+        return linear_map[0], linear_map[1]
+
+    def fused_kernel_bias(self, dtype=np.float64) -> tuple[np.ndarray, np.ndarray]:
+        """The kernel and the bias of the one convolution this train-form block equals, computed in float64 throughout.
+
+        Args:
+            dtype: what they are rounded to at the end.
+
+        Returns:
+            NumPy arrays (out, in // groups, kh, kw) and (out,).
+
+        Raises:
+            ValueError: the block is in deploy form already, or its branches are no convolution of the block's geometry.
+        """
+        self.check_train_form()
+        by_rows = all(getattr(cell, "BY_ROWS", True) for _, cell in self.cells_and_names())
+        step = _CHANNELS_AT_ONCE if by_rows else self.out_channels
+        expected = pair(self.stride), self.padding, pair(self.dilation), self.groups
+        kernel = np.empty(self.kernel_shape, dtype)
+        bias = np.zeros(self.out_channels, dtype)
+        read = Exact()
+        for start in range(0, self.out_channels, step):
+            read.rows = rows = slice(start, start + step)
+            found = LinearMap(*self.linear_map(read))
+            if found.kernel.shape != kernel[rows].shape or found[2:] != expected:
+                raise ValueError(
+                    f"the branches make a kernel of {found.kernel.shape[1:]} with stride, padding, dilation and groups "
+                    f"{found[2:]}; the block was built for {kernel.shape[1:]} and {expected}"
+                )
+            kernel[rows] = found.kernel
+            bias[rows] = 0 if found.bias is None else found.bias
+        return kernel, bias
+
+    def branches(self) -> dict[str, nn.Cell]:
+        """The cells that only the train form has, by their attributes."""
+        names = dict.fromkeys(name for chain in (*self.chains, self.after_sum) for name in chain)
+        return {name: getattr(self, name) for name in names}
+
     def fused_conv(self) -> nn.Cell:
-        """The one convolution that the branches equal, as a new cell; its parameters carry their final names."""
-        raise NotImplementedError
+        """The one convolution this train-form block equals, as a new cell; its parameters carry their final names.
+
+        It computes in the precision of the first convolution in the branches. The weight is trainable where a kernel or
+        a gamma is, and the bias where a beta is.
+
+        Raises:
+            ValueError: the block is in deploy form already, or its branches are no single convolution.
+        """
+        self.check_train_form()
+        cells = [(path, cell) for path, cell in self.cells_and_names() if path.partition(".")[0] in self.branches()]
+        convs = {path: cell for path, cell in cells if isinstance(cell, nn.Conv2d)}
+        for conv in convs.values():
+            check_convolution(conv)
+        for path, cell in cells:
+            if is_block(cell) and not (cell.se_place is None and isinstance(cell.activation, nn.Identity)):
+                raise ValueError(f"the block {path} in it has an activation or SE, which no convolution equals")
+        path, trained = next(iter(convs.items()))
+        kernel, bias = self.fused_kernel_bias(trained.weight.asnumpy().dtype)
+        with no_init_parameters():
+            conv = self.make_conv(grouped_of(trained))
+        # Half precision is a flag of a cell, and under automatic mixed precision O1 its class.
+        conv.__class__ = type(trained)
+        conv.add_flags_recursive(**trained.get_flags())
+        parameters = [p for branch in self.branches().values() for p in branch.get_parameters()]
+        leaves = {parameter.name.rpartition(".")[2] for parameter in parameters if parameter.requires_grad}
+        shifts = {"beta", "bias"}
+        prefix = trained.weight.name.removesuffix(f"{path}.weight")
+        for leaf, value, trainable in (("weight", kernel, leaves - shifts), ("bias", bias, leaves & shifts)):
+            name = f"{prefix}{self.FUSED}.{leaf}"
+            setattr(conv, leaf, Parameter(Tensor.from_numpy(value), name=name, requires_grad=bool(trainable)))
+        return conv
+
+    @property
+    def kernel_shape(self) -> tuple[int, int, int, int]:
+        """(out, in // groups, kh, kw) of the convolution that the branches equal."""
+        return self.out_channels, self.in_channels // self.groups, *self.kernel_size
+
+    @property
+    def fused(self) -> nn.Conv2d:
+        """The convolution of the deploy form."""
+        return getattr(self, self.FUSED)
+
+    def make_conv(self, grouped=NATIVE) -> nn.Conv2d:
+        """The one convolution of the deploy form, before it has values; `grouped` as for `layers.conv2d`."""
+        return conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            bias=True,
+            grouped=grouped,
+        )
 
     def take(self, conv: nn.Cell):
         """Put `conv` in the place of the branches. Its parameters keep their names, and come before the others."""
@@ -77,22 +300,6 @@ class FoldableBlock(nn.Cell):
             raise FusionError("the block is in deploy form: its branches are fused already")
 
 
-def norm_of(cell: nn.Cell) -> nn.Cell:
-    """A BN without what MindSpore's automatic mixed precision O2 puts around it: a cell each time it is applied."""
-    return norm_of(cell._backbone) if hasattr(cell, "_backbone") else cell
-
-
-def bn_terms(cell):
-    """What `arithmetic.fold` needs of a BN cell."""
-    bn = norm_of(cell)
-    return bn.gamma, bn.beta, bn.moving_mean, bn.moving_variance, bn.eps
-
-
-def add_padded(kernel, kernel_1x1):
-    """A 3x3 and a 1x1 kernel's sum, as `arithmetic.add_1x1`, in differentiable operators."""
-    return kernel + ops.pad(kernel_1x1, (1, 1, 1, 1))
-
-
 def is_block(cell) -> bool:
     """Whether a cell is a block that can be fused.
 
@@ -106,6 +313,13 @@ def is_block(cell) -> bool:
 def rep_blocks(net: nn.Cell) -> dict[str, FoldableBlock]:
     """The blocks in a cell, at any depth, by their path in it; in either form."""
     return {name: cell for name, cell in net.cells_and_names() if is_block(cell)}
+
+
+def outer_blocks(net: nn.Cell) -> dict[str, FoldableBlock]:
+    """`rep_blocks` without those that stand in a branch of another one, with which they are fused."""
+    blocks = rep_blocks(net)
+    inner = {id(cell) for block in blocks.values() for _, cell in block.cells_and_names() if cell is not block}
+    return {name: block for name, block in blocks.items() if id(block) not in inner}
 
 
 def hidden_blocks(net: nn.Cell) -> list[str]:

@@ -16,7 +16,7 @@ from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import HeUniform, Uniform, initializer
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.reparam.arithmetic import BN_LEAVES
+from mindrepvgg.reparam.leaves import BN_LEAVES
 from mindrepvgg.text import quoted
 
 # The classes a network may have BN of; all of them have BatchNorm2d's parameters.
@@ -54,7 +54,7 @@ def conv2d(
     out_channels: int,
     kernel_size: int | tuple[int, int],
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] | tuple[int, int, int, int] | None = None,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     bias: bool = False,
@@ -65,7 +65,8 @@ def conv2d(
     Args:
         in_channels, out_channels: channels of the input and the output; `groups` divides both.
         kernel_size, stride, dilation: a number, or (height, width).
-        padding: zeros on each side, a number or (height, width); None: what keeps H and W at stride 1, for odd kernels.
+        padding: zeros on each side, a number, (height, width), or (top, bottom, left, right); None: what keeps H and W
+            at stride 1, for odd kernels.
         groups: of input and output channels.
         bias: add one to each output channel.
         grouped: 'native': groups by MindSpore's own operator; 'split': a convolution for each group, for a device that
@@ -77,9 +78,8 @@ def conv2d(
     Raises:
         UserError: `grouped` is unknown.
     """
-    kernel, spread = _pair(kernel_size), _pair(dilation)
-    pads = (spread[0] * (kernel[0] // 2), spread[1] * (kernel[1] // 2)) if padding is None else _pair(padding)
-    place = (kernel, _pair(stride), pads, spread, groups, bias)
+    kernel, spread = pair(kernel_size), pair(dilation)
+    place = (kernel, pair(stride), sides(padding, kernel, spread), spread, groups, bias)
     if _CONV_IS_NEW:
         made: nn.Conv2d = Conv2d(in_channels, out_channels, *place)
     else:
@@ -87,25 +87,35 @@ def conv2d(
     return set_grouped(made, grouped)
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of one number for both, or of the two."""
     return value if isinstance(value, tuple) else (value, value)
 
 
-def _sides(padding):
-    """(height, width) as today's convolution wants it: a number, or (top, bottom, left, right)."""
-    height, width = padding
-    return height if height == width else (height, height, width, width)
+def sides(padding, kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The padding of a convolution as (top, bottom, left, right); arguments as of `conv2d`."""
+    if padding is None:
+        padding = (dilation[0] * (kernel[0] // 2), dilation[1] * (kernel[1] // 2))
+    if isinstance(padding, tuple) and len(padding) == 4:
+        return padding
+    height, width = pair(padding)
+    return height, height, width, width
+
+
+def _as_today(padding):
+    """(top, bottom, left, right) as today's convolution keeps it: a number where all are the same."""
+    return padding[0] if len(set(padding)) == 1 else padding
 
 
 def _conv_arguments(in_channels, kernel_size, stride, padding, dilation, groups, bias):
     """The arguments of the installed `nn.Conv2d`, by its names."""
     common = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
     if _CONV_IS_NEW:
-        return {**common, "padding": padding, "groups": groups, "bias": bias}
+        return {**common, "padding": padding[::2], "groups": groups, "bias": bias}
     return {
         **common,
         "pad_mode": "pad",
-        "padding": _sides(padding),
+        "padding": _as_today(padding),
         "group": groups,
         "has_bias": bias,
         "weight_init": kernel_init(),
@@ -124,7 +134,7 @@ class Conv2d(nn.Conv2d):
         )
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.has_bias, self.pad_mode = bias, "pad"
-        self.stride, self.padding, self.dilation = stride, _sides(padding), dilation
+        self.stride, self.padding, self.dilation = stride, _as_today(padding), dilation
         shape = (out_channels, in_channels // groups, *kernel_size)
         self.weight = Parameter(initializer(kernel_init(), shape))
         if bias:

@@ -19,6 +19,9 @@ TOLERANCE, HALF_TOLERANCE = 1e-3, 2e-2
 # (N, H, W): borders and both parities of a stride are in it.
 _NOISE = 2, 9, 7
 
+# The methods that say what a block computes.
+_OVERRIDDEN = {"construct", "convolve", "linear_map"}
+
 
 def needs_probe(block: nn.Cell) -> bool:
     """Whether a block is not as this package builds it: another class, other methods, or other cells in a branch."""
@@ -27,14 +30,14 @@ def needs_probe(block: nn.Cell) -> bool:
 
 
 def _is_ours(cell):
-    changed = {"construct", "convolve"} & vars(cell).keys()
+    changed = _OVERRIDDEN & vars(cell).keys()
     return type(cell).__module__.startswith("mindrepvgg.") and not changed
 
 
 def _folds_exactly(cell):
     """Whether the formulas know all that a cell of a branch does."""
     hooks = getattr(cell, "_forward_hook", None) or getattr(cell, "_forward_pre_hook", None)
-    if hooks or "construct" in vars(cell) or getattr(cell, "bias", None) is not None:
+    if hooks or "construct" in vars(cell):
         return False
     if getattr(cell, "use_batch_statistics", None):  # a BN that normalises by the batch in inference too
         return False
@@ -54,7 +57,7 @@ def check_block(path: str, block: nn.Cell, deployed: nn.Cell):
         FusionError: the two differ, or one of them cannot be run.
     """
     name = described(path, block)
-    for method in {"construct", "convolve"} & vars(block).keys():
+    for method in _OVERRIDDEN & vars(block).keys():
         if getattr(vars(block)[method], "__self__", None) is not block:
             raise FusionError(
                 f"{name} cannot be fused: its {method} is a function that knows the block's branches, and its copy "

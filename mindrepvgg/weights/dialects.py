@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.models.variants import Variant
-from mindrepvgg.reparam.arithmetic import BN_LEAVES
+from mindrepvgg.reparam.leaves import BN_LEAVES
 from mindrepvgg.text import nearest, quoted
 
 BATCHES = "num_batches_tracked"  # what PyTorch's BN counts beside its statistics; it plays no part in inference

@@ -9,7 +9,7 @@ import numpy as np
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.models.shapes import find_misfits, parameter_shapes
 from mindrepvgg.models.variants import DEPLOY, TRAIN, Variant
-from mindrepvgg.reparam.arithmetic import BN_LEAVES
+from mindrepvgg.reparam.leaves import BN_LEAVES
 from mindrepvgg.text import listed, printable
 from mindrepvgg.weights.dialects import AUX_HEADS, BATCHES, DIALECTS, OURS, Dialect, Parts, find_dialect
 

@@ -9,8 +9,9 @@ import torch
 from mindspore import Tensor, nn
 from support import array, context_mode, images, noise, randomise_bn, relative_difference, torch_reference, weights
 
-from mindrepvgg.reparam.blocks import RepVGGBlock, SqueezeExcite
+from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.layers import batch_norm, conv2d
+from mindrepvgg.reparam.parts import SqueezeExcite
 
 compat = pytest.mark.compat
 

@@ -326,7 +326,7 @@ def test_bfloat16_stays(way):
     net = small("d2se")
     net = net.to_float(ms.bfloat16) if way == "to_float" else ms.amp.auto_mixed_precision(net, way, ms.bfloat16)
     for block in rep_blocks(to_deploy(net)).values():
-        for cell in (block, block.rbr_reparam, block.se.up, block.relu):
+        for cell in (block, block.rbr_reparam, block.se.up, block.activation):
             assert cell.get_flags()["bf16"] is True
             assert not cell.get_flags()["fp16"]
 
@@ -591,9 +591,8 @@ def switch_naively(net):
     for block in rep_blocks(net).values():
         conv = block.fused_conv()
         names = [parameter.name for parameter in conv.get_parameters()]
-        del block.rbr_dense, block.rbr_1x1
-        if block.has_identity:
-            del block.rbr_identity
+        for name in block.branches():
+            delattr(block, name)
         block.rbr_reparam = conv
         for parameter, name in zip(conv.get_parameters(), names, strict=True):
             parameter.name = name
