@@ -97,7 +97,8 @@ def map_of(cell, read):
     if not hasattr(cell, "has_bias") or not hasattr(cell, "pad_mode"):
         raise ValueError(f"what {cell.cls_name} computes is not known as a convolution")
     bias = read(cell, "bias") if cell.has_bias else None
-    return read(cell, "weight"), bias, cell.stride, _padding_of(cell), cell.dilation, cell.group
+    groups = cell.in_channels // cell.weight.shape[1]
+    return read(cell, "weight"), bias, cell.stride, _padding_of(cell), cell.dilation, groups
 
 
 def _sequence(cells, total, read):

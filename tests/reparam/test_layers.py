@@ -18,7 +18,7 @@ from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpo
 from mindrepvgg.errors import UserError
 from mindrepvgg.models.qat import to_trainable_deploy
 from mindrepvgg.recipe import choices
-from mindrepvgg.reparam import blocks, layers
+from mindrepvgg.reparam import foldable, layers, parts
 from mindrepvgg.reparam.layers import GROUPED
 from mindrepvgg.training.loss import build_loss
 from mindrepvgg.training.optim import build_optimizer
@@ -221,8 +221,9 @@ def test_a_network_on_the_announced_layers_trains_fuses_and_is_stored_as_todays(
     today = Trained(tmp_path / "start.ckpt").net
     fused = weights(to_deploy(today))
     made = layers_on_stand_ins(monkeypatch)
-    monkeypatch.setattr(blocks, "conv2d", made.conv2d)
-    monkeypatch.setattr(blocks, "batch_norm", lambda channels, norm: made.batch_norm(channels))
+    for module in (foldable, parts):
+        monkeypatch.setattr(module, "conv2d", made.conv2d)
+        monkeypatch.setattr(module, "batch_norm", lambda channels, *_, **__: made.batch_norm(channels))
     coming = Trained(tmp_path / "start.ckpt").net
     assert isinstance(coming.stage0.rbr_dense.bn, STAND_INS[1])
     assert_same(weights(coming), weights(today))  # statistics too: momentum means the same
