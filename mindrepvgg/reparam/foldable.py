@@ -23,6 +23,7 @@ from mindrepvgg.reparam.maps import (
     check_convolution,
     differentiable,
     fold_norm,
+    is_convolution,
     map_of,
 )
 from mindrepvgg.reparam.parts import SqueezeExcite
@@ -210,12 +211,14 @@ class FoldableBlock(nn.Cell):
         """
         self.check_train_form()
         cells = [(path, cell) for path, cell in self.cells_and_names() if path.partition(".")[0] in self.branches()]
-        convs = {path: cell for path, cell in cells if isinstance(cell, nn.Conv2d)}
+        convs = {path: cell for path, cell in cells if is_convolution(cell)}
         for conv in convs.values():
             check_convolution(conv)
         for path, cell in cells:
             if is_block(cell) and not (cell.se_place is None and isinstance(cell.activation, nn.Identity)):
                 raise ValueError(f"the block {path} in it has an activation or SE, which no convolution equals")
+        if not convs:
+            raise ValueError("there is no convolution in its branches")
         path, trained = next(iter(convs.items()))
         kernel, bias = self.fused_kernel_bias(trained.weight.asnumpy().dtype)
         with no_init_parameters():

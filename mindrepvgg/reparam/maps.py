@@ -94,11 +94,16 @@ def map_of(cell, read):
         return cell.linear_map(read)
     if hasattr(cell, "cell_list"):
         return _sequence(cell.cell_list, None, read)
-    if not hasattr(cell, "has_bias") or not hasattr(cell, "pad_mode"):
+    if not is_convolution(cell):
         raise ValueError(f"what {cell.cls_name} computes is not known as a convolution")
     bias = read(cell, "bias") if cell.has_bias else None
     groups = cell.in_channels // cell.weight.shape[1]
     return read(cell, "weight"), bias, cell.stride, _padding_of(cell), cell.dilation, groups
+
+
+def is_convolution(cell) -> bool:
+    """Whether a cell is a convolution: by what it knows of itself, as it may be of a class of our own."""
+    return hasattr(cell, "has_bias") and hasattr(cell, "pad_mode")
 
 
 def _sequence(cells, total, read):
