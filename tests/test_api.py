@@ -13,7 +13,7 @@ from support import ROOT, context_mode
 from support.processes import TINY
 
 import mindrepvgg
-from mindrepvgg import api
+from mindrepvgg import api, reparam
 from mindrepvgg.cli import verbs
 from mindrepvgg.errors import RecipeError, TrainingError, UserError
 
@@ -137,14 +137,16 @@ def test_functions_are_documented_and_typed(name):
     assert "Raises:" in function.__doc__
 
 
-def test_editors_see_the_names_that_are_loaded_later():
+@pytest.mark.parametrize("package", [mindrepvgg, reparam], ids=["mindrepvgg", "reparam"])
+def test_editors_see_the_names_that_are_loaded_later(package):
     """The block for type checkers imports each name from the module that `__getattr__` takes it from."""
-    tree = ast.parse((ROOT / "mindrepvgg" / "__init__.py").read_text())
+    tree = ast.parse(inspect.getsource(package))
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
     imported = {name.name: node.module for node in block.body for name in node.names}
-    assert imported == {name: f"mindrepvgg.{home}" for name, home in mindrepvgg._HOMES.items()}
-    assert sorted(mindrepvgg.__all__) == sorted(imported)
-    assert set(imported) <= set(dir(mindrepvgg))
+    assert imported == {name: f"{package.__name__}.{home}" for name, home in package._HOMES.items()}
+    assert sorted(package.__all__) == sorted(imported)
+    assert set(imported) <= set(dir(package))
+    assert all(getattr(package, name).__module__ == module for name, module in imported.items())
 
 
 def test_help_for_a_function_loads_nothing():

@@ -1,1 +1,35 @@
-"""Structural re-parameterisation: branches, the blocks that have them, and their folding into one convolution."""
+"""Structural re-parameterisation: branches, the blocks that have them, and their folding into one convolution.
+
+Names are imported when they are first used: some modules of this package must load without MindSpore.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
+    from mindrepvgg.reparam.blocks import RepVGGBlock
+    from mindrepvgg.reparam.deploy import to_deploy
+    from mindrepvgg.reparam.equivalence import verify_equivalence
+
+# Each name's module.
+_HOMES = {
+    "RepVGGBlock": "blocks",
+    "to_deploy": "deploy",
+    "verify_equivalence": "equivalence",
+}
+
+__all__ = [
+    "RepVGGBlock",
+    "to_deploy",
+    "verify_equivalence",
+]
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted([*globals(), *_HOMES])
