@@ -12,7 +12,6 @@ the pooling stay in float. None of it has run on an NPU.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
 import mindspore as ms
@@ -21,6 +20,7 @@ from mindspore import Tensor
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.models.variants import BN, DEPLOY, QAT, TRAIN
+from mindrepvgg.reparam.copying import copy_with
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.fake_quant import ConvBNBlock, FakeQuantBlock, FakeQuantDense
 from mindrepvgg.reparam.foldable import rep_blocks
@@ -182,9 +182,7 @@ def _watch(net, batches, cells, see):
 
 
 def _copy_with(net, replaced, form):
-    """A copy of the network with other cells in the place of some, and without compiled graphs."""
-    result = copy.deepcopy(net, {id(cell): other for cell, other in replaced.items()})
-    for _, cell in result.cells_and_names():
-        cell.compile_cache.clear()
+    """A copy of the network with other cells in the place of some, in a form."""
+    result = copy_with(net, replaced)
     result.metadata = {**net.metadata, "quantization": form}
     return result.set_train(net.training)

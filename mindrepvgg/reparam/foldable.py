@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import gc
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.errors import FusionError
 from mindrepvgg.reparam import algebra
 from mindrepvgg.reparam.algebra import LinearMap
-from mindrepvgg.reparam.layers import NATIVE, batch_norm, conv2d, grouped_of, pair, sides
+from mindrepvgg.reparam.copying import copy_with, is_sequential
+from mindrepvgg.reparam.layers import NATIVE, batch_norm, conv2d, fill_conv, grouped_of, pair, sides
 from mindrepvgg.reparam.maps import (
     Exact,
     chain_map,
@@ -29,8 +28,6 @@ from mindrepvgg.reparam.maps import (
 from mindrepvgg.reparam.parts import SqueezeExcite
 from mindrepvgg.reparam.probe import check_block, described, needs_probe
 from mindrepvgg.text import first_line, quoted
-
-_BACKWARD_HOOKS = ("_backward_pre_hook", "_backward_hook")
 
 # Output channels are fused a few at a time: in float64, a large kernel's copies would fill caches and memory.
 _CHANNELS_AT_ONCE = 64
@@ -223,17 +220,9 @@ class FoldableBlock(nn.Cell):
         kernel, bias = self.fused_kernel_bias(trained.weight.asnumpy().dtype)
         with no_init_parameters():
             conv = self.make_conv(grouped_of(trained))
-        # Half precision is a flag of a cell, and under automatic mixed precision O1 its class.
-        conv.__class__ = type(trained)
-        conv.add_flags_recursive(**trained.get_flags())
         parameters = [p for branch in self.branches().values() for p in branch.get_parameters()]
-        leaves = {parameter.name.rpartition(".")[2] for parameter in parameters if parameter.requires_grad}
-        shifts = {"beta", "bias"}
         prefix = trained.weight.name.removesuffix(f"{path}.weight")
-        for leaf, value, trainable in (("weight", kernel, leaves - shifts), ("bias", bias, leaves & shifts)):
-            name = f"{prefix}{self.FUSED}.{leaf}"
-            setattr(conv, leaf, Parameter(Tensor.from_numpy(value), name=name, requires_grad=bool(trainable)))
-        return conv
+        return fill_conv(conv, trained, kernel, bias, parameters, f"{prefix}{self.FUSED}.")
 
     @property
     def kernel_shape(self) -> tuple[int, int, int, int]:
@@ -331,17 +320,12 @@ def hidden_blocks(net: nn.Cell) -> list[str]:
     found = []
     for path, cell in net.cells_and_names():
         for attribute, value in vars(cell).items():
-            if attribute == "cell_list" and _is_sequential(cell):
+            if attribute == "cell_list" and is_sequential(cell):
                 continue
             for place, hidden in _cells_within(value, f"{path}.{attribute}".lstrip("."), seen):
                 inner = hidden.cells_and_names(name_prefix=place)
                 found += [name for name, block in inner if is_block(block) and not block.deploy]
     return found
-
-
-def _is_sequential(cell):
-    """Whether a cell is a SequentialCell, by name: automatic mixed precision O1 imports that class anew as well."""
-    return any(base.__name__ == "SequentialCell" for base in type(cell).__mro__)
 
 
 def _cells_within(value, path, seen) -> Iterator[tuple[str, nn.Cell]]:
@@ -361,50 +345,33 @@ class _LeftOut(nn.Cell):
     """Stands for a branch while its block is copied."""
 
 
-def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = True) -> nn.Cell:
+def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = True, replaced=None) -> nn.Cell:
     """Copy a network with one convolution in the place of the branches of `blocks`; the branches are never duplicated.
-
-    Nothing is shared with `net`. What is shared within `net`, is shared within the copy. No cell has a compiled graph.
-    Hooks stay, those of the backward pass as well.
 
     Args:
         net: a cell; it stays as it was.
         blocks: train-form blocks in it, by name.
         probe: try the blocks whose classes do not vouch for the fusion, see `probe.check_block`.
+        replaced: other cells that get a new cell in their places, see `copying.copy_with`.
 
     Raises:
         FusionError: `net` cannot be copied, or uses a branch elsewhere too, or a block cannot be fused, or its two
             forms differ.
     """
-    left_out = [branch for block in blocks.values() for branch in block.branches().values()]
-    # These refer to the cell they were made for. PyNative's recomputation saves memory in training only.
-    unlike = ("_recompute_cell", *(f"_cell{hooks}" for hooks in _BACKWARD_HOOKS))
-    nothing = [getattr(cell, name, None) for _, cell in net.cells_and_names() for name in unlike]
-    # The level 'auto' of automatic mixed precision is settings that have no copy.
-    settings = [getattr(cell, "amp_strategy", None) for _, cell in net.cells_and_names()]
-    memo: dict[int, Any] = {id(branch): _LeftOut() for branch in left_out}
-    memo |= {id(thing): None for thing in nothing} | {id(thing): thing for thing in settings}
     convs = {name: _fused(name, block) for name, block in blocks.items()}
-    try:
-        copied = copy.deepcopy(net, memo)
-    except TypeError as error:
-        raise FusionError(f"{type(net).__name__} cannot be copied: {_culprit(net)}{error}") from None
-    for name, block in blocks.items():
-        memo[id(block)].take(convs.pop(name))
+    left_out: dict[nn.Cell, nn.Cell] = {
+        branch: _LeftOut() for block in blocks.values() for branch in block.branches().values()
+    }
+    copied = copy_with(net, {**left_out, **(replaced or {})})
+    cells = dict(copied.cells_and_names())
+    for name in blocks:
+        cells[name].take(convs.pop(name))
     for path, cell in copied.cells_and_names():
-        cell.compile_cache.clear()
-        for kind in _BACKWARD_HOOKS:
-            functions = list(getattr(cell, kind).values())
-            getattr(cell, kind).clear()
-            for function in functions:
-                getattr(cell, f"register{kind}")(function)
-        if _is_sequential(cell):  # where O1 has left the cells of before
-            cell.cell_list = list(cell._cells.values())
         if isinstance(cell, _LeftOut):
             raise FusionError(f"{path} is a branch of a block and used elsewhere too: without it nothing can be fused")
     for name, block in blocks.items():
         if probe and needs_probe(block):
-            check_block(name, block, memo[id(block)])
+            check_block(name, block, cells[name])
     return copied
 
 
@@ -414,18 +381,6 @@ def _fused(path, block):
         return block.fused_conv()
     except (AttributeError, ValueError) as error:
         raise FusionError(f"{described(path, block)} cannot be fused: {first_line(error)}") from error
-
-
-def _culprit(net):
-    """The attribute of a cell that cannot be copied, for a message; empty where that is not found."""
-    cells = {id(cell): cell for _, cell in net.cells_and_names()}
-    for path, cell in net.cells_and_names():
-        for attribute, value in vars(cell).items():
-            try:
-                copy.deepcopy(value, dict(cells))
-            except TypeError:
-                return f"its attribute {path}.{attribute}: ".replace(" .", " ")
-    return ""
 
 
 def _forget_graphs(changed):

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterable
 
 import mindspore as ms
-from mindspore import Parameter, nn, ops
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeUniform, Uniform, initializer
 
 from mindrepvgg.errors import UserError
@@ -85,6 +87,38 @@ def conv2d(
     else:
         made = nn.Conv2d(in_channels, out_channels, **_conv_arguments(in_channels, *place))
     return set_grouped(made, grouped)
+
+
+def fill_conv(
+    conv: nn.Conv2d,
+    trained: nn.Conv2d,
+    kernel: np.ndarray,
+    bias: np.ndarray,
+    parameters: Iterable[Parameter],
+    prefix: str,
+) -> nn.Conv2d:
+    """Give a convolution the values that stand for trained cells.
+
+    Args:
+        conv: has a bias; its parameters need no values.
+        trained: one of the convolutions it stands for; it computes in its precision.
+        kernel, bias: (out, in // groups, kh, kw) and (out,).
+        parameters: of the cells it stands for. The weight is trainable where a kernel or a gamma is, and the bias where
+            a beta or a bias is.
+        prefix: what the names of its parameters begin with.
+
+    Returns:
+        `conv`.
+    """
+    # Half precision is a flag of a cell, and under automatic mixed precision O1 its class.
+    conv.__class__ = type(trained)
+    conv.add_flags_recursive(**trained.get_flags())
+    leaves = {parameter.name.rpartition(".")[2] for parameter in parameters if parameter.requires_grad}
+    shifts = {"beta", "bias"}
+    for leaf, value, trainable in (("weight", kernel, leaves - shifts), ("bias", bias, leaves & shifts)):
+        tensor = Tensor.from_numpy(value)
+        setattr(conv, leaf, Parameter(tensor, name=f"{prefix}{leaf}", requires_grad=bool(trainable)))
+    return conv
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:

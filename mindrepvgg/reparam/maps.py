@@ -93,7 +93,7 @@ def map_of(cell, read):
     if hasattr(cell, "linear_map"):
         return cell.linear_map(read)
     if hasattr(cell, "cell_list"):
-        return _sequence(cell.cell_list, None, read)
+        return sequence_map(cell.cell_list, read)
     if not is_convolution(cell):
         raise ValueError(f"what {cell.cls_name} computes is not known as a convolution")
     bias = read(cell, "bias") if cell.has_bias else None
@@ -106,8 +106,12 @@ def is_convolution(cell) -> bool:
     return hasattr(cell, "has_bias") and hasattr(cell, "pad_mode")
 
 
-def _sequence(cells, total, read):
-    """The map of `total`, None for nothing, and the cells after it."""
+def sequence_map(cells, read, total=None):
+    """The map of cells that follow each other; `total` is the map before them, None for nothing.
+
+    Raises:
+        ValueError: what the cells compute is no single convolution.
+    """
     for cell in cells:
         if hasattr(norm_of(cell), "moving_mean"):
             if total is None:
@@ -147,7 +151,7 @@ def chain_map(block, chain, read):
     cells = [getattr(block, name) for name in chain]
     starts_bare = not cells or hasattr(norm_of(cells[0]), "moving_mean") or cells[0].cls_name == "Identity"
     start = identity(block.in_channels, block.groups, read) if starts_bare else None
-    return _sequence(cells, start, read)
+    return sequence_map(cells, read, start)
 
 
 def check_convolution(conv: nn.Conv2d):

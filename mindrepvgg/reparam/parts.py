@@ -6,7 +6,7 @@ from mindspore import nn
 
 from mindrepvgg.reparam import algebra
 from mindrepvgg.reparam.layers import batch_norm, conv2d
-from mindrepvgg.reparam.maps import fold_norm, map_of
+from mindrepvgg.reparam.maps import map_of, sequence_map
 
 
 class ConvBN(nn.Cell):
@@ -30,7 +30,7 @@ class ConvBN(nn.Cell):
 
     def linear_map(self, read):
         """The map of both, see `maps.map_of`."""
-        return fold_norm(map_of(self.conv, read), self.bn, read)
+        return sequence_map((self.conv, self.bn), read)
 
 
 class Sum(nn.CellList):
