@@ -106,6 +106,19 @@ def enlarge(linear_map, top, bottom, left, right):
     return _surround(kernel, grown), bias, stride, _grown_padding(linear_map, grown), dilation, groups
 
 
+def fill_border(linear_map, top, bottom, left, right):
+    """The map with as many more rows and columns of outputs, which have what it makes of zeros: its bias.
+
+    Raises:
+        ValueError: the map is not 1x1 of stride 1, and would see values of its input from there.
+    """
+    kernel, bias, stride, padding, dilation, groups = linear_map
+    if (*kernel.shape[2:], *stride) != (1, 1, 1, 1):
+        raise ValueError(f"a border around the outputs of a kernel {kernel.shape[2:]} of stride {stride} is no padding")
+    sides = padding[0] + top, padding[1] + bottom, padding[2] + left, padding[3] + right
+    return kernel, bias, stride, sides, dilation, groups
+
+
 def to_dense(linear_map, axes=(0, 1)):
     """The same map without dilation: zeros stand between the entries of its kernel.
 

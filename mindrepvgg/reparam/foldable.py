@@ -24,6 +24,7 @@ from mindrepvgg.reparam.maps import (
     fold_norm,
     is_convolution,
     map_of,
+    norm_of,
 )
 from mindrepvgg.reparam.parts import SqueezeExcite
 from mindrepvgg.reparam.probe import check_block, described, needs_probe
@@ -192,12 +193,24 @@ class FoldableBlock(nn.Cell):
             bias[rows] = 0 if found.bias is None else found.bias
         return kernel, bias
 
+    def start_gammas(self, first: float, others: float):
+        """Set the gamma of the last BN in each branch: that of the first branch, and that of the others.
+
+        (1, 0) lets training begin with the first branch alone, and (1 / n, 1 / n) with the mean of n branches.
+        """
+        for number, chain in enumerate(self.chains):
+            cells = [cell for name in chain for _, cell in getattr(self, name).cells_and_names()]
+            norms = [norm_of(cell) for cell in cells if hasattr(norm_of(cell), "moving_mean")]
+            if norms:
+                gamma = norms[-1].gamma
+                gamma.set_data(Tensor(np.full(gamma.shape, others if number else first), gamma.dtype))
+
     def branches(self) -> dict[str, nn.Cell]:
         """The cells that only the train form has, by their attributes."""
         names = dict.fromkeys(name for chain in (*self.chains, self.after_sum) for name in chain)
         return {name: getattr(self, name) for name in names}
 
-    def fused_conv(self) -> nn.Cell:
+    def equivalent_conv(self) -> nn.Cell:
         """The one convolution this train-form block equals, as a new cell; its parameters carry their final names.
 
         It computes in the precision of the first convolution in the branches. The weight is trainable where a kernel or
@@ -299,7 +312,7 @@ def is_block(cell) -> bool:
     a block's methods anew, with the imports of the block's module but without its functions: so no method of a block
     calls a function of its own module.
     """
-    return isinstance(cell, nn.Cell) and hasattr(cell, "fused_conv")
+    return isinstance(cell, nn.Cell) and hasattr(cell, "equivalent_conv")
 
 
 def rep_blocks(net: nn.Cell) -> dict[str, FoldableBlock]:
@@ -378,7 +391,7 @@ def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = Tru
 def _fused(path, block):
     """The one convolution of a block; FusionError, with its path, where there is none."""
     try:
-        return block.fused_conv()
+        return block.equivalent_conv()
     except (AttributeError, ValueError) as error:
         raise FusionError(f"{described(path, block)} cannot be fused: {first_line(error)}") from error
 

@@ -78,10 +78,10 @@ def identity(channels, groups, read):
     return read((channels, groups, (1, 1), 1.0), "identity"), None, (1, 1), (0, 0, 0, 0), (1, 1), groups
 
 
-def average(channels, groups, size, stride, read):
-    """The map of an average pooling without padding; `size` and `stride` are (height, width)."""
+def average(channels, groups, size, stride, padding, dilation, read):
+    """The map of an average pooling that counts what is padded; arguments as the attributes of `LinearMap`."""
     share = 1 / (size[0] * size[1])
-    return read((channels, groups, size, share), "identity"), None, stride, (0, 0, 0, 0), (1, 1), groups
+    return read((channels, groups, size, share), "identity"), None, stride, padding, dilation, groups
 
 
 def map_of(cell, read):
@@ -113,10 +113,10 @@ def sequence_map(cells, read, total=None):
         ValueError: what the cells compute is no single convolution.
     """
     for cell in cells:
-        if hasattr(norm_of(cell), "moving_mean"):
+        if hasattr(cell, "map_after") or hasattr(norm_of(cell), "moving_mean"):
             if total is None:
                 raise ValueError("a BN with nothing before it says nothing of its groups")
-            total = fold_norm(total, cell, read)
+            total = cell.map_after(total, read) if hasattr(cell, "map_after") else fold_norm(total, cell, read)
         elif cell.cls_name != "Identity":
             following = map_of(cell, read)
             total = following if total is None else algebra.compose(total, following)

@@ -163,7 +163,7 @@ def test_the_equivalent_kernel_of_the_deploy_form_is_its_own():
     with pytest.raises(ValueError, match="the block is in deploy form: its branches are fused already"):
         block.deployed()
     with pytest.raises(ValueError, match="the block is in deploy form: its branches are fused already"):
-        block.fused_conv()
+        block.equivalent_conv()
 
 
 @compat

@@ -589,7 +589,7 @@ def check_left_as_they_were(outcome):
 def switch_naively(net):
     """What looks like switching in place: the blocks change, the compiled graphs around them do not know."""
     for block in rep_blocks(net).values():
-        conv = block.fused_conv()
+        conv = block.equivalent_conv()
         names = [parameter.name for parameter in conv.get_parameters()]
         for name in block.branches():
             delattr(block, name)
