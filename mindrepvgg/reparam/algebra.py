@@ -119,16 +119,15 @@ def fill_border(linear_map, top, bottom, left, right):
     return kernel, bias, stride, sides, dilation, groups
 
 
-def to_dense(linear_map, axes=(0, 1)):
-    """The same map without dilation: zeros stand between the entries of its kernel.
+def to_dense(linear_map, dilation=(1, 1)):
+    """The same map with less dilation: zeros stand between the entries of its kernel.
 
     Args:
         linear_map: any.
-        axes: of height (0) and width (1), those whose dilation goes.
+        dilation: (height, width), what is left of it; each divides the map's.
     """
-    kernel, bias, stride, padding, dilation, groups = linear_map
-    rows = dilation[0] if 0 in axes else 1
-    columns = dilation[1] if 1 in axes else 1
+    kernel, bias, stride, padding, own, groups = linear_map
+    rows, columns = own[0] // dilation[0], own[1] // dilation[1]
     if rows * columns > 1:
         out, per_group, height, width = kernel.shape
         corner = np.zeros((rows, 1, columns))
@@ -136,7 +135,7 @@ def to_dense(linear_map, axes=(0, 1)):
         spread = kernel.reshape((out, per_group, height, 1, width, 1)) * _constant(corner, kernel)
         spread = spread.reshape((out, per_group, height * rows, width * columns))
         kernel = spread[:, :, : rows * (height - 1) + 1, : columns * (width - 1) + 1]
-    return kernel, bias, stride, padding, (dilation[0] // rows, dilation[1] // columns), groups
+    return kernel, bias, stride, padding, dilation, groups
 
 
 def ungroup(linear_map):
@@ -189,15 +188,26 @@ def _add_two(one, other, in_place):
 
 
 def _on_one_grid(one, other, axis):
-    """Two maps of which, along an axis, the places that one sees are on a grid that the other's dilation has too."""
+    """Two maps with one dilation along an axis: the largest one that has a place for all that either of them sees."""
     if one[0].shape[2 + axis] == 1:  # a single place has any dilation
         one = _with_dilation(one, axis, other[4][axis])
     if other[0].shape[2 + axis] == 1:
         other = _with_dilation(other, axis, one[4][axis])
-    apart = one[3][2 * axis] - other[3][2 * axis]
-    if one[4][axis] != other[4][axis] or apart % one[4][axis]:
-        one, other = to_dense(one, (axis,)), to_dense(other, (axis,))
-    return one, other
+    grid = _common_divisor(one[4][axis], other[4][axis])
+    grid = _common_divisor(grid, abs(one[3][2 * axis] - other[3][2 * axis]))
+    return _to_grid(one, axis, grid), _to_grid(other, axis, grid)
+
+
+def _common_divisor(a, b):
+    """Not math.gcd, which graph mode does not know."""
+    while b > 0:
+        a, b = b, a % b
+    return a
+
+
+def _to_grid(linear_map, axis, dilation):
+    own = linear_map[4]
+    return to_dense(linear_map, (dilation, own[1]) if axis == 0 else (own[0], dilation))
 
 
 def _with_dilation(linear_map, axis, dilation):

@@ -49,6 +49,7 @@ class FoldableBlock(nn.Cell):
         se_ratio: SE squeezes to out_channels // se_ratio.
         deploy: build the single convolution instead of the branches.
         norm, eps, momentum: the BN's class and numbers, see `layers.batch_norm`.
+        own: attributes of the subclass, which `make_branches` needs.
 
     Raises:
         ValueError: `groups` does not divide the channels, or `se` is unknown.
@@ -75,6 +76,7 @@ class FoldableBlock(nn.Cell):
         norm=nn.BatchNorm2d,
         eps=1e-5,
         momentum=0.1,
+        own=None,
     ):
         super().__init__()
         if in_channels % groups or out_channels % groups:
@@ -94,6 +96,8 @@ class FoldableBlock(nn.Cell):
         self.se_place = se
         self.se_ratio = se_ratio
         self.deploy = deploy
+        for name, value in (own or {}).items():
+            setattr(self, name, value)
         self.chains = ()
         self.after_sum = ()
         if deploy:
@@ -118,6 +122,36 @@ class FoldableBlock(nn.Cell):
             set to the attributes of BNs that follow the sum.
         """
         raise NotImplementedError
+
+    def centred(self, size, dilation=1) -> tuple[int, int, int, int]:
+        """The padding of a smaller convolution whose kernel lies in the centre of the block's.
+
+        Args:
+            size, dilation: of the smaller one's kernel, a number or (height, width).
+
+        Returns:
+            (top, bottom, left, right); negative where the smaller kernel does not reach the input's border.
+
+        Raises:
+            ValueError: the kernel does not fit into the block's.
+        """
+        steps, small, spread = pair(self.dilation), pair(size), pair(dilation)
+        room = [steps[i] * (self.kernel_size[i] - 1) - spread[i] * (small[i] - 1) for i in (0, 1)]
+        if min(room) < 0:
+            raise ValueError(
+                f"a kernel of {small} with dilation {spread} does not fit into the block's of {self.kernel_size} with "
+                f"dilation {steps}"
+            )
+        before = [room[i] // (2 * steps[i]) * steps[i] for i in (0, 1)]  # on the grid of the block's own dilation
+        top, bottom, left, right = self.padding
+        return top - before[0], bottom - room[0] + before[0], left - before[1], right - room[1] + before[1]
+
+    def keeps_shape(self) -> bool:
+        """Whether channels and size stay, so that the input itself can be a branch."""
+        top, bottom, left, right = self.padding
+        reach = [spread * (size - 1) for spread, size in zip(pair(self.dilation), self.kernel_size, strict=True)]
+        same_size = pair(self.stride) == (1, 1) and [top + bottom, left + right] == reach
+        return same_size and self.in_channels == self.out_channels
 
     def construct(self, x):
         """(N, in, H, W) -> (N, out, H', W')."""

@@ -67,8 +67,8 @@ def conv2d(
     Args:
         in_channels, out_channels: channels of the input and the output; `groups` divides both.
         kernel_size, stride, dilation: a number, or (height, width).
-        padding: zeros on each side, a number, (height, width), or (top, bottom, left, right); None: what keeps H and W
-            at stride 1, for odd kernels.
+        padding: zeros on each side, a number, (height, width), or (top, bottom, left, right); a negative one cuts that
+            much of the input off; None: what keeps H and W at stride 1, for odd kernels.
         groups: of input and output channels.
         bias: add one to each output channel.
         grouped: 'native': groups by MindSpore's own operator; 'split': a convolution for each group, for a device that
@@ -81,11 +81,16 @@ def conv2d(
         UserError: `grouped` is unknown.
     """
     kernel, spread = pair(kernel_size), pair(dilation)
-    place = (kernel, pair(stride), sides(padding, kernel, spread), spread, groups, bias)
+    around = sides(padding, kernel, spread)
+    place = (kernel, pair(stride), _zeros_of(around), spread, groups, bias)
     if _CONV_IS_NEW:
         made: nn.Conv2d = Conv2d(in_channels, out_channels, *place)
     else:
         made = nn.Conv2d(in_channels, out_channels, **_conv_arguments(in_channels, *place))
+    if min(around) < 0:
+        made.padding = around
+        del made.conv2d
+        made.conv2d = _operator(made, groups)
     return set_grouped(made, grouped)
 
 
@@ -134,6 +139,12 @@ def sides(padding, kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[
         return padding
     height, width = pair(padding)
     return height, height, width, width
+
+
+def _zeros_of(padding):
+    """What is padded of a padding that may be negative."""
+    top, bottom, left, right = padding
+    return max(0, top), max(0, bottom), max(0, left), max(0, right)
 
 
 def _as_today(padding):
@@ -186,15 +197,30 @@ class Conv2d(nn.Conv2d):
 
 def _operator(conv, groups, parts=1):
     """MindSpore's operator for one of `parts` equal parts of a convolution of `groups` groups."""
-    return ops.Conv2D(
+    padding = conv.padding if isinstance(conv.padding, tuple) else (conv.padding,) * 4
+    made = ops.Conv2D(
         conv.out_channels // parts,
         conv.kernel_size,
         pad_mode=conv.pad_mode,
-        pad=conv.padding,
+        pad=_as_today(_zeros_of(padding)),
         stride=conv.stride,
         dilation=conv.dilation,
         group=groups // parts,
     )
+    return _CutConvolution(made, padding) if min(padding) < 0 else made
+
+
+class _CutConvolution(nn.Cell):
+    """A convolution after as much of the input's border was cut off as `padding` is negative."""
+
+    def __init__(self, operator, padding):
+        super().__init__()
+        self.operator, self.padding = operator, padding
+        self.cut = _zeros_of(tuple(-side for side in padding))
+
+    def construct(self, x, kernel):
+        top, bottom, left, right = self.cut
+        return self.operator(x[:, :, top : x.shape[2] - bottom, left : x.shape[3] - right], kernel)
 
 
 class _SplitConvolution(nn.Cell):
@@ -304,4 +330,7 @@ def epsilon_of(bn: nn.Cell) -> float:
 def geometry(conv: nn.Conv2d) -> dict:
     """How a convolution goes over its input, by its operator: padding, stride and dilation."""
     operator = getattr(conv.conv2d, "one_group", conv.conv2d)  # that of one group, where groups are split
-    return {key: operator.attrs[key] for key in ("pad_mode", "pad", "stride", "dilation")}
+    attributes = dict(getattr(operator, "operator", operator).attrs)
+    if isinstance(operator, _CutConvolution):
+        attributes["pad"] = operator.padding
+    return {key: attributes[key] for key in ("pad_mode", "pad", "stride", "dilation")}

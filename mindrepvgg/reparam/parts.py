@@ -33,21 +33,30 @@ class ConvBN(nn.Cell):
         return sequence_map((self.conv, self.bn), read)
 
 
-class Sum(nn.CellList):
-    """The sum of cells over one input; their parameters are called `0...`, `1...`."""
+class Sum(nn.Cell):
+    """The sum of cells over one input; the cells are called `0`, `1`, ...
+
+    Not a CellList: a slice of one gives its parameters other names, and in graph mode its `construct` is not seen.
+    """
+
+    def __init__(self, cells):
+        super().__init__()
+        self.names = tuple(str(i) for i in range(len(cells)))
+        for name, cell in zip(self.names, cells, strict=True):
+            setattr(self, name, cell)
 
     def construct(self, x):
         """(N, in, H, W) -> (N, out, H', W')."""
-        total = self[0](x)
-        for cell in self[1:]:
-            total = total + cell(x)
+        total = getattr(self, self.names[0])(x)
+        for name in self.names[1:]:
+            total = total + getattr(self, name)(x)
         return total
 
     def linear_map(self, read):
         """The sum of the cells' maps, see `maps.map_of`."""
-        total = map_of(self[0], read)
-        for cell in self[1:]:
-            total = algebra.add(total, map_of(cell, read))
+        total = map_of(getattr(self, self.names[0]), read)
+        for name in self.names[1:]:
+            total = algebra.add(total, map_of(getattr(self, name), read))
         return total
 
 

@@ -42,7 +42,7 @@ def _folds_exactly(cell):
     if getattr(cell, "use_batch_statistics", None):  # a BN that normalises by the batch in inference too
         return False
     # What automatic mixed precision O2 puts around a BN casts its output.
-    known = type(cell) in (nn.Conv2d, *NORMS) or type(cell).__module__ == "mindspore.train.amp"
+    known = type(cell) in (nn.Conv2d, nn.SequentialCell, *NORMS) or type(cell).__module__ == "mindspore.train.amp"
     return known or _is_ours(cell)
 
 
