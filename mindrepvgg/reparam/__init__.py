@@ -10,16 +10,31 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from mindrepvgg.reparam.blocks import RepVGGBlock
     from mindrepvgg.reparam.deploy import to_deploy
     from mindrepvgg.reparam.equivalence import verify_equivalence
+    from mindrepvgg.reparam.large_kernel import DilatedBlock, LargeKernelBlock
+    from mindrepvgg.reparam.mobileone import MobileOneBlock
+    from mindrepvgg.reparam.yolo import RepConv, RepConvN, RepVGGDW
 
 # Each name's module.
 _HOMES = {
+    "DilatedBlock": "large_kernel",
+    "LargeKernelBlock": "large_kernel",
+    "MobileOneBlock": "mobileone",
+    "RepConv": "yolo",
+    "RepConvN": "yolo",
     "RepVGGBlock": "blocks",
+    "RepVGGDW": "yolo",
     "to_deploy": "deploy",
     "verify_equivalence": "equivalence",
 }
 
 __all__ = [
+    "DilatedBlock",
+    "LargeKernelBlock",
+    "MobileOneBlock",
+    "RepConv",
+    "RepConvN",
     "RepVGGBlock",
+    "RepVGGDW",
     "to_deploy",
     "verify_equivalence",
 ]
