@@ -7,7 +7,7 @@ import gc
 from collections.abc import Iterator
 
 import numpy as np
-from mindspore import nn
+from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.errors import FusionError

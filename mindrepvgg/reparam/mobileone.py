@@ -34,18 +34,18 @@ class MobileOneBlock(FoldableBlock):
 
     def make_branches(self, norm):
         """See `FoldableBlock.make_branches`."""
-        channels, chains = (self.in_channels, self.out_channels), []
+        channels, size = (self.in_channels, self.out_channels), self.kernel_size
+        chains = [("rbr_conv",)]
         if self.keeps_shape():
             self.rbr_skip = norm(self.out_channels)
             chains.append(("rbr_skip",))
-        size, dilation = self.kernel_size, self.dilation
-        large = [
-            ConvBN(*channels, size, self.stride, self.groups, dilation, norm, self.padding)
-            for _ in range(self.num_branches)
-        ]
-        self.rbr_conv = Sum(large)
-        chains.append(("rbr_conv",))
-        if self.kernel_size != (1, 1):
+        self.rbr_conv = Sum(
+            [
+                ConvBN(*channels, size, self.stride, self.groups, self.dilation, norm, self.padding)
+                for _ in range(self.num_branches)
+            ]
+        )
+        if size != (1, 1):
             self.rbr_scale = ConvBN(*channels, 1, self.stride, self.groups, norm=norm, padding=self.centred(1))
             chains.append(("rbr_scale",))
         return tuple(chains)
