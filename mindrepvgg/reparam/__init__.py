@@ -7,8 +7,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
-    from mindrepvgg.reparam.blocks import RepVGGBlock
+    from mindrepvgg.reparam.asymmetric import ACBlock
+    from mindrepvgg.reparam.blocks import QARepVGGBlock, RepVGGBlock
     from mindrepvgg.reparam.deploy import to_deploy
+    from mindrepvgg.reparam.diverse_branch import DiverseBranchBlock
     from mindrepvgg.reparam.equivalence import verify_equivalence
     from mindrepvgg.reparam.large_kernel import DilatedBlock, LargeKernelBlock
     from mindrepvgg.reparam.mobileone import MobileOneBlock
@@ -16,6 +18,9 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
 
 # Each name's module.
 _HOMES = {
+    "ACBlock": "asymmetric",
+    "DiverseBranchBlock": "diverse_branch",
+    "QARepVGGBlock": "blocks",
     "DilatedBlock": "large_kernel",
     "LargeKernelBlock": "large_kernel",
     "MobileOneBlock": "mobileone",
@@ -28,9 +33,12 @@ _HOMES = {
 }
 
 __all__ = [
+    "ACBlock",
     "DilatedBlock",
+    "DiverseBranchBlock",
     "LargeKernelBlock",
     "MobileOneBlock",
+    "QARepVGGBlock",
     "RepConv",
     "RepConvN",
     "RepVGGBlock",

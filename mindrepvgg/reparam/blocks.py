@@ -14,7 +14,7 @@ from __future__ import annotations
 from mindspore import nn
 
 from mindrepvgg.reparam.foldable import FoldableBlock
-from mindrepvgg.reparam.layers import pair
+from mindrepvgg.reparam.layers import conv2d, pair
 from mindrepvgg.reparam.parts import ConvBN
 
 
@@ -75,3 +75,21 @@ class RepVGGBlock(FoldableBlock):
             return ("rbr_dense",), ("rbr_1x1",)
         self.rbr_identity = norm(self.out_channels)
         return ("rbr_dense",), ("rbr_1x1",), ("rbr_identity",)
+
+
+class QARepVGGBlock(FoldableBlock):
+    """RepVGG's block whose activations and kernels can be quantised: BN(BN(conv kxk) + conv 1x1 + x), then SE and ReLU.
+
+    (N, in_channels, H, W) -> (N, out_channels, H', W'). The 1x1 has no BN; the input itself is a branch where channels
+    and size stay. This is the authors' QARepVGGBlockV2, their default. SE comes after the outer BN, or it could not be
+    told from the convolution. Arguments: see `FoldableBlock`. Source: QARepVGG, arXiv:2212.01593.
+    """
+
+    def make_branches(self, norm):
+        """See `FoldableBlock.make_branches`."""
+        channels, stride, groups = (self.in_channels, self.out_channels), self.stride, self.groups
+        self.rbr_dense = ConvBN(*channels, self.kernel_size, stride, groups, self.dilation, norm, self.padding)
+        self.rbr_1x1 = conv2d(*channels, 1, stride, self.centred(1), groups=groups)
+        self.bn = norm(self.out_channels)
+        self.after_sum = ("bn",)
+        return ("rbr_dense",), ("rbr_1x1",), *(((),) if self.keeps_shape() else ())

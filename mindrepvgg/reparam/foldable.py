@@ -210,13 +210,13 @@ class FoldableBlock(nn.Cell):
         """
         self.check_train_form()
         by_rows = all(getattr(cell, "BY_ROWS", True) for _, cell in self.cells_and_names())
-        step = _CHANNELS_AT_ONCE if by_rows else self.out_channels
+        starts = range(0, self.out_channels, _CHANNELS_AT_ONCE)
         expected = pair(self.stride), self.padding, pair(self.dilation), self.groups
         kernel = np.empty(self.kernel_shape, dtype)
         bias = np.zeros(self.out_channels, dtype)
         read = Exact()
-        for start in range(0, self.out_channels, step):
-            read.rows = rows = slice(start, start + step)
+        for rows in [slice(start, start + _CHANNELS_AT_ONCE) for start in starts] if by_rows else [slice(None)]:
+            read.rows = rows
             found = LinearMap(*self.linear_map(read))
             if found.kernel.shape != kernel[rows].shape or found[2:] != expected:
                 raise ValueError(

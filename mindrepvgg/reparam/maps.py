@@ -98,7 +98,7 @@ def map_of(cell, read):
         raise ValueError(f"what {cell.cls_name} computes is not known as a convolution")
     bias = read(cell, "bias") if cell.has_bias else None
     groups = cell.in_channels // cell.weight.shape[1]
-    return read(cell, "weight"), bias, cell.stride, _padding_of(cell), cell.dilation, groups
+    return read(cell, "weight"), bias, cell.stride, padding_of(cell), cell.dilation, groups
 
 
 def is_convolution(cell) -> bool:
@@ -125,7 +125,7 @@ def sequence_map(cells, read, total=None):
     return total
 
 
-def _padding_of(conv):
+def padding_of(conv):
     """(top, bottom, left, right) of a convolution's zeros."""
     if conv.pad_mode == "pad":
         padding = conv.padding

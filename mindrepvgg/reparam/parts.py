@@ -1,12 +1,14 @@
-"""The cells that branches are made of: convolutions with BN, sums; and squeeze-and-excitation, which follows them."""
+"""The cells that branches are made of, and squeeze-and-excitation, which follows them."""
 
 from __future__ import annotations
 
-from mindspore import nn
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.common.initializer import initializer
 
 from mindrepvgg.reparam import algebra
 from mindrepvgg.reparam.layers import batch_norm, conv2d
-from mindrepvgg.reparam.maps import map_of, sequence_map
+from mindrepvgg.reparam.maps import average, differentiable, fold_norm, identity, map_of, padding_of, sequence_map
 
 
 class ConvBN(nn.Cell):
@@ -58,6 +60,117 @@ class Sum(nn.Cell):
         for name in self.names[1:]:
             total = algebra.add(total, map_of(getattr(self, name), read))
         return total
+
+
+class BorderBN(nn.Cell):
+    """A BN, and around its output a border of what it makes of zeros in inference, instead of zeros.
+
+    (N, C, H, W) -> (N, C, top + H + bottom, left + W + right). With it a convolution, this BN and another convolution
+    are one convolution, at the border too. The border has no gradient. Source: arXiv:2103.13425, section 3.2.
+
+    Args:
+        channels: of the input.
+        padding: (top, bottom, left, right), the border.
+        norm: makes a BN of a number of channels.
+
+    Raises:
+        ValueError: a side of the border is negative.
+    """
+
+    # What comes before this is the input of another convolution.
+    BY_ROWS = False
+
+    def __init__(self, channels, padding, norm):
+        super().__init__()
+        if min(padding) < 0:
+            raise ValueError(f"padding (={padding}) must not be negative where a BN fills it")
+        self.channels, self.padding = channels, padding
+        self.bn = norm(channels)
+
+    def construct(self, x):
+        """Normalise (N, C, H, W), and put the border around it."""
+        y = self.bn(x)
+        if max(self.padding) == 0:
+            return y
+        top, bottom, left, right = self.padding
+        point = fold_norm(identity(self.channels, self.channels, differentiable), self.bn, differentiable)
+        border = ops.stop_gradient(point[1]).astype(y.dtype).reshape((1, -1, 1, 1))
+        inside = ops.pad(ops.ones_like(y[:1, :1]), (left, right, top, bottom))
+        return ops.pad(y, (left, right, top, bottom)) + (1 - inside) * border
+
+    def map_after(self, linear_map, read):
+        """The map of a 1x1 convolution and this, see `maps`."""
+        return algebra.fill_border(fold_norm(linear_map, self.bn, read), *self.padding)
+
+
+class PointThenConv(nn.Cell):
+    """A 1x1 convolution, a BN that fills the border, a convolution, a BN: (N, C_in, H, W) -> (N, C_out, H', W').
+
+    Where the 1x1 keeps the number of channels, the input is added to what it gives, and its weights are zeros at first:
+    it starts as the identity, and is called `idconv1` instead of `conv1`.
+
+    Args:
+        in_channels, out_channels, size, stride, padding, dilation, groups: of both convolutions as one; see
+            `layers.conv2d`, but the padding is (top, bottom, left, right).
+        width: the channels in between.
+        norm: makes a BN of a number of channels.
+    """
+
+    def __init__(self, in_channels, out_channels, size, stride, padding, dilation, groups, width, norm):
+        super().__init__()
+        self.groups = groups
+        self.adds_input = width == in_channels
+        self.first = "idconv1" if self.adds_input else "conv1"
+        first = conv2d(in_channels, width, 1, groups=groups)
+        if self.adds_input:
+            first.weight.set_data(initializer("zeros", first.weight.shape))
+        setattr(self, self.first, first)
+        self.bn1 = BorderBN(width, padding, norm)
+        self.conv2 = conv2d(width, out_channels, size, stride, 0, dilation, groups)
+        self.bn2 = norm(out_channels)
+
+    def construct(self, x):
+        """Convolve (N, in, H, W) twice."""
+        y = getattr(self, self.first)(x)
+        if self.adds_input:
+            y = y + x
+        return self.bn2(self.conv2(self.bn1(y)))
+
+    def linear_map(self, read):
+        """The map of all of them, see `maps.map_of`."""
+        first = map_of(getattr(self, self.first), read)
+        if self.adds_input:
+            first = algebra.add(first, identity(first[0].shape[0], self.groups, read))
+        return sequence_map((self.bn1, self.conv2, self.bn2), read, first)
+
+
+class Average(nn.Cell):
+    """An average pooling that counts what is padded: (N, C, H, W) -> (N, C, H', W').
+
+    By a depthwise convolution: MindSpore's average poolings have no dilation.
+
+    Args:
+        channels: of the input.
+        size, stride, padding, dilation: as of `layers.conv2d`.
+        groups: of the map that this is in a block.
+    """
+
+    def __init__(self, channels, size, stride=1, padding=None, dilation=1, groups=1):
+        super().__init__()
+        conv = conv2d(channels, channels, size, stride, padding, dilation, channels)
+        self.channels, self.groups = channels, groups
+        self.place = conv.kernel_size, conv.stride, padding_of(conv), conv.dilation
+        self.pool = conv.conv2d
+        height, width = conv.kernel_size
+        self.kernel = Tensor(np.full(conv.weight.shape, 1 / (height * width), np.float32))
+
+    def construct(self, x):
+        """The means of the windows of x (N, C, H, W)."""
+        return self.pool(x, self.kernel.astype(x.dtype))
+
+    def linear_map(self, read):
+        """The map of this in `groups` groups, see `maps.map_of`."""
+        return average(self.channels, self.groups, *self.place, read)
 
 
 class SqueezeExcite(nn.Cell):
