@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from mindrepvgg.errors import EquivalenceError
+from mindrepvgg.reparam.adapters import FusedCell, adapted
 from mindrepvgg.reparam.compare import check_tolerance, difference, leaves, worst_difference
 from mindrepvgg.reparam.foldable import outer_blocks
+from mindrepvgg.reparam.maps import folded_pair
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 from mindrepvgg.text import table
 
 
 @dataclass(frozen=True)
 class BlockDifference:
-    """One block's two forms on the same input.
+    """One block's two forms on the same input; also those of a convolution and its BN, by the convolution's name.
 
     Attributes:
         name: the block's path in the network.
@@ -99,9 +103,9 @@ def verify_equivalence(train_net, deploy_net, inputs, rtol=1e-4, raise_on_failur
     check_tolerance(rtol)
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     arguments = tuple(x if isinstance(x, Tensor) else Tensor(x) for x in arguments)
-    pairs = _pair_blocks(train_net, deploy_net)
+    folds = _folds(train_net, deploy_net)
     with inference_mode(train_net, deploy_net):
-        blocks = _compare_blocks(train_net, pairs, arguments)
+        blocks = _compare_blocks(train_net, folds, arguments)
         expected = leaves(train_net(*arguments))
         actual = leaves(deploy_net(*arguments))
     shapes = [[x.shape for x in output] for output in (expected, actual)]
@@ -115,43 +119,91 @@ def verify_equivalence(train_net, deploy_net, inputs, rtol=1e-4, raise_on_failur
         class_agreement=_class_agreement(expected[0], actual[0]),
         num_inputs=len(arguments[0]),
         rtol=rtol,
-        failures=_failures(blocks, pairs, max_rel, rtol),
+        failures=_failures(blocks, folds, max_rel, rtol),
     )
     if raise_on_failure and not report.passed:
         raise EquivalenceError(f"the two forms differ: {'; '.join(report.failures)}", report)
     return report
 
 
-def _pair_blocks(train_net, deploy_net):
-    """(name, train block, deploy block) of two networks, which must be the two forms of one layout."""
-    train_blocks, deploy_blocks = outer_blocks(train_net), outer_blocks(deploy_net)
-    if not train_blocks or list(train_blocks) != list(deploy_blocks):
+class _Fold(NamedTuple):
+    """What became one convolution: a block, another project's cell, or a convolution and its BN.
+
+    Attributes:
+        name: its path in the network.
+        first, last: the cells of the train form that take its input and give its output; the same one for a block.
+        deployed: the cell of the deploy form that does both.
+        conv: the one convolution.
+        exact: makes the branches' kernel and bias in float64.
+    """
+
+    name: str
+    first: nn.Cell
+    last: nn.Cell
+    deployed: nn.Cell
+    conv: nn.Cell
+    exact: Callable
+
+
+def _folds(train_net, deploy_net) -> list[_Fold]:
+    """What was fused, of two networks, which must be the two forms of one layout."""
+    cells = dict(train_net.cells_and_names())
+    folds, inside = [], set()
+    for path, deployed in deploy_net.cells_and_names():
+        cell, bn = cells.get(path), cells.get(getattr(deployed, "folded_bn", None))
+        if isinstance(deployed, FusedCell) and not isinstance(cell, FusedCell):
+            known = None if cell is None else adapted(cell)
+            if known is None:
+                raise ValueError(f"the first network has no cell {path or 'at its top'} that an adapter knows")
+            folds.append(_Fold(path, cell, cell, deployed, deployed.fused, lambda known=known: known.exact()[:2]))
+            inside |= {id(inner) for _, inner in cell.cells_and_names()}
+        elif bn is not None and hasattr(bn, "moving_mean"):
+            if cell is None:
+                raise ValueError(f"the first network has no convolution {path}")
+            folds.append(_Fold(path, cell, bn, deployed, deployed, lambda conv=cell, bn=bn: folded_pair(conv, bn)))
+    train_blocks = {path: block for path, block in outer_blocks(train_net).items() if id(block) not in inside}
+    deploy_blocks = outer_blocks(deploy_net)
+    if list(train_blocks) != list(deploy_blocks) or not (train_blocks or folds):
         odd = ", ".join(sorted(set(train_blocks) ^ set(deploy_blocks))[:3]) or "every one"
         raise ValueError(f"the networks do not have the same RepVGG blocks; they differ at {odd}")
     # A block that was in deploy form from the start has no branches to compare with; the outputs cover it.
-    pairs = [(name, block, deploy_blocks[name]) for name, block in train_blocks.items() if not block.deploy]
-    if not pairs or any(not block.deploy for block in deploy_blocks.values()):
+    pairs = [(path, block, deploy_blocks[path]) for path, block in train_blocks.items() if not block.deploy]
+    if not (pairs or folds) or any(not block.deploy for block in deploy_blocks.values()):
         raise ValueError("the first network must be in train form, the second in deploy form")
-    for name, block, deploy_block in pairs:
-        shapes = block.kernel_shape, deploy_block.kernel_shape
+    for path, block, deployed in pairs:
+        folds.append(_Fold(path, block, block, deployed, deployed.fused, block.fused_kernel_bias))
+    for fold in folds:
+        shapes = getattr(fold.first, "kernel_shape", fold.conv.weight.shape), fold.conv.weight.shape
         if shapes[0] != shapes[1]:
-            raise ValueError(f"block {name} has a kernel of {shapes[0]} in one network and {shapes[1]} in the other")
-    return pairs
+            raise ValueError(
+                f"block {fold.name} has a kernel of {shapes[0]} in one network and {shapes[1]} in the other"
+            )
+    order = {path: place for place, path in enumerate(cells)}
+    return sorted(folds, key=lambda fold: order[fold.name])
 
 
-def _compare_blocks(train_net, pairs, arguments):
-    """Run the train network; at every block, run its deploy form on the same input and keep the differences only."""
-    found = {}
+def _compare_blocks(train_net, folds, arguments):
+    """Run the train network; wherever something was fused, run its deploy form on the same input, and keep the
+    differences only.
+    """
+    found, given = {}, {}
 
-    def hook_for(name, deploy_block):
-        def compare(block, inputs, output):
-            measured = worst_difference(leaves(output), leaves(deploy_block(*inputs)))
+    def before(name):
+        def take(_cell, inputs):
+            given[name] = inputs
+
+        return take
+
+    def after(name, deployed):
+        def compare(_cell, _inputs, output):
+            measured = worst_difference(leaves(output), leaves(deployed(*given.pop(name))))
             # A block that is called more than once counts with its worst call.
             found[name] = max(found.get(name, (0.0, 0.0)), measured, key=lambda d: np.inf if np.isnan(d[1]) else d[1])
 
         return compare
 
-    handles = [block.register_forward_hook(hook_for(name, deploy_block)) for name, block, deploy_block in pairs]
+    handles = [fold.first.register_forward_pre_hook(before(fold.name)) for fold in folds]
+    handles += [fold.last.register_forward_hook(after(fold.name, fold.deployed)) for fold in folds]
     try:
         with execution_mode(ms.PYNATIVE_MODE):
             train_net(*arguments)
@@ -159,24 +211,23 @@ def _compare_blocks(train_net, pairs, arguments):
         for handle in handles:
             handle.remove()
     return tuple(
-        BlockDifference(name, found[name][0], found[name][1], _weight_difference(block, deploy_block))
-        for name, block, deploy_block in pairs
-        if name in found
+        BlockDifference(fold.name, found[fold.name][0], found[fold.name][1], _weight_difference(fold))
+        for fold in folds
+        if fold.name in found
     )
 
 
-def _weight_difference(block, deploy_block):
-    """Largest relative difference between a deploy convolution and its train block fused in float64."""
-    conv = deploy_block.fused
-    fused = block.fused_kernel_bias()
+def _weight_difference(fold):
+    """Largest relative difference between a deploy convolution and what it stands for, fused in float64."""
+    fused, conv = fold.exact(), fold.conv
     # In place: a large kernel in float64 is enough to keep at a time.
     differences = [difference(a, b.asnumpy(), out=a)[1] for a, b in zip(fused, (conv.weight, conv.bias), strict=True)]
     return float(np.max(differences))
 
 
-def _failures(blocks, pairs, max_rel, rtol):
+def _failures(blocks, folds, max_rel, rtol):
     """The reasons why two forms are not equivalent. Comparisons are written so that NaN fails."""
-    rounding = {name: 4 * _epsilon(deployed.fused.weight) for name, _, deployed in pairs}
+    rounding = {fold.name: 4 * _epsilon(fold.conv.weight) for fold in folds}
     failures = []
     for block in blocks:
         if not block.weight_rel <= rounding[block.name]:

@@ -73,6 +73,15 @@ def fold_norm(linear_map, norm, read):
     )
 
 
+def folded_pair(conv, bn) -> tuple[np.ndarray, np.ndarray]:
+    """The kernel and the bias, in float64, of a convolution and the BN after it; in any padding."""
+    read = Exact()
+    bias = read(conv, "bias") if conv.has_bias else None
+    alone = read(conv, "weight").astype(np.float64), bias, (1, 1), (0, 0, 0, 0), (1, 1), 1
+    kernel, bias, *_ = fold_norm(alone, bn, read)
+    return kernel, bias
+
+
 def identity(channels, groups, read):
     """The map of a branch that returns its input."""
     return read((channels, groups, (1, 1), 1.0), "identity"), None, (1, 1), (0, 0, 0, 0), (1, 1), groups

@@ -26,7 +26,7 @@ _OVERRIDDEN = {"construct", "convolve", "linear_map"}
 def needs_probe(block: nn.Cell) -> bool:
     """Whether a block is not as this package builds it: another class, other methods, or other cells in a branch."""
     cells = [cell for branch in block.branches().values() for _, cell in branch.cells_and_names()]
-    return not (_is_ours(block) and all(_folds_exactly(cell) for cell in cells))
+    return not (_is_ours(block) and all(folds_exactly(cell) for cell in cells))
 
 
 def _is_ours(cell):
@@ -34,7 +34,7 @@ def _is_ours(cell):
     return type(cell).__module__.startswith("mindrepvgg.") and not changed
 
 
-def _folds_exactly(cell):
+def folds_exactly(cell):
     """Whether the formulas know all that a cell of a branch does."""
     hooks = getattr(cell, "_forward_hook", None) or getattr(cell, "_forward_pre_hook", None)
     if hooks or "construct" in vars(cell):
@@ -63,12 +63,28 @@ def check_block(path: str, block: nn.Cell, deployed: nn.Cell):
                 f"{name} cannot be fused: its {method} is a function that knows the block's branches, and its copy "
                 f"would call it too; make it a method of a subclass"
             )
+    check_forms(path, block, deployed, block.in_channels, "let its class override fused_kernel_bias")
+
+
+def check_forms(path: str, cell: nn.Cell, deployed: nn.Cell, in_channels: int, remedy: str):
+    """Run both forms of a cell on noise, without the hooks on the cell itself.
+
+    Args:
+        path: the cell's place in the network, for the message.
+        cell, deployed: the two forms; they are left as they were.
+        in_channels: of the noise.
+        remedy: what the user can do where they differ, for the message.
+
+    Raises:
+        FusionError: the two differ, or one of them cannot be run.
+    """
+    name = described(path, cell)
     count, height, width = _NOISE
-    noise = np.random.default_rng(0).standard_normal((count, block.in_channels, height, width))
+    noise = np.random.default_rng(0).standard_normal((count, in_channels, height, width))
     x = Tensor(noise.astype(np.float32))
-    with inference_mode(block, deployed), execution_mode(ms.PYNATIVE_MODE):
+    with inference_mode(cell, deployed), execution_mode(ms.PYNATIVE_MODE):
         try:
-            expected = leaves(block.construct(x))
+            expected = leaves(cell.construct(x))
         except Exception as error:
             raise FusionError(
                 f"{name} cannot be tried on an input {x.shape}: {first_line(error)}; "
@@ -78,12 +94,11 @@ def check_block(path: str, block: nn.Cell, deployed: nn.Cell):
             _, max_rel = worst_difference(expected, leaves(deployed.construct(x)))
         except Exception as error:
             raise FusionError(f"{name} cannot be fused: without its branches, {first_line(error)}") from error
-    tolerance = HALF_TOLERANCE if computes_in_half(block) else TOLERANCE
+    tolerance = HALF_TOLERANCE if computes_in_half(cell) else TOLERANCE
     if not max_rel <= tolerance:
         raise FusionError(
             f"{name} cannot be fused: with one convolution for its branches it computes something else, "
-            f"by {max_rel:.1e} of the largest output; "
-            "let its class override fused_kernel_bias, or leave this network in train form"
+            f"by {max_rel:.1e} of the largest output; {remedy}, or leave this network in train form"
         )
 
 

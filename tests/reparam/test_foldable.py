@@ -246,17 +246,6 @@ def test_other_projects_blocks_are_named(caplog):
     with caplog.at_level(logging.WARNING):
         to_deploy(nn.SequentialCell(RepVGGBlock(3, 3), RepConv()))
     assert caplog.messages == [
-        f"SequentialCell: not all is fused; it has 1 cells of {kind}, which this package does not fuse"
+        f"SequentialCell: not all is fused; it has 1 cells of {kind}, which this package does not fuse; tell it how "
+        "with mindrepvgg.reparam.register"
     ]
-
-
-def test_mindcvs_network_is_told_the_way(pytestconfig):
-    if pytestconfig.getoption("--announced-signatures"):
-        pytest.skip("MindCV makes its convolutions by today's signatures")
-    mindcv = pytest.importorskip("mindcv.models.repvgg")
-    with pytest.raises(ValueError, match="RepVGG contains no RepVGGBlock") as caught:
-        to_deploy(mindcv.RepVGG([1, 1, 1, 1], 10, 3, [0.25, 0.25, 0.25, 0.25]))
-    assert str(caught.value).endswith(
-        "; it has 5 cells of mindcv.models.repvgg.RepVGGBlock, which this package does not fuse; save MindCV's RepVGG "
-        "with mindspore.save_checkpoint and read it with mindrepvgg.load_weights"
-    )
