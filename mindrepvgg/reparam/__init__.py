@@ -7,28 +7,36 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
+    from mindrepvgg.reparam.adapters import register
     from mindrepvgg.reparam.asymmetric import ACBlock
     from mindrepvgg.reparam.blocks import QARepVGGBlock, RepVGGBlock
     from mindrepvgg.reparam.deploy import to_deploy
     from mindrepvgg.reparam.diverse_branch import DiverseBranchBlock
     from mindrepvgg.reparam.equivalence import verify_equivalence
+    from mindrepvgg.reparam.insertion import Insertion, insert
     from mindrepvgg.reparam.large_kernel import DilatedBlock, LargeKernelBlock
     from mindrepvgg.reparam.mobileone import MobileOneBlock
+    from mindrepvgg.reparam.tracing import Trace, trace
     from mindrepvgg.reparam.yolo import RepConv, RepConvN, RepVGGDW
 
 # Each name's module.
 _HOMES = {
     "ACBlock": "asymmetric",
-    "DiverseBranchBlock": "diverse_branch",
-    "QARepVGGBlock": "blocks",
     "DilatedBlock": "large_kernel",
+    "DiverseBranchBlock": "diverse_branch",
+    "Insertion": "insertion",
     "LargeKernelBlock": "large_kernel",
     "MobileOneBlock": "mobileone",
+    "QARepVGGBlock": "blocks",
     "RepConv": "yolo",
     "RepConvN": "yolo",
     "RepVGGBlock": "blocks",
     "RepVGGDW": "yolo",
+    "Trace": "tracing",
+    "insert": "insertion",
+    "register": "adapters",
     "to_deploy": "deploy",
+    "trace": "tracing",
     "verify_equivalence": "equivalence",
 }
 
@@ -36,6 +44,7 @@ __all__ = [
     "ACBlock",
     "DilatedBlock",
     "DiverseBranchBlock",
+    "Insertion",
     "LargeKernelBlock",
     "MobileOneBlock",
     "QARepVGGBlock",
@@ -43,7 +52,11 @@ __all__ = [
     "RepConvN",
     "RepVGGBlock",
     "RepVGGDW",
+    "Trace",
+    "insert",
+    "register",
     "to_deploy",
+    "trace",
     "verify_equivalence",
 ]
 

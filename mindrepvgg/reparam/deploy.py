@@ -16,7 +16,7 @@ from mindrepvgg.reparam.layers import fill_conv
 from mindrepvgg.reparam.maps import folded_pair
 from mindrepvgg.reparam.precision import computes_in_half
 from mindrepvgg.reparam.probe import HALF_TOLERANCE, TOLERANCE, check_forms, folds_exactly
-from mindrepvgg.reparam.trace import trace
+from mindrepvgg.reparam.tracing import trace
 from mindrepvgg.text import counted, first_line, listed
 
 log = logging.getLogger(__name__)

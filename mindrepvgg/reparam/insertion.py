@@ -21,7 +21,7 @@ from mindrepvgg.reparam.keep_function import calibrate, take_over
 from mindrepvgg.reparam.layers import NORMS, batch_norm, epsilon_of, grouped_of, pair, set_grouped
 from mindrepvgg.reparam.maps import Exact, is_convolution, map_of
 from mindrepvgg.reparam.probe import folds_exactly
-from mindrepvgg.reparam.trace import example_inputs, trace
+from mindrepvgg.reparam.tracing import example_inputs, trace
 from mindrepvgg.text import counted, first_line, listed, nearest, quoted
 
 log = logging.getLogger(__name__)
