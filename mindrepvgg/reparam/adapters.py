@@ -152,7 +152,7 @@ class FusedCell(nn.Cell):
         return chain_output(self, self.chain, x)
 
     @property
-    def fused(self) -> nn.Conv2d:
+    def deploy_conv(self) -> nn.Conv2d:
         """The convolution."""
         return getattr(self, self.chain[0])
 

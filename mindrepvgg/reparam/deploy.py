@@ -75,7 +75,7 @@ def to_deploy(net, inputs=None, fold_bn=False):
     if inputs is None:
         for path, fused in cells.items():
             remedy = "correct the adapter that its class is registered with"
-            check_forms(path, paths[path], fused, fused.fused.in_channels, remedy)
+            check_forms(path, paths[path], fused, fused.deploy_conv.in_channels, remedy)
     for _, cell in deployed.cells_and_names():
         if hasattr(cell, "drop_aux_heads"):  # what only training knows, a cell drops itself
             cell.drop_aux_heads()

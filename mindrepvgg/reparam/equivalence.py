@@ -155,7 +155,7 @@ def _folds(train_net, deploy_net) -> list[_Fold]:
             known = None if cell is None else adapted(cell)
             if known is None:
                 raise ValueError(f"the first network has no cell {path or 'at its top'} that an adapter knows")
-            folds.append(_Fold(path, cell, cell, deployed, deployed.fused, lambda known=known: known.exact()[:2]))
+            folds.append(_Fold(path, cell, cell, deployed, deployed.deploy_conv, lambda known=known: known.exact()[:2]))
             inside |= {id(inner) for _, inner in cell.cells_and_names()}
         elif bn is not None and hasattr(bn, "moving_mean"):
             if cell is None:

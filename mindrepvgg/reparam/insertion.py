@@ -29,6 +29,11 @@ log = logging.getLogger(__name__)
 # The blocks that have a name: the module and the class.
 BLOCKS = {
     "repvgg": "blocks.RepVGGBlock",
+    "mobileone": "mobileone.MobileOneBlock",
+    "large": "large_kernel.LargeKernelBlock",
+    "dilated": "large_kernel.DilatedBlock",
+    "repconv": "yolo.RepConv",
+    "repvggdw": "yolo.RepVGGDW",
 }
 
 
@@ -75,7 +80,8 @@ def insert(
         net: any cell.
         block: the name of a block, one of BLOCKS; a `FoldableBlock`, or a function that returns one. It is called with
             those of these arguments that it takes: in_channels, out_channels, kernel_size, stride, padding, dilation,
-            groups, activation (None), norm (makes a BN like the one that is replaced, of a number of channels).
+            groups, activation (None), norm (makes a BN like the one that is replaced, of a number of channels); channels
+            in the place of the first two where it takes that.
         where: which convolutions: a pattern of paths, or several, as of `fnmatch` ('layer1.*'), or a function
             (path, convolution) -> bool. None: those whose kernel is larger than 1x1, outside of blocks.
         inputs: what `net` is called with, a Tensor or array, or a tuple of arguments; None: see `trace`.
@@ -186,6 +192,9 @@ def _block_for(make, conv, bn) -> FoldableBlock:
         "norm": functools.partial(batch_norm, norm=norm, eps=epsilon_of(bn), momentum=bn.momentum),
     }
     taken = inspect.signature(make).parameters
+    if "channels" in taken:  # a depthwise block
+        wanted["channels"] = wanted.pop("in_channels")
+        del wanted["out_channels"]
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     block = make(**{name: value for name, value in wanted.items() if takes_all or name in taken})
     if not is_block(block) or block.deploy:
