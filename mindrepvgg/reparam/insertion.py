@@ -80,8 +80,8 @@ def insert(
         net: any cell.
         block: the name of a block, one of BLOCKS; a `FoldableBlock`, or a function that returns one. It is called with
             those of these arguments that it takes: in_channels, out_channels, kernel_size, stride, padding, dilation,
-            groups, activation (None), norm (makes a BN like the one that is replaced, of a number of channels); channels
-            in the place of the first two where it takes that.
+            groups, activation (None), norm (makes a BN like the one that is replaced, of a number of channels); with
+            channels in the place of the first two where it takes that.
         where: which convolutions: a pattern of paths, or several, as of `fnmatch` ('layer1.*'), or a function
             (path, convolution) -> bool. None: those whose kernel is larger than 1x1, outside of blocks.
         inputs: what `net` is called with, a Tensor or array, or a tuple of arguments; None: see `trace`.
@@ -114,7 +114,7 @@ def insert(
             else:
                 made[path].fused_kernel_bias()  # its branches make the convolution that it was built for
             del refused[path]
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             refused[path] = first_line(error)
             made.pop(path, None)
     for path, new in made.items():
@@ -196,7 +196,10 @@ def _block_for(make, conv, bn) -> FoldableBlock:
         wanted["channels"] = wanted.pop("in_channels")
         del wanted["out_channels"]
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
-    block = make(**{name: value for name, value in wanted.items() if takes_all or name in taken})
+    try:
+        block = make(**{name: value for name, value in wanted.items() if takes_all or name in taken})
+    except TypeError as error:
+        raise ValueError(f"no block was made: {first_line(error)}") from error
     if not is_block(block) or block.deploy:
         raise ValueError(f"block (={quoted(make)}) makes a {type(block).__name__}, and no FoldableBlock in train form")
     own = block.kernel_shape, pair(block.stride), block.padding, pair(block.dilation), block.groups

@@ -82,7 +82,7 @@ def _branches(block) -> list[list[nn.Cell]]:
     found = []
     for chain in block.chains:
         cells = [getattr(block, name) for name in chain]
-        parts = [[cell] for cell in cells[0]] if len(cells) == 1 and isinstance(cells[0], Sum) else [cells]
+        parts = [[cell] for cell in cells[0].cells()] if len(cells) == 1 and isinstance(cells[0], Sum) else [cells]
         for part in parts:
             inner = [norm_of(c) for cell in part for _, c in cell.cells_and_names()]
             found.append([c for c in dict.fromkeys(inner) if is_convolution(c) or hasattr(c, "moving_mean")])

@@ -132,7 +132,7 @@ def test_every_pair_of_mindcvs_resnet18_is_found(pytestconfig):
     net = pytest.importorskip("mindcv.models").create_model("resnet18", num_classes=5)
     found = trace(net)
     expected = {
-        path: path.replace("conv", "bn") if "conv" in path else path.replace("downsample.0", "downsample.1")
+        path: path.replace("conv", "bn") if "conv" in path else path.replace("sample.0", "sample.1")
         for path, cell in net.cells_and_names()
         if isinstance(cell, nn.Conv2d)
     }
