@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 # The blocks that have a name: the module and the class.
 BLOCKS = {
     "repvgg": "blocks.RepVGGBlock",
+    "qarepvgg": "blocks.QARepVGGBlock",
+    "acb": "asymmetric.ACBlock",
+    "dbb": "diverse_branch.DiverseBranchBlock",
     "mobileone": "mobileone.MobileOneBlock",
     "large": "large_kernel.LargeKernelBlock",
     "dilated": "large_kernel.DilatedBlock",
