@@ -8,7 +8,7 @@ from pathlib import Path
 from sections import replace_section
 
 from mindrepvgg.models.summary import summarise
-from mindrepvgg.models.variants import DEPLOY, TRAIN, find, list_models
+from mindrepvgg.models.variants import DEPLOY, TRAIN, find, published_models
 from mindrepvgg.text import markdown_table
 from mindrepvgg.weights.released import AUTHORS_TOP1, SOURCES, released_of
 
@@ -20,9 +20,7 @@ def zoo() -> str:
     """The table: a line a network of the papers, counted for ImageNet's 1,000 classes at 224x224."""
     names = [source.name for source in SOURCES]
     headings = ["network", "parameters (M), train / deploy", "MACs (G), train / deploy", "recipe", "authors", *names]
-    return markdown_table(
-        headings, [_row(name, names) for name in list_models() if name not in ("repvgg", "repvgg_nano")]
-    )
+    return markdown_table(headings, [_row(name, names) for name in published_models()])
 
 
 def _row(model, sources):

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; a name answers at once, a checkpoint once it is read."""
     parser = ArgumentParser("summary", description=__doc__)
     parser.add_checkpoint("NAME|CKPT", f"repvgg_a0 ..., or a {options.CHECKPOINT}")
-    parser.add_argument("--model_args", metavar="MAPPING", help="sizes of the network 'repvgg', as in the recipe")
+    parser.add_argument("--model_args", metavar="MAPPING", help="sizes of a network of your own, as in the recipe")
     parser.add_argument("--num_classes", metavar="N", help="default: the checkpoint's, or 1000")
     parser.add_argument("--image_size", metavar="N|H,W", help="pixels; default: what the checkpoint says, or 224")
     parser.add_argument(
@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe = load_recipe(None, {"model": name, "model_args": arguments.model_args or {}})
         found, facts = summary.summarise(recipe.variant, **sizes), None
     elif arguments.model_args:
-        raise UserError(f"--model_args is for the name 'repvgg'; a checkpoint, as {path}, knows its sizes")
+        raise UserError(
+            f"--model_args is for the names {', '.join(variants.SHAPE_KEYS)}; a checkpoint, as {path}, knows its sizes"
+        )
     else:
         found, facts = _of_checkpoint(path, arguments.weights, sizes)
     if arguments.csv:

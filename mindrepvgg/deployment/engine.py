@@ -161,7 +161,7 @@ def network_facts(net) -> dict:
     facts = {
         "mindrepvgg": __version__,
         "model": net.variant.name,
-        **({"model_args": net.variant.to_dict()} if net.variant.name == "repvgg" else {}),
+        **({"model_args": net.variant.model_args} if net.variant.model_args else {}),
         "form": DEPLOY,
         "num_classes": net.num_classes,
         "in_channels": net.in_channels,

@@ -1,6 +1,6 @@
 """The deploy form as an ONNX graph, and the check of a written file.
 
-    images -- [preprocessing] -- (Conv 3x3 -- [SE] -- Relu) a block -- pool -- Gemm -- [Softmax] -- logits
+    images -- [preprocessing] -- (Conv -- [SE] -- Relu) a block -- pool -- Gemm -- [Softmax] -- logits
 
 The graph is written here, node by node, and not by `mindspore.export`, for four reasons:
 
@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
+from mindrepvgg.models.block_kinds import BlockSpec
 from mindrepvgg.models.preprocessing import Preprocessing
-from mindrepvgg.models.variants import BlockSpec, Variant
+from mindrepvgg.models.variants import Variant
 from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.text import first_line
 from mindrepvgg.version import __version__
@@ -129,12 +130,12 @@ def build_onnx(
     size = sum(array.size for array in arrays.values()) * np.dtype(options.precision).itemsize
     if size > _MOST_BYTES:
         raise UserError(f"the weights take {size / 2**30:.1f} GiB, an ONNX file holds 2 at most; export to .mindir")
-    channels, num_classes = arrays["stage0.rbr_reparam.weight"].shape[1], len(arrays["linear.bias"])
-    specs = variant.block_specs(channels)
+    specs = variant.block_specs()
+    channels, num_classes = arrays[f"{specs[0].fused}.weight"].shape[1], len(arrays["linear.bias"])
     graph = _Graph(onnx, options.precision)
     x = _add_preprocessing(graph, channels, options)
     for spec in specs:
-        x = _add_block(graph, x, spec, arrays, variant.se)
+        x = _add_block(graph, x, spec, arrays)
     x = _add_head(graph, x, arrays, options)
 
     elements = onnx.TensorProto.UINT8 if options.preprocess else onnx.TensorProto.FLOAT
@@ -208,14 +209,13 @@ def _add_preprocessing(graph, channels, options):
     return graph.cast(x, "preprocess.float16", np.float16) if options.precision == "float16" else x
 
 
-def _add_block(graph, x, spec: BlockSpec, arrays, se):
+def _add_block(graph, x, spec: BlockSpec, arrays):
     """One block of the deploy form, SE before ('pre') or after ('post') its ReLU."""
-    name = spec.name
-    x = graph.conv(x, f"{name}.rbr_reparam", arrays, f"{name}.conv", spec.stride, spec.groups)
-    if se == "pre":
-        x = _add_squeeze_excite(graph, x, f"{name}.se", arrays)
-    x = graph.add("Relu", [x], f"{name}.relu")
-    return _add_squeeze_excite(graph, x, f"{name}.post_se", arrays) if se == "post" else x
+    x = graph.conv(x, spec.fused, arrays, f"{spec.name}.conv", spec.stride, spec.groups)
+    if spec.se == "pre":
+        x = _add_squeeze_excite(graph, x, spec.squeeze_excite, arrays)
+    x = graph.add("Relu", [x], f"{spec.name}.relu")
+    return _add_squeeze_excite(graph, x, spec.squeeze_excite, arrays) if spec.se == "post" else x
 
 
 def _add_squeeze_excite(graph, x, name, arrays):
@@ -240,8 +240,8 @@ def _add_head(graph, x, arrays, options):
 
 def expected_operators(variant: Variant, options: GraphOptions) -> dict[str, int]:
     """Return operator -> how many of it a deploy-form file holds."""
-    blocks = len(variant.block_specs())
-    excited = blocks if variant.se else 0
+    specs = variant.block_specs()
+    blocks, excited = len(specs), sum(spec.se is not None for spec in specs)
     preprocess, half = options.preprocess is not None, options.precision == "float16"
     counts = {
         "Conv": blocks + 2 * excited + preprocess,

@@ -1,4 +1,4 @@
-"""A RepVGG evaluated by PyTorch straight from a checkpoint's own tensors: the other side of the cross-check.
+"""A network evaluated by PyTorch straight from a checkpoint's own tensors: the other side of the cross-check.
 
 Nothing here is shared with the package's networks, fusion or converters: names are understood by a few patterns of
 this module alone, blocks are found by walking the tensors, and every layer is a call of torch.nn.functional. So the
@@ -42,21 +42,33 @@ _BLOCKS = (
 _HEAD = re.compile(r"(?:^|\.)(?:linear|head\.fc)\.(?P<rest>weight|bias)$")
 _AUX = re.compile(r"(?:^|\.)stage\d(?:_first)?_aux\.")
 
-# What a name within a block means, the first that matches; BN leaves in both frameworks' words.
+# What a name within a block means, the first that matches; BN leaves in both frameworks' words. One of several large
+# convolutions has its number for a role too.
 _ROLES = (
     (re.compile(r"^(?:rbr_reparam|reparam_conv|branch_reparam)\.(weight|bias)$"), "fused"),
     (re.compile(r"^(?:rbr_dense\.conv|conv_kxk\.conv|branch_3x3\.conv|rbr_dense\.0)\.(weight)$"), "dense"),
+    (re.compile(r"^(?:rbr_conv|conv_kxk|branch_conv_list)\.(?P<number>\d+)\.(?:conv|bn|norm)\.(\w+)$"), "dense"),
+    (re.compile(r"^(?:rbr_scale|conv_scale|branch_scale)\.(?:conv|bn|norm)\.(\w+)$"), "pointwise"),
+    (re.compile(r"^rbr_1x1\.(weight)$"), "bare"),
+    (re.compile(r"^bn\.(\w+)$"), "outer"),
     (re.compile(r"^(?:rbr_dense\.bn|conv_kxk\.bn|branch_3x3\.norm|rbr_dense\.1)\.(\w+)$"), "dense"),
     (re.compile(r"^(?:rbr_1x1\.conv|conv_1x1\.conv|branch_1x1\.conv|rbr_1x1\.0)\.(weight)$"), "pointwise"),
     (re.compile(r"^(?:rbr_1x1\.bn|conv_1x1\.bn|branch_1x1\.norm|rbr_1x1\.1)\.(\w+)$"), "pointwise"),
-    (re.compile(r"^(?:rbr_identity|identity|branch_norm)\.(\w+)$"), "identity"),
+    (re.compile(r"^(?:rbr_identity|rbr_skip|identity|branch_norm)\.(\w+)$"), "identity"),
     (re.compile(r"^post_se\.down\.(weight|bias)$"), "post_se_down"),
     (re.compile(r"^post_se\.up\.(weight|bias)$"), "post_se_up"),
     (
-        re.compile(r"^(?:se\.down|attn\.fc1|se_layer\.conv1\.conv|se\.conv_reduce|se\.f_ex\.0)\.(weight|bias)$"),
+        re.compile(
+            r"^(?:se\.down|attn\.fc1|se(?:_layer)?\.conv1\.conv|se\.(?:conv_)?reduce|se\.f_ex\.0)\.(weight|bias)$"
+        ),
         "se_down",
     ),
-    (re.compile(r"^(?:se\.up|attn\.fc2|se_layer\.conv2\.conv|se\.conv_expand|se\.f_ex\.2)\.(weight|bias)$"), "se_up"),
+    (
+        re.compile(
+            r"^(?:se\.up|attn\.fc2|se(?:_layer)?\.conv2\.conv|se\.(?:conv_)?expand|se\.f_ex\.2)\.(weight|bias)$"
+        ),
+        "se_up",
+    ),
 )
 _BN_LEAF = {
     "weight": "gamma",
@@ -71,6 +83,7 @@ _BN_LEAF = {
 _AFFINE, _BN = {"weight", "bias"}, {"gamma", "beta", "mean", "var"}
 _LEAVES = {
     **{"fused": _AFFINE, "dense": {"weight", *_BN}, "pointwise": {"weight", *_BN}, "identity": _BN},
+    **{"bare": {"weight"}, "outer": _BN},
     **{f"{place}_{half}": _AFFINE for place in ("se", "post_se") for half in ("down", "up")},
 }
 
@@ -98,8 +111,13 @@ class TorchReference:
                 f"the reference finds {len(self._blocks)} RepVGG blocks and head parts {sorted(self._head)} in the file"
             )
         for (stage, half, block), parts in self._blocks.items():
-            needed = ("fused",) if "fused" in parts else ("dense", "pointwise")
-            if any(set(parts.get(role, ())) != _LEAVES[role] for role in (*needed, *parts)):
+            dense = (
+                "dense0" in parts
+                or {"dense", "pointwise"} <= parts.keys()
+                or {"dense", "bare", "outer"} <= parts.keys()
+            )
+            whole = all(set(leaves) == _LEAVES[role.rstrip("0123456789")] for role, leaves in parts.items())
+            if not whole or not ("fused" in parts or dense):
                 found = {role: sorted(leaves) for role, leaves in parts.items()}
                 raise CheckpointError(f"the reference misses parts of block {block} in stage {stage}.{half}: {found}")
 
@@ -112,7 +130,7 @@ class TorchReference:
     def in_channels(self) -> int:
         """How many channels an image has: its first block is never grouped."""
         parts = self._blocks[min(self._blocks)]
-        return parts["fused" if "fused" in parts else "dense"]["weight"].shape[1]
+        return next(parts[role] for role in ("fused", "dense", "dense0") if role in parts)["weight"].shape[1]
 
     def _place(self, name, tensor):
         """Sort one tensor into its block or the head; auxiliary heads and counters have no part in inference."""
@@ -126,9 +144,11 @@ class TorchReference:
             return
         for pattern, role in _ROLES:
             if match := pattern.match(rest):
-                leaf = match[1]
-                if role in ("dense", "pointwise", "identity") and not rest.endswith((".conv.weight", ".0.weight")):
+                leaf = match[match.re.groups]
+                normalises = role in ("dense", "pointwise", "identity", "outer")
+                if normalises and not rest.endswith((".conv.weight", ".0.weight")):
                     leaf = _BN_LEAF.get(leaf, leaf)
+                role += match.groupdict().get("number", "")
                 self._blocks.setdefault(place, {}).setdefault(role, {})[leaf] = tensor.float()
                 return
         raise CheckpointError(f"the reference does not know what {name} is")
@@ -148,10 +168,17 @@ class TorchReference:
         if "fused" in parts:
             y = self._convolve(x, parts["fused"]["weight"], stride, parts["fused"]["bias"])
         else:
-            y = self._normalise(self._convolve(x, parts["dense"]["weight"], stride), parts["dense"])
-            y = y + self._normalise(self._convolve(x, parts["pointwise"]["weight"], stride), parts["pointwise"])
+            y = 0
+            for role, part in parts.items():
+                if role == "bare":
+                    y = y + self._convolve(x, part["weight"], stride)
+                elif role.startswith(("dense", "pointwise")):
+                    y = y + self._normalise(self._convolve(x, part["weight"], stride), part)
             if "identity" in parts:
                 y = y + self._normalise(x, parts["identity"])
+            if "outer" in parts:
+                same = stride == 1 and x.shape[1] == y.shape[1]
+                y = self._normalise(y + x if same else y, parts["outer"])
         if "se_down" in parts:
             y = self._excite(y, parts["se_down"], parts["se_up"])
         y = functional.relu(y)

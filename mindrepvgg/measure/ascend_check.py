@@ -37,7 +37,8 @@ from mindrepvgg.reparam.layers import GROUPED
 from mindrepvgg.reparam.precision import DTYPES, set_precision
 from mindrepvgg.runtime.ranks import Ranks
 
-NETWORKS = tuple(name for name in variants.list_models() if name not in ("repvgg", "repvgg_nano"))
+# Those whose blocks the synthetic weights are made for, see `synthetic.parameter_value`.
+NETWORKS = tuple(name for name in variants.published_models() if variants.find(name).block == "repvgg")
 SMALLEST = ("repvgg_nano",)
 
 # For each precision: its level in `precision.set_precision`, the scale of the loss, and the tolerances of gradients and

@@ -231,5 +231,5 @@ def _cells(row):
 
 def _family(network):
     """Return the line of the plot that a network belongs to."""
-    known = {"repvgg": "RepVGG", "resnet": "ResNet"}
+    known = {"repvgg": "RepVGG", "qarepvgg": "QARepVGG", "mobileone": "MobileOne", "resnet": "ResNet"}
     return next((family for prefix, family in known.items() if network.startswith(prefix)), "others")

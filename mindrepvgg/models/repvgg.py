@@ -1,4 +1,4 @@
-"""The networks: RepVGG, and RepVGGplus with its auxiliary heads, from a `Variant`."""
+"""The networks: RepVGG, RepVGGplus with its auxiliary heads, QARepVGG and MobileOne, from a `Variant`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from mindrepvgg.models.parameters import load_arrays
 from mindrepvgg.models.qat import to_fake_quantized, to_trainable_deploy
 from mindrepvgg.models.shapes import check_fit, check_size, parameter_shapes
 from mindrepvgg.models.variants import BN, MOST_CHANNELS, MOST_CLASSES, QAT, TRAIN, Variant
-from mindrepvgg.reparam.blocks import RepVGGBlock
+from mindrepvgg.reparam.blocks import QARepVGGBlock, RepVGGBlock
 from mindrepvgg.reparam.foldable import rep_blocks
 from mindrepvgg.reparam.layers import bias_init, kernel_init
+from mindrepvgg.reparam.mobileone import MobileOneBlock
 from mindrepvgg.reparam.parts import ConvBN
 from mindrepvgg.text import quoted
 
@@ -36,7 +37,7 @@ class RepVGG(nn.Cell):
         variant: the layout, from `mindrepvgg.models.variants`.
         num_classes: outputs of the classifier.
         in_channels: channels of the images.
-        deploy: build the inference form, one 3x3 convolution a block.
+        deploy: build the inference form, one convolution a block.
         norm: the BN's class, see `RepVGGBlock`.
     """
 
@@ -47,16 +48,7 @@ class RepVGG(nn.Cell):
         self.in_channels = in_channels
         self.metadata = {}
         blocks = {
-            spec.name: RepVGGBlock(
-                spec.in_channels,
-                spec.out_channels,
-                spec.stride,
-                spec.groups,
-                se=variant.se,
-                se_ratio=variant.se_ratio,
-                deploy=deploy,
-                norm=norm,
-            )
+            spec.name: self.make_block(spec, se=spec.se, se_ratio=variant.se_ratio, deploy=deploy, norm=norm)
             for spec in variant.block_specs(in_channels)
         }
         self.stage0 = blocks["stage0"]
@@ -64,6 +56,10 @@ class RepVGG(nn.Cell):
             stage_blocks = [blocks[f"{stage.name}.{i}"] for i in range(stage.num_blocks)]
             setattr(self, stage.name, nn.SequentialCell(stage_blocks))
         self.linear = _linear(variant.widths[-1], num_classes)
+
+    def make_block(self, spec, **options):
+        """A block of a place and shape; `options`: of the block besides."""
+        return RepVGGBlock(spec.in_channels, spec.out_channels, spec.stride, spec.groups, **options)
 
     def __call__(self, *args, **kwargs):
         """Compute, see `construct`; what is no batch of images is refused in one line, a UserError."""
@@ -169,6 +165,26 @@ class RepVGGPlus(RepVGG):
         self.drop_aux_heads()
 
 
+class QARepVGG(RepVGG):
+    """RepVGG with QARepVGG's blocks, whose weights suit INT8 better; arguments and methods are RepVGG's."""
+
+    def make_block(self, spec, **options):
+        """See `RepVGG.make_block`."""
+        return QARepVGGBlock(spec.in_channels, spec.out_channels, stride=spec.stride, groups=spec.groups, **options)
+
+
+class MobileOne(RepVGG):
+    """MobileOne: stages of depthwise 3x3 and 1x1 blocks in turn; arguments and methods are RepVGG's."""
+
+    def make_block(self, spec, **options):
+        """See `RepVGG.make_block`."""
+        sizes = spec.in_channels, spec.out_channels, spec.kernel_size, spec.branches
+        return MobileOneBlock(*sizes, stride=spec.stride, groups=spec.groups, **options)
+
+
+_NETWORKS = {"repvgg": RepVGG, "qarepvgg": QARepVGG, "mobileone": MobileOne}
+
+
 def build(
     variant: Variant,
     num_classes: int = 1000,
@@ -206,7 +222,7 @@ def build(
     if arrays is not None:
         check_fit(shapes, arrays, source)
     check_size(shapes)
-    network = RepVGGPlus if variant.aux_heads else RepVGG
+    network = RepVGGPlus if variant.aux_heads else _NETWORKS[variant.block]
     # BN is inserted into a network that has values.
     with contextlib.nullcontext() if arrays is None or form in (BN, QAT) else no_init_parameters():
         net = network(variant, num_classes, in_channels, form != TRAIN, norm)

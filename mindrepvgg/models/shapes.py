@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError, UserError
-from mindrepvgg.models.variants import DEPLOY, QAT, TRAIN, BlockSpec, Variant
+from mindrepvgg.models.block_kinds import BlockSpec
+from mindrepvgg.models.variants import DEPLOY, QAT, TRAIN, Variant
 from mindrepvgg.reparam.leaves import BN_LEAVES
 from mindrepvgg.text import listed, printable
 
@@ -68,19 +69,24 @@ def check_size(shapes: Mapping[str, tuple[int, ...]]):
 
 
 def _add_block(shapes, spec: BlockSpec, variant, form):
-    out, per_group = spec.out_channels, spec.in_channels // spec.groups
+    out, per_group = spec.kernel_shape[:2]
     if form == DEPLOY:
-        _add_affine(shapes, f"{spec.name}.rbr_reparam", (out, per_group, 3, 3))
+        _add_affine(shapes, spec.fused, spec.kernel_shape)
+    elif form == TRAIN:
+        for branch in spec.train_branches:
+            name, size = f"{spec.name}.{branch.name}", branch.kernel_size
+            if size is None:
+                _add_bn(shapes, name, out)
+            elif branch.norm:
+                _add_conv_bn(shapes, name, (out, per_group, size, size))
+            else:
+                shapes[f"{name}.weight"] = (out, per_group, size, size)
     else:
-        _add_conv_bn(shapes, f"{spec.name}.rbr_dense", (out, per_group, 3, 3))
-    if form == TRAIN:
-        _add_conv_bn(shapes, f"{spec.name}.rbr_1x1", (out, per_group, 1, 1))
-        if spec.in_channels == out and spec.stride == 1:
-            _add_bn(shapes, f"{spec.name}.rbr_identity", out)
-    if variant.se:
-        se, squeezed = "se" if variant.se == "pre" else "post_se", out // variant.se_ratio
-        _add_affine(shapes, f"{spec.name}.{se}.down", (squeezed, out, 1, 1))
-        _add_affine(shapes, f"{spec.name}.{se}.up", (out, squeezed, 1, 1))
+        _add_conv_bn(shapes, f"{spec.name}.rbr_dense", spec.kernel_shape)
+    if spec.se:
+        squeezed = out // variant.se_ratio
+        _add_affine(shapes, f"{spec.squeeze_excite}.down", (squeezed, out, 1, 1))
+        _add_affine(shapes, f"{spec.squeeze_excite}.up", (out, squeezed, 1, 1))
 
 
 def _add_conv_bn(shapes, name, kernel):

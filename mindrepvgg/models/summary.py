@@ -7,7 +7,8 @@ Wino MULs: MACs of which a 3x3 convolution of stride 1 needs 4/9, by Winograd's 
 are the deploy form's. Source: RepVGG, arXiv:2101.03697, section 2.4, tables 4 and 5.
 Activations: elements of all feature maps alive while a layer runs in inference, one operation after the other: its
 inputs and outputs, and what later ones still read. BN, additions, ReLU, sigmoid and SE's scaling write over their
-operand. A train-form block so keeps its input and two branches' outputs, a deploy-form block its input and output.
+operand. A train-form block so keeps its input and two branches' outputs, a deploy-form block its input and output, as
+does a block of one convolution in train form.
 Auxiliary heads count in the train form's parameters and MACs; inference does not run them, so they keep nothing alive.
 """
 
@@ -189,11 +190,13 @@ def _places(variant, num_classes, in_channels, size, aux_heads) -> Iterator[_Pla
         height, width = -(-height // spec.stride), -(-width // spec.stride)
         channels, shape = spec.out_channels, (spec.out_channels, height, width)
         leaving = math.prod(shape)
-        # The identity branch writes over the input, which nothing reads after it.
-        yield _Place(spec.name, shape, height * width, spec.stride, (entering + 2 * leaving, entering + leaving))
-        if variant.se:
-            name = f"{spec.name}.{'se' if variant.se == 'pre' else 'post_se'}"
-            yield _Place(name, shape, 1, 1, (leaving + channels + channels // variant.se_ratio,) * 2)
+        # BN of the input alone writes over it, as nothing reads it after that branch.
+        convolved = sum(branch.kernel_size is not None for branch in spec.train_branches)
+        alive = entering + min(convolved, 2) * leaving, entering + leaving
+        yield _Place(spec.name, shape, height * width, spec.stride, alive)
+        if spec.se:
+            squeezed = channels // variant.se_ratio
+            yield _Place(spec.squeeze_excite, shape, 1, 1, (leaving + channels + squeezed,) * 2)
         if spec.name in aux:
             area = -(-height // 2) * -(-width // 2)
             yield _Place(f"{aux[spec.name].name}_aux", (num_classes,), area, 2, (0, 0), only_train=True)

@@ -1,16 +1,20 @@
-"""The RepVGG family as one frozen table, and the layout of a network's blocks.
+"""All networks as one frozen table, and the layout of a network's blocks.
 
-Sources: RepVGG, arXiv:2101.03697, tables 2 and 3; D2se and RepVGGplus from the authors' later releases.
+Sources: RepVGG, arXiv:2101.03697, tables 2 and 3; D2se and RepVGGplus from the authors' later releases; QARepVGG,
+arXiv:2212.01593, whose networks are RepVGG's with another block; MobileOne, arXiv:2206.04040, table 2.
 Loads no MindSpore: names and sizes answer at once.
 """
 
 from __future__ import annotations
 
 import difflib
+import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from mindrepvgg.errors import UserError
+from mindrepvgg.models.block_kinds import BlockSpec
 from mindrepvgg.text import listed, printable, quoted
 
 # What a network can be: with its branches, fused, fused with BN inserted, and that with fake quantisation.
@@ -25,16 +29,6 @@ _BLOCKS_B = (4, 6, 16, 1)
 _BLOCKS_D = (8, 14, 24, 1)
 
 
-class BlockSpec(NamedTuple):
-    """One RepVGG block's place and shape: parameter prefix (`stage1.0`), channels, stride and groups."""
-
-    name: str
-    in_channels: int
-    out_channels: int
-    stride: int
-    groups: int
-
-
 class Stage(NamedTuple):
     """A run of blocks under one name; `aux` says whether training hangs an auxiliary head on its output."""
 
@@ -47,16 +41,20 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class Variant:
-    """A network of the family.
+    """A network.
 
     Attributes:
         name: as `create_model` knows it.
-        num_blocks: blocks in stages 1 to 4; stage 0 is always one block.
+        num_blocks: blocks in stages 1 to 4; stage 0 is always one block. A MobileOne counts pairs: a depthwise 3x3
+            block, which has the stride, and a 1x1 block.
         widths: output channels of stages 0 to 4.
         group_size: groups of every even block.
         se: None, 'pre' (between the branch sum and the ReLU) or 'post' (after the ReLU).
         se_ratio: SE squeezes to channels // se_ratio.
         aux_heads: stage 3 is split in two halves, and training adds heads after stages 1, 2 and 3's first half.
+        block: the kind of its blocks, one of `block_kinds.KINDS`.
+        branches: how many convolutions of the full kernel a MobileOne block adds up; the stem has one.
+        se_blocks: how many of the last in each of a MobileOne's stages 1 to 4, counted as `num_blocks`, have an SE.
     """
 
     name: str
@@ -66,6 +64,9 @@ class Variant:
     se: str | None = None
     se_ratio: int = 16
     aux_heads: bool = False
+    block: str = "repvgg"
+    branches: int = 1
+    se_blocks: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def __post_init__(self):
         _check_variant(self)
@@ -73,7 +74,8 @@ class Variant:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages in order. Stage 0 is one block whose parameters carry no index: `stage0.rbr_dense...`."""
-        n1, n2, n3, n4 = self.num_blocks
+        each = 2 if self.block == "mobileone" else 1
+        n1, n2, n3, n4 = (each * number for number in self.num_blocks)
         _, w1, w2, w3, w4 = self.widths
         third = [Stage("stage3", n3, w3, 2)]
         if self.aux_heads:
@@ -90,7 +92,9 @@ class Variant:
 
         Blocks are counted through from the stem, which is number 0. Those with an even number above 0 are grouped.
         """
-        specs = [BlockSpec("stage0", in_channels, self.widths[0], 2, 1)]
+        specs = [BlockSpec("stage0", in_channels, self.widths[0], 2, 1, kind=self.block, se=self.se)]
+        if self.block == "mobileone":
+            return (*specs, *self._pairs())
         for stage in self.stages:
             for i in range(stage.num_blocks):
                 specs.append(
@@ -100,20 +104,32 @@ class Variant:
                         out_channels=stage.width,
                         stride=stage.stride if i == 0 else 1,
                         groups=self.group_size if len(specs) % 2 == 0 else 1,
+                        kind=self.block,
+                        se=self.se,
                     )
                 )
         return tuple(specs)
 
+    def _pairs(self) -> Iterator[BlockSpec]:
+        """The blocks of a MobileOne after its stem."""
+        width = self.widths[0]
+        for stage, with_se in zip(self.stages, self.se_blocks, strict=True):
+            for i in range(0, stage.num_blocks, 2):
+                stride, se = stage.stride if i == 0 else 1, "pre" if i >= stage.num_blocks - 2 * with_se else None
+                own = self.block, self.branches, se
+                yield BlockSpec(f"{stage.name}.{i}", width, width, stride, width, 3, *own)
+                yield BlockSpec(f"{stage.name}.{i + 1}", width, stage.width, 1, 1, 1, *own)
+                width = stage.width
+
+    @property
+    def model_args(self) -> dict:
+        """The sizes that the network's name does not tell, see `find`; empty for those of fixed sizes."""
+        return self.to_dict() if self.name in SHAPE_KEYS else {}
+
     def to_dict(self) -> dict:
         """The keyword arguments of `custom` that rebuild this network's shape."""
-        return {
-            "num_blocks": list(self.num_blocks),
-            "widths": list(self.widths),
-            "group_size": self.group_size,
-            "se": self.se,
-            "se_ratio": self.se_ratio,
-            "aux_heads": self.aux_heads,
-        }
+        values = {key: getattr(self, key) for key in SHAPE_KEYS[self.block]}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def _check_variant(variant: Variant):
@@ -132,8 +148,8 @@ def _check_variant(variant: Variant):
         raise UserError(f"group_size (={quoted(variant.group_size)}) must be a whole number of at least 1")
     if variant.se not in (None, "pre", "post"):
         raise UserError(f"se (={quoted(variant.se)}) must be None, 'pre' or 'post'")
-    narrowest = min(variant.widths)
-    if type(variant.se_ratio) is not int or variant.se_ratio < 1 or (variant.se and variant.se_ratio > narrowest):
+    narrowest, has_se = min(variant.widths), variant.se or any(variant.se_blocks)
+    if type(variant.se_ratio) is not int or variant.se_ratio < 1 or (has_se and variant.se_ratio > narrowest):
         raise UserError(
             f"se_ratio (={quoted(variant.se_ratio)}) must be a whole number from 1 to the narrowest width ({narrowest})"
         )
@@ -141,6 +157,16 @@ def _check_variant(variant: Variant):
         raise UserError(f"aux_heads (={quoted(variant.aux_heads)}) must be true or false")
     if variant.aux_heads and variant.num_blocks[2] < 2:
         raise UserError(f"aux_heads needs at least two blocks in stage 3 to split, num_blocks is {variant.num_blocks}")
+    if type(variant.branches) is not int or not 1 <= variant.branches <= MOST_BLOCKS:
+        raise UserError(
+            f"branches (={quoted(variant.branches)}) must be a whole number of at least 1 and at most {MOST_BLOCKS}"
+        )
+    counts = variant.se_blocks
+    fit = all(type(count) is int and count >= 0 for count in counts)
+    if not fit or len(counts) != 4 or any(map(operator.gt, counts, variant.num_blocks)):
+        raise UserError(
+            f"se_blocks (={quoted(counts)}) must be 4 whole numbers, none above the blocks of its stage, for stages 1-4"
+        )
     for spec in variant.block_specs():
         if spec.in_channels % spec.groups or spec.out_channels % spec.groups:
             raise UserError(
@@ -153,6 +179,12 @@ def _scaled(name: str, num_blocks, a: float, b: float, **options) -> Variant:
     """A variant from the paper's multipliers: widths min(64, 64a), 64a, 128a, 256a, 512b."""
     widths = (min(64, int(64 * a)), int(64 * a), int(128 * a), int(256 * a), int(512 * b))
     return Variant(name, num_blocks, widths, **options)
+
+
+def _mobileone(name: str, factors, **options) -> Variant:
+    """A MobileOne from the paper's width factors of stages 1 to 4, over 64, 128, 256 and 512."""
+    w1, w2, w3, w4 = (int(base * factor) for base, factor in zip((64, 128, 256, 512), factors, strict=True))
+    return Variant(name, (2, 8, 10, 1), (min(64, w1), w1, w2, w3, w4), block="mobileone", **options)
 
 
 _VARIANTS = {
@@ -173,19 +205,41 @@ _VARIANTS = {
         _scaled("repvgg_b3g4", _BLOCKS_B, 3, 5, group_size=4),
         _scaled("repvgg_d2se", _BLOCKS_D, 2.5, 5, se="pre", se_ratio=16),
         _scaled("repvggplus_l2pse", _BLOCKS_D, 2.5, 5, se="post", se_ratio=4, aux_heads=True),
+        _scaled("qarepvgg_a0", _BLOCKS_A, 0.75, 2.5, block="qarepvgg"),
+        _scaled("qarepvgg_a1", _BLOCKS_A, 1, 2.5, block="qarepvgg"),
+        _scaled("qarepvgg_a2", _BLOCKS_A, 1.5, 2.75, block="qarepvgg"),
+        _scaled("qarepvgg_b0", _BLOCKS_B, 1, 2.5, block="qarepvgg"),
+        _scaled("qarepvgg_b1", _BLOCKS_B, 2, 4, block="qarepvgg"),
+        _scaled("qarepvgg_b1g4", _BLOCKS_B, 2, 4, group_size=4, block="qarepvgg"),
+        _scaled("qarepvgg_b2", _BLOCKS_B, 2.5, 5, block="qarepvgg"),
+        _scaled("qarepvgg_b2g4", _BLOCKS_B, 2.5, 5, group_size=4, block="qarepvgg"),
+        _mobileone("mobileone_s0", (0.75, 1, 1, 2), branches=4),
+        _mobileone("mobileone_s1", (1.5, 1.5, 2, 2.5)),
+        _mobileone("mobileone_s2", (1.5, 2, 2.5, 4)),
+        _mobileone("mobileone_s3", (2, 2.5, 3, 4)),
+        _mobileone("mobileone_s4", (3, 3.5, 3.5, 4), se_blocks=(0, 0, 5, 1)),
         # Not of the paper: small enough to train on two CPU cores in a minute or two.
         Variant("repvgg_nano", (2, 2, 3, 1), (16, 16, 32, 64, 128)),
     )
 }
 
 
-# What a network `repvgg` of one's own size is described by; see `custom`.
-SHAPE_KEYS = ("num_blocks", "widths", "group_size", "se", "se_ratio", "aux_heads")
+# What a network of one's own size is described by, under the name of its kind of block; see `custom`.
+SHAPE_KEYS = {
+    "repvgg": ("num_blocks", "widths", "group_size", "se", "se_ratio", "aux_heads"),
+    "qarepvgg": ("num_blocks", "widths", "group_size", "se", "se_ratio"),
+    "mobileone": ("num_blocks", "widths", "branches", "se_blocks", "se_ratio"),
+}
 
 
 def list_models() -> list[str]:
-    """The names `create_model` knows, the paper's order; `repvgg` (one's own sizes) comes last."""
-    return [*_VARIANTS, "repvgg"]
+    """The names `create_model` knows, the papers' order; those of one's own sizes (`SHAPE_KEYS`) come last."""
+    return [*_VARIANTS, *SHAPE_KEYS]
+
+
+def published_models() -> list[str]:
+    """The networks that papers publish: those of fixed sizes, without this package's small one."""
+    return [name for name in _VARIANTS if name != "repvgg_nano"]
 
 
 def normalise_name(name: str) -> str:
@@ -198,21 +252,22 @@ def find(name: str, **shape) -> Variant:
 
     Args:
         name: 'repvgg_a0' or 'RepVGG-A0'.
-        **shape: for the name `repvgg` only, the keyword arguments of `custom`.
+        **shape: for the names of `SHAPE_KEYS` only, the keyword arguments of `custom`.
 
     Raises:
         UserError: there is none, and the message has the nearest names; or a shape is given to a fixed network.
     """
     key = normalise_name(name)
-    if key == "repvgg":
-        return custom(**shape)
+    if key in SHAPE_KEYS:
+        return custom(block=key, **shape)
     if key not in _VARIANTS:
         near = difflib.get_close_matches(key[:100], list_models(), n=3, cutoff=0.4)  # comparing takes quadratic time
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         known = ", ".join(list_models())
         raise UserError(f"model (={quoted(name)}) is not a network of the family; {hint}known: {known}")
     if shape:
-        raise UserError(f"{key} has a fixed shape and takes no {_names(shape)}; the name 'repvgg' does")
+        own = _VARIANTS[key].block
+        raise UserError(f"{key} has a fixed shape and takes no {_names(shape)}; the name {own!r} does")
     return _VARIANTS[key]
 
 
@@ -221,23 +276,26 @@ def _names(keys) -> str:
     return listed([printable(key) for key in sorted(keys)])
 
 
-def custom(num_blocks=None, widths=None, **options) -> Variant:
-    """A network `repvgg` of one's own size.
+def custom(num_blocks=None, widths=None, block="repvgg", **options) -> Variant:
+    """A network of one's own size, which is called as its kind of block.
 
     Args:
         num_blocks: blocks in stages 1 to 4.
         widths: channels of stages 0 to 4.
-        **options: `group_size`, `se`, `se_ratio`, `aux_heads`, as in `Variant`.
+        block: one of `SHAPE_KEYS`.
+        **options: the others of `SHAPE_KEYS[block]`, as in `Variant`.
 
     Raises:
         UserError: they are missing, unknown or do not fit each other.
     """
-    unknown = set(options) - set(SHAPE_KEYS)
+    keys = SHAPE_KEYS[block]
+    unknown = set(options) - set(keys)
     if unknown:
-        raise UserError(f"repvgg does not know {_names(unknown)}; it takes {', '.join(SHAPE_KEYS)}")
+        raise UserError(f"{block} does not know {_names(unknown)}; it takes {', '.join(keys)}")
     if num_blocks is None or widths is None:
-        raise UserError("repvgg needs num_blocks (four numbers, stages 1-4) and widths (five numbers, stages 0-4)")
-    for key, value in (("num_blocks", num_blocks), ("widths", widths)):
+        raise UserError(f"{block} needs num_blocks (four numbers, stages 1-4) and widths (five numbers, stages 0-4)")
+    lists = {"num_blocks": num_blocks, "widths": widths, **{k: v for k, v in options.items() if k == "se_blocks"}}
+    for key, value in lists.items():
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{key} (={quoted(value)}) must be a list of whole numbers")
-    return Variant("repvgg", tuple(num_blocks), tuple(widths), **options)
+    return Variant(block, block=block, **{**options, **{key: tuple(value) for key, value in lists.items()}})

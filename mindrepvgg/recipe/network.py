@@ -23,7 +23,7 @@ def recipe_of(net, overrides: Mapping) -> Recipe:
     if "dataset" in known:
         values["dataset"] = known["dataset"]
     values["model"] = net.variant.name
-    values["model_args"] = net.variant.to_dict() if net.variant.name == "repvgg" else {}
+    values["model_args"] = net.variant.model_args
     values["num_classes"], values["in_channels"] = net.num_classes, net.in_channels
     try:
         return recipe_from_dict(values, overrides=overrides, given=CODE)

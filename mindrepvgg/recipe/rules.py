@@ -134,7 +134,7 @@ def _checkpoints(recipe, shown) -> Iterator[str]:
 
 def find_variant(recipe) -> variants.Variant:
     """The variant `model` and `model_args` describe; RecipeError, naming where they were given, when there is none."""
-    own_sizes = variants.normalise_name(recipe.model) == "repvgg"
+    own_sizes = variants.normalise_name(recipe.model) in variants.SHAPE_KEYS
     name = "model_args" if recipe.model_args or own_sizes else "model"
     start = f"{name}{place(recipe.sources[name])}"
     try:

@@ -41,7 +41,9 @@ class Recipe:
     """
 
     model: str = key("repvgg_a0", "network: repvgg_a0 ... repvggplus_l2pse, or repvgg (own sizes)", section="model")
-    model_args: Mapping[str, Any] = key({}, "sizes of the network 'repvgg': num_blocks, widths, group_size, se...")
+    model_args: Mapping[str, Any] = key(
+        {}, "sizes of the networks 'repvgg', 'qarepvgg', 'mobileone': num_blocks, widths..."
+    )
     num_classes: int | None = key(None, "classes; null: as many as the data have", least=1, most=variants.MOST_CLASSES)
     in_channels: int = key(3, "channels of an image", least=1, most=variants.MOST_CHANNELS)
     pretrained: str = key("", "start: a file, address or name (mindrepvgg weights); other classes: a fresh head")

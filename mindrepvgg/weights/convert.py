@@ -124,8 +124,8 @@ def describe(imported: ImportedWeights) -> dict:
         "prefix": imported.prefix,
         "ignored": list(imported.ignored),
     }
-    if found.variant.name == "repvgg":
-        facts["model_args"] = found.variant.to_dict()
+    if found.variant.model_args:
+        facts["model_args"] = found.variant.model_args
     if found.variant.aux_heads and found.form == TRAIN:
         facts["auxiliary_heads"] = found.has_aux
     told = imported.description.to_dict() if imported.description else {}

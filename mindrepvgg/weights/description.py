@@ -18,8 +18,8 @@ from mindrepvgg.models.variants import BN, DEPLOY, FORMS, MOST_CHANNELS, MOST_CL
 from mindrepvgg.text import listed, printable, quoted
 from mindrepvgg.version import __version__, update_hint
 
-# The classes of the family: MindSpore's automatic mixed precision O1 writes them anew, as RepVGGOpt and RepVGGOpt_1.
-_OURS = re.compile(r"RepVGG(Plus)?(Opt(_\d+)?)?")
+# Our networks' classes: MindSpore's automatic mixed precision O1 writes them anew, as RepVGGOpt and RepVGGOpt_1.
+_OURS = re.compile(r"((QA)?RepVGG|RepVGGPlus|MobileOne)(Opt(_\d+)?)?")
 
 # In the file, the forms 'bn' and 'qat' are the form 'train' with this key beside it.
 _QUANTIZATION = "quantization"
@@ -112,7 +112,7 @@ class Description:
 
     Attributes:
         form: one of `variants.FORMS`.
-        model, model_args: the network's name, and for the name 'repvgg' its sizes; together they are `variant`.
+        model, model_args: the network's name, and for one of its own sizes these; together they are `variant`.
         num_classes, in_channels: the network's.
         cell: the class of a network that holds our blocks and is none of ours. `model` is then empty; the numbers are 0
             unless its owner told them.
@@ -208,7 +208,7 @@ class Description:
         if _OURS.fullmatch(type(net).__name__) and isinstance(getattr(net, "variant", None), Variant):
             values |= {
                 "model": net.variant.name,
-                "model_args": net.variant.to_dict() if net.variant.name == "repvgg" else {},
+                "model_args": net.variant.model_args,
                 "num_classes": net.num_classes,
                 "in_channels": net.in_channels,
                 "form": form_of(net),

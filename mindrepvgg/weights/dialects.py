@@ -1,9 +1,11 @@
-"""How each project names RepVGG's parameters, and what its networks cannot be: facts, as data.
+"""How each project names our networks' parameters, and what its networks cannot be: facts, as data.
 
 Read off each project's published code and, where the tests can, checked against its networks. Official, RepVGGplus:
 repvgg.py, repvggplus.py and se_block.py of the authors' repository; timm: byobnet.py; mmpretrain: backbones/repvgg.py;
 MindCV: models/repvgg.py and layers/squeeze_excite.py; the MindSpore model zoo: its RepVGG's SEBlock; basecls:
 models/repvgg.py, layers/heads.py, layers/modules.py, and MegEngine's Conv2d, ConvBn2d and BatchNorm2d for the shapes.
+QARepVGG: repvgg.py of its authors' repository. MobileOne: mobileone.py of its authors' repository; timm: byobnet.py;
+mmpretrain: backbones/mobileone.py and utils/se_layer.py.
 """
 
 from __future__ import annotations
@@ -28,10 +30,20 @@ _MINDSPORE_BN = {leaf: leaf for leaf in BN_LEAVES}
 _MEGENGINE_BN = dict(zip(BN_LEAVES, ("weight", "bias", "running_mean", "running_var"), strict=True))
 _TORCH_BN = {**_MEGENGINE_BN, BATCHES: BATCHES}
 
-_BN_MODULES = {"rbr_dense.bn", "rbr_1x1.bn", "rbr_identity", "downsample.bn"}
+# In a module's name, # is the number of one of several beside each other.
+_BN_MODULES = {
+    *("rbr_dense.bn", "rbr_1x1.bn", "rbr_identity", "downsample.bn", "bn"),
+    *("rbr_skip", "rbr_scale.bn", "rbr_conv.#.bn"),
+}
 _BLOCK = ("rbr_dense.conv", "rbr_dense.bn", "rbr_1x1.conv", "rbr_1x1.bn", "rbr_identity", "rbr_reparam")
+_QA_BLOCK = ("rbr_dense.conv", "rbr_dense.bn", "rbr_1x1", "bn", "rbr_reparam")
+_ONE_BLOCK = ("rbr_skip", "rbr_conv.#.conv", "rbr_conv.#.bn", "rbr_scale.conv", "rbr_scale.bn", "reparam_conv")
 _PRE_SE, _POST_SE = ("se.down", "se.up"), ("post_se.down", "post_se.up")
 _AUX = ("downsample.conv", "downsample.bn", "linear")
+
+
+_NUMBER = "(?:0|[1-9][0-9]*)"
+_MIDDLE = re.compile(rf"\.({_NUMBER})\.")
 
 
 class Parts(NamedTuple):
@@ -80,8 +92,10 @@ class Dialect:
         head, place, index, module, leaf = match.groups()
         if head:
             return Parts("linear", None, None, leaf) if leaf in ("weight", "bias") else None
-        module = self._our_modules[module]
-        if module in _BN_MODULES:
+        template, number = _numbered(module)
+        template = self._our_modules[template]
+        module = template.replace("#", number)
+        if template in _BN_MODULES:
             leaf = self._our_bn.get(leaf)
         elif leaf not in ("weight", "bias"):
             return None
@@ -96,17 +110,20 @@ class Dialect:
 
     def join(self, parts: Parts) -> str:
         """Put a name together in this dialect. Raises KeyError when it has no such place, module or leaf."""
-        leaf = self.bn[parts.leaf] if parts.module in _BN_MODULES else parts.leaf
-        module = parts.module and self.modules[parts.module]
+        template, number = _numbered(parts.module or "")
+        leaf = self.bn[parts.leaf] if template in _BN_MODULES else parts.leaf
+        module = parts.module and self.modules[template].replace("#", number)
         return ".".join(part for part in (self.places[parts.place], parts.number, module, leaf) if part is not None)
 
     def refusal(self, variant: Variant, deploy: bool, in_channels: int = 3) -> str | None:
         """Why the project's code has no such network, or None when it has."""
         if any(stage.name not in self.places for stage in variant.stages):
             return "it has no RepVGGplus" if variant.aux_heads else "it has RepVGGplus only"
-        if variant.se and not set(_PRE_SE if variant.se == "pre" else _POST_SE) <= set(self.modules):
-            return f"it has no SE {'before' if variant.se == 'pre' else 'after'} the ReLU"
-        if variant.se and self.se_ratio not in (None, variant.se_ratio):
+        squeezing = {spec.se for spec in variant.block_specs()} - {None}
+        for place in squeezing:
+            if not set(_PRE_SE if place == "pre" else _POST_SE) <= set(self.modules):
+                return f"it has no SE {'before' if place == 'pre' else 'after'} the ReLU"
+        if squeezing and self.se_ratio not in (None, variant.se_ratio):
             return f"its SE squeezes to channels // {self.se_ratio}, not // {variant.se_ratio}"
         if self.in_channels not in (None, in_channels):
             return f"it takes {self.in_channels} input channels, not {in_channels}"
@@ -115,20 +132,20 @@ class Dialect:
             return f"its stage 0 before a stage 1 of width {first} is {min(self.stem, first)} wide, not {stem}"
         if deploy and self.no_deploy:
             return self.no_deploy
-        if deploy and variant.se and self.no_deploy_se:
+        if deploy and squeezing and self.no_deploy_se:
             return self.no_deploy_se
         return None
 
     @cached_property
     def _pattern(self):
         def one_of(names):
-            return "|".join(map(re.escape, names))
+            return "|".join(re.escape(name).replace(r"\#", _NUMBER) for name in names)
 
         places = one_of(place for ours, place in self.places.items() if ours != "linear")
         leaves = one_of({*self.bn.values(), "weight", "bias"})
         return re.compile(
             rf"(?:({re.escape(self.places['linear'])})|"
-            rf"({places})(?:\.(0|[1-9][0-9]*))?\.({one_of(self.modules.values())}))\.({leaves})"
+            rf"({places})(?:\.({_NUMBER}))?\.({one_of(self.modules.values())}))\.({leaves})"
         )
 
     @cached_property
@@ -142,6 +159,12 @@ class Dialect:
     @cached_property
     def _our_bn(self):
         return {theirs: ours for ours, theirs in self.bn.items()}
+
+
+def _numbered(module: str) -> tuple[str, str]:
+    """A module's name with # for the number in its middle, and the number; '' where there is none."""
+    found = _MIDDLE.search(module)
+    return (f"{module[: found.start(1)]}#{module[found.end(1) :]}", found[1]) if found else (module, "")
 
 
 def _same(*names) -> dict[str, str]:
@@ -269,8 +292,83 @@ DIALECTS = {
 }
 
 
+_QAREPVGG = (
+    Dialect(
+        "official",
+        "the official repository of QARepVGG",
+        places=_same(*_STAGES, "linear"),
+        modules=_same(*_QA_BLOCK),  # its SE stands before the outer BN in train form
+        in_channels=3,
+        stem=64,
+    ),
+    Dialect(
+        OURS.name,
+        OURS.project,
+        places=_same(*_STAGES, "linear"),
+        modules=_same(*_QA_BLOCK, *_PRE_SE, *_POST_SE),
+        bn=_MINDSPORE_BN,
+    ),
+)
+
+_MOBILEONE = (
+    Dialect(
+        "official",
+        "the official repository of MobileOne",
+        places=_same(*_STAGES, "linear"),
+        modules={**_same(*_ONE_BLOCK), "se.down": "se.reduce", "se.up": "se.expand"},
+        se_ratio=16,
+        in_channels=3,
+        stem=64,
+    ),
+    Dialect(
+        "timm",
+        "timm",
+        places=DIALECTS["timm"].places,
+        modules={
+            "rbr_skip": "identity",
+            "rbr_conv.#.conv": "conv_kxk.#.conv",
+            "rbr_conv.#.bn": "conv_kxk.#.bn",
+            "rbr_scale.conv": "conv_scale.conv",
+            "rbr_scale.bn": "conv_scale.bn",
+            "reparam_conv": "reparam_conv",
+            "se.down": "attn.fc1",
+            "se.up": "attn.fc2",
+        },
+    ),
+    Dialect(
+        "mmpretrain",
+        "mmpretrain",
+        places={**{stage: f"backbone.{stage}" for stage in _STAGES}, "linear": "head.fc"},
+        modules={
+            "rbr_skip": "branch_norm",
+            "rbr_conv.#.conv": "branch_conv_list.#.conv",
+            "rbr_conv.#.bn": "branch_conv_list.#.norm",
+            "rbr_scale.conv": "branch_scale.conv",
+            "rbr_scale.bn": "branch_scale.norm",
+            "reparam_conv": "branch_reparam",
+            "se.down": "se.conv1.conv",
+            "se.up": "se.conv2.conv",
+        },
+    ),
+    Dialect(
+        OURS.name,
+        OURS.project,
+        places=_same(*_STAGES, "linear"),
+        modules=_same(*_ONE_BLOCK, *_PRE_SE),
+        bn=_MINDSPORE_BN,
+    ),
+)
+
+# A network's kind of block -> the dialects that have such networks, by name.
+DIALECTS_OF = {
+    "repvgg": DIALECTS,
+    "qarepvgg": {dialect.name: dialect for dialect in _QAREPVGG},
+    "mobileone": {dialect.name: dialect for dialect in _MOBILEONE},
+}
+
+
 def find_dialect(name: str) -> Dialect:
-    """The dialect called `name`. Raises UserError, which lists them, when there is none."""
+    """The dialect of RepVGG called `name`; every project has one. Raises UserError, which lists them, for none."""
     if name not in DIALECTS:
         near = nearest(str(name), DIALECTS)
         hint = f"did you mean {near}? " if near else ""

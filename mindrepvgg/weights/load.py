@@ -14,7 +14,7 @@ from mindrepvgg.models.parameters import load_arrays, network_arrays
 from mindrepvgg.models.qat import fold_bn
 from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.models.shapes import check_finite
-from mindrepvgg.models.variants import BN, DEPLOY, QAT, SHAPE_KEYS, TRAIN, find
+from mindrepvgg.models.variants import BN, DEPLOY, QAT, SHAPE_KEYS, TRAIN, Variant, find
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.layers import NATIVE, set_grouped
 from mindrepvgg.text import nearest, printable, quoted
@@ -83,7 +83,9 @@ class ImportedWeights:
         return net.set_train(False)
 
 
-def import_weights(path, weights: str = "raw", allow_nonfinite: bool = False) -> ImportedWeights:
+def import_weights(
+    path, weights: str = "raw", allow_nonfinite: bool = False, expected: Variant | None = None
+) -> ImportedWeights:
     """Read a checkpoint of any project: torch `.pth` in both forms, `.safetensors`, MindSpore `.ckpt`, `.pkl`.
 
     Container, dialect, network, form and class count are told by content, never by the file's name.
@@ -93,6 +95,7 @@ def import_weights(path, weights: str = "raw", allow_nonfinite: bool = False) ->
             downloaded once, see `weights.cache`.
         weights: 'raw', or 'ema' for the averaged copy that some training scripts keep beside it.
         allow_nonfinite: take NaN and infinite values.
+        expected: the layout to take where several fit the arrays alike; None: the one that the file tells of.
 
     Raises:
         CheckpointError: the file cannot be read, is no RepVGG or not quite one, has no such copy, or holds NaN or
@@ -111,7 +114,8 @@ def import_weights(path, weights: str = "raw", allow_nonfinite: bool = False) ->
         if description and description.form in (BN, QAT):  # no other project has these forms
             recognised = recognise_described(chosen, description)
         else:
-            recognised = recognise(chosen)
+            told = description.variant if description else None
+            recognised = recognise(chosen, expected or told)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     heads = len(recognised.left_out)
@@ -200,7 +204,7 @@ def create_model(
     """Create a network of the family.
 
     Args:
-        name: 'repvgg_a0', or as the paper writes it, 'RepVGG-A0'.
+        name: one of `list_models()`, such as 'repvgg_a0', or as the paper writes it, 'RepVGG-A0'.
         num_classes: outputs of the classifier.
         in_channels: channels of the images.
         deploy: build the deploy form. A train-form file fills it through fusion.
@@ -211,8 +215,8 @@ def create_model(
         grouped: how convolutions in groups are computed: 'native', or 'split' for a device that has plain ones only.
         pretrained: True: released weights of this network, from its default source, which `mindrepvgg weights` names;
             or a source, such as 'timm'; or what `weights` takes. They are downloaded once.
-        **shape: for the name 'repvgg' only: `num_blocks` and `widths`, and optionally `group_size`, `se`, `se_ratio`,
-            `aux_heads`; see `mindrepvgg.models.variants.Variant`.
+        **shape: for the names 'repvgg', 'qarepvgg' and 'mobileone' only: `num_blocks` and `widths`, and optionally
+            the others of `mindrepvgg.models.variants.SHAPE_KEYS`, which `Variant` there explains.
 
     Raises:
         UserError: the name or a number cannot be used.
@@ -227,8 +231,10 @@ def create_model(
     if weights is None:
         net = repvgg.build(wanted, num_classes, in_channels, DEPLOY if deploy else TRAIN, norm=norm)
         return set_grouped(net, grouped)
-    imported = import_weights(weights)
+    imported = import_weights(weights, expected=wanted)
     found = imported.recognised
+    if found.variant.block != wanted.block:
+        raise CheckpointError(f"{weights} does not fit: it holds a {found.variant.name}, not a {wanted.name}")
     has = {**found.variant.to_dict(), "in_channels": found.in_channels}
     wants = {**wanted.to_dict(), "in_channels": in_channels}
     if has != wants:
@@ -255,9 +261,10 @@ def create_model(
 
 def _check_arguments(shape):
     """Raise UserError for what `create_model` does not take, whatever the network's name is."""
-    unknown = sorted(set(shape) - set(SHAPE_KEYS))
+    sizes = dict.fromkeys(key for keys in SHAPE_KEYS.values() for key in keys)
+    unknown = sorted(set(shape) - set(sizes))
     if unknown:
-        taken = ("num_classes", "in_channels", "deploy", "weights", "norm", "grouped", "pretrained", *SHAPE_KEYS)
+        taken = ("num_classes", "in_channels", "deploy", "weights", "norm", "grouped", "pretrained", *sizes)
         near = nearest(unknown[0], taken)
         hint = f"did you mean {near}?" if near else f"it takes {', '.join(taken)}"
         raise UserError(f"create_model does not know {printable(unknown[0])}; {hint}")

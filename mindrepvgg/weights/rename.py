@@ -7,45 +7,57 @@ from typing import NamedTuple
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError
+from mindrepvgg.models.block_kinds import KINDS
 from mindrepvgg.models.shapes import find_misfits, parameter_shapes
 from mindrepvgg.models.variants import DEPLOY, TRAIN, Variant
 from mindrepvgg.reparam.leaves import BN_LEAVES
 from mindrepvgg.text import listed, printable
-from mindrepvgg.weights.dialects import AUX_HEADS, BATCHES, DIALECTS, OURS, Dialect, Parts, find_dialect
+from mindrepvgg.weights.dialects import AUX_HEADS, BATCHES, DIALECTS_OF, OURS, Dialect, Parts, find_dialect
 
 
 class Translation(NamedTuple):
-    """Arrays under our names; `theirs`: our name -> the name in the file; `unknown`: arrays no name was found for."""
+    """Arrays under our names.
 
+    Attributes:
+        kind: the kind of block of the networks that the names are of.
+        dialect: whose names they were.
+        arrays: our name -> array.
+        theirs: our name -> the name in the file.
+        unknown: arrays no name was found for, by their names.
+    """
+
+    kind: str
     dialect: Dialect
     arrays: dict[str, np.ndarray]
     theirs: dict[str, str]
     unknown: dict[str, np.ndarray]
 
 
-def translate(arrays: dict[str, np.ndarray], dialect: Dialect) -> Translation:
-    """Read arrays as a dialect's, whether or not they make a whole network."""
-    translation = Translation(dialect, {}, {}, {})
+def translate(arrays: dict[str, np.ndarray], kind: str, name: str) -> Translation:
+    """Read arrays as a dialect's of `DIALECTS_OF`, whether or not they make a whole network."""
+    dialect, ours_of = DIALECTS_OF[kind][name], DIALECTS_OF[kind][OURS.name]
+    translation = Translation(kind, dialect, {}, {}, {})
     for name, array in arrays.items():
         parts = dialect.split(name)
         if parts is None:
             translation.unknown[name] = array
         elif parts.leaf != BATCHES:
-            ours = OURS.join(parts)
+            ours = ours_of.join(parts)
             translation.theirs[ours] = name
             translation.arrays[ours] = _from_megengine(array, parts.leaf) if dialect.megengine_shapes else array
     return translation
 
 
-def to_ours(arrays: dict[str, np.ndarray], dialect: str) -> dict[str, np.ndarray]:
+def to_ours(arrays: dict[str, np.ndarray], dialect: str, kind: str = "repvgg") -> dict[str, np.ndarray]:
     """Rename a dialect's arrays to our names, their values untouched; `num_batches_tracked` is dropped.
 
-    Whether they make a network is not asked here; `recognise` does.
+    Whether they make a network is not asked here; `recognise` does. `kind`: of the network's blocks.
 
     Raises:
         CheckpointError: a name is not the dialect's.
     """
-    translation = translate(arrays, find_dialect(dialect))
+    find_dialect(dialect)
+    translation = translate(arrays, kind, dialect)
     if translation.unknown:
         names = [printable(name) for name in translation.unknown]
         raise CheckpointError(f"{len(names)} names are not {translation.dialect.project}'s: {listed(names)}")
@@ -67,26 +79,26 @@ def from_ours(
         CheckpointError: the arrays are not the variant's, or the project has no such network; the message names those
             dialects that have it.
     """
-    target = find_dialect(dialect)
-    deploy = "stage0.rbr_reparam.weight" in arrays
+    project, known, kind = find_dialect(dialect).project, DIALECTS_OF[variant.block], KINDS[variant.block]
+    deploy = f"stage0.{kind.fused}.weight" in arrays
     form = DEPLOY if deploy else TRAIN
-    in_channels = _size(arrays, f"stage0.{'rbr_reparam' if deploy else 'rbr_dense.conv'}.weight", 1)
+    in_channels = _size(arrays, f"stage0.{kind.fused if deploy else kind.dense}.weight", 1)
     aux_heads = any(name.startswith(AUX_HEADS) for name in arrays)
     shapes = parameter_shapes(variant, form, _size(arrays, "linear.weight", 0), in_channels, aux_heads)
     found = find_misfits(shapes, arrays)
     if found.count:
         raise CheckpointError(f"the arrays are no {variant.name} in {form} form: {found.text()}")
-    reason = target.refusal(variant, deploy, in_channels)
-    if reason:
-        able = [name for name, other in DIALECTS.items() if not other.refusal(variant, deploy, in_channels)]
+    target = known.get(dialect)
+    reason = target.refusal(variant, deploy, in_channels) if target else f"it has no {kind.title}"
+    if target is None or reason:
+        able = [name for name, other in known.items() if not other.refusal(variant, deploy, in_channels)]
         raise CheckpointError(
-            f"{variant.name} in {form} form cannot be written for {target.project}: {reason}; "
-            f"possible: {', '.join(able)}"
+            f"{variant.name} in {form} form cannot be written for {project}: {reason}; possible: {', '.join(able)}"
         )
     groups = {spec.name: spec.groups for spec in variant.block_specs(in_channels)}
     renamed = {}
     for name in shapes:
-        parts, array = OURS.parts(name), arrays[name]
+        parts, array = known[OURS.name].parts(name), arrays[name]
         if target.megengine_shapes:
             array = _to_megengine(array, parts, groups)
         renamed[target.join(parts)] = array

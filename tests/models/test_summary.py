@@ -14,7 +14,7 @@ from mindspore.nn.utils import no_init_parameters
 from support import ROOT
 from support.dialect_names import VARIANTS
 from support.foreign import theirs, wrapped_file, write
-from support.golden import GOLDEN
+from support.golden import GOLDEN, MOBILEONE_MACS, OTHER_GOLDEN
 from support.torch_reference import Block, Network, SqueezeExcite
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
@@ -28,7 +28,7 @@ from mindrepvgg.models import summary, variants
 
 MAIN = command.main
 
-FAMILY = {name: variants.find(name) for name in variants.list_models() if name != "repvgg"}
+FAMILY = {name: variants.find(name) for name in (*GOLDEN, "repvgg_nano")}
 # (variant, classes, channels, (height, width)): odd sides too, which are rounded up where they are halved.
 CASES = {
     **{name: (variant, 1000, 3, (224, 224)) for name, variant in FAMILY.items()},
@@ -92,6 +92,31 @@ def test_totals_are_the_published_ones(name):
         assert expected is None or round(total.macs / 1e9, 3) == expected
     if name in PUBLISHED_WINO:
         assert round(deploy.wino_muls / 1e9, 1) == PUBLISHED_WINO[name]
+
+
+@pytest.mark.parametrize("name", OTHER_GOLDEN)
+def test_the_command_prints_the_published_counts_of_other_blocks(call, name):
+    status, out, _ = call(name)
+    found = summary.summarise(variants.find(name))
+    assert status == 0
+    assert [line.split()[2:4] for line in out.splitlines() if line.startswith("total")] == [
+        [f"{count:,}" for count in OTHER_GOLDEN[name]]
+    ]
+    macs = found.total("deploy").macs
+    if name in MOBILEONE_MACS:
+        assert 0 <= macs / 1e9 - MOBILEONE_MACS[name] < 0.01
+    else:
+        assert macs == summary.summarise(FAMILY[name.removeprefix("qa")]).total("deploy").macs
+
+
+def test_a_block_of_one_convolution_keeps_one_output():
+    """MobileOne's 1x1 blocks of one branch; with two there is a sum."""
+    sizes = {"num_blocks": (1, 1, 1, 1), "widths": (8, 16, 16, 16, 16)}
+    for branches in (1, 2):
+        layers = summary.summarise(variants.find("mobileone", **sizes, branches=branches), image_size=32).layers
+        block = next(layer for layer in layers if layer.name == "stage1.1")
+        assert block.train.activations == 8 * 8 * (8 + 16 * branches)
+        assert block.deploy.activations == 8 * 8 * (8 + 16)
 
 
 def test_plus_without_its_auxiliary_heads():
@@ -351,7 +376,7 @@ def test_the_averaged_copy(call, tmp_path):
         (["{folder}/seven.ckpt", "--num_classes", "8"], "seven.ckpt is for 7 classes, not 8; drop --num_classes"),
         (
             ["{folder}/seven.ckpt", "--model_args", "{se: pre}"],
-            "--model_args is for the name 'repvgg'; a checkpoint, as",
+            "--model_args is for the names repvgg, qarepvgg, mobileone; a checkpoint, as",
         ),
         (["repvgg_a0", "--image_size", "0"], "image_size (='0') must be a whole number from 1 to 16384, or two ["),
         (["repvgg_a0", "--image_size", "8,0"], "image_size (='8,0') must be a whole number from 1 to 16384"),

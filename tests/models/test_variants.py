@@ -1,8 +1,8 @@
 """The family's table: names, sizes, refusals; counts against the published ones and against built networks."""
 
 import pytest
-from support import SMALL
-from support.golden import GOLDEN
+from support import OTHER_SMALL, SMALL
+from support.golden import GOLDEN, OTHER_GOLDEN
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.models import variants
@@ -11,14 +11,15 @@ pytestmark = pytest.mark.compat
 
 
 def test_the_golden_table_covers_the_family():
-    assert variants.list_models() == [*GOLDEN, "repvgg_nano", "repvgg"]
+    assert variants.list_models() == [*(*GOLDEN, *OTHER_GOLDEN, "repvgg_nano", "repvgg", "qarepvgg", "mobileone")]
+    assert variants.published_models() == [*GOLDEN, *OTHER_GOLDEN]
 
 
 def test_the_layout_follows_the_paper():
     specs = variants.find("repvgg_b1g4").block_specs()
     assert len(specs) == 28
     assert [i for i, spec in enumerate(specs) if spec.groups == 4] == list(range(2, 27, 2))
-    assert specs[0] == ("stage0", 3, 64, 2, 1)
+    assert specs[0] == ("stage0", 3, 64, 2, 1, 3, "repvgg", 1, None)
     assert [spec.name for spec in specs if spec.stride == 2] == ["stage0", *(f"stage{s}.0" for s in (1, 2, 3, 4))]
     assert variants.find("repvgg_a0").widths == (48, 48, 96, 192, 1280)
 
@@ -102,3 +103,45 @@ def test_a_fixed_network_takes_no_shape():
 def test_to_dict_rebuilds_the_shape(kind):
     variant = variants.find("repvgg", **SMALL[kind])
     assert variants.custom(**variant.to_dict()) == variant
+
+
+def test_mobileone_alternates_depthwise_and_1x1_blocks():
+    variant = variants.find("MobileOne-S4")
+    specs = variant.block_specs()
+    assert variant.widths == (64, 192, 448, 896, 2048)
+    assert [(stage.name, stage.num_blocks) for stage in variant.stages] == [
+        *(("stage1", 4), ("stage2", 16), ("stage3", 20), ("stage4", 2))
+    ]
+    assert specs[1][1:6] == (64, 64, 2, 64, 3)
+    assert specs[2][1:6] == (64, 192, 1, 1, 1)
+    assert specs[3][:6] == ("stage1.2", 192, 192, 1, 192, 3)
+    excited = [spec.name for spec in specs if spec.se]
+    assert excited == [*(f"stage3.{i}" for i in range(10, 20)), "stage4.0", "stage4.1"]
+    branches = [spec.branches for spec in variants.find("mobileone_s0").block_specs()]
+    assert branches == [1, *[4] * 42]
+
+
+@pytest.mark.parametrize("kind", OTHER_SMALL)
+def test_networks_of_other_blocks_have_sizes_of_ones_own_too(kind):
+    variant = variants.find(kind, **OTHER_SMALL[kind])
+    assert (variant.name, variant.block) == (kind, kind)
+    assert variants.find(kind, **variant.model_args) == variant
+    assert variants.find(f"{kind}_{'a0' if kind == 'qarepvgg' else 's0'}").model_args == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "text"),
+    [
+        ("mobileone", {"branches": 0}, "branches (=0) must be a whole number of at least 1"),
+        ("mobileone", {"se_blocks": (0, 0, 2, 0)}, "se_blocks (=(0, 0, 2, 0)) must be 4 whole numbers, none above"),
+        ("mobileone", {"se_blocks": (0, 0, 1)}, "se_blocks (=(0, 0, 1)) must be 4 whole numbers"),
+        ("mobileone", {"se_blocks": 1}, "se_blocks (=1) must be a list of whole numbers"),
+        ("mobileone", {"group_size": 2}, "mobileone does not know group_size; it takes num_blocks, widths, branches, "),
+        ("qarepvgg", {"aux_heads": True}, "qarepvgg does not know aux_heads; it takes num_blocks, "),
+        ("qarepvgg_a0", {"se": "pre"}, "qarepvgg_a0 has a fixed shape and takes no num_blocks, se, widths; the name "),
+    ],
+)
+def test_shapes_of_other_blocks_that_cannot_be_built_are_refused(name, change, text):
+    with pytest.raises(UserError) as caught:
+        variants.find(name, **{"num_blocks": (1, 1, 1, 1), "widths": (16,) * 5, **change})
+    assert text in str(caught.value)

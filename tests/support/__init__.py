@@ -31,6 +31,18 @@ SMALL = {
 }
 
 
+# Small networks of the other blocks, for create_model(kind, **OTHER_SMALL[kind]).
+OTHER_SMALL = {
+    "qarepvgg": {"num_blocks": (2, 1, 2, 1), "widths": (8, 8, 16, 24, 32), "group_size": 4},
+    "mobileone": {
+        "num_blocks": (2, 1, 2, 1),
+        "widths": (8, 8, 16, 24, 32),
+        "branches": 3,
+        "se_blocks": (0, 0, 1, 1),
+        "se_ratio": 4,
+    },
+}
+
 # A form by whether it is the deploy form.
 FORM = {False: "train", True: "deploy"}
 BOTH_FORMS = pytest.mark.parametrize("deploy", [False, True], ids=["train", "deploy"])
@@ -87,7 +99,7 @@ def randomise_bn(net, seed=0):
             value = rng.uniform(0.2, 2, shape)
         elif parameter.name.endswith("se.up.bias"):
             value = rng.uniform(2, 4, shape)
-        elif parameter.name.endswith("rbr_reparam.weight"):
+        elif parameter.name.endswith(("rbr_reparam.weight", "reparam_conv.weight")):
             value = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
         else:
             continue

@@ -33,3 +33,22 @@ ACCURACY = {
 }
 
 FAMILY = list(GOLDEN)
+
+# The same, without MACs, of QARepVGG, which is RepVGG in deploy form, and of MobileOne.
+OTHER_GOLDEN = {
+    **{
+        f"qarepvgg_{size}": (train, GOLDEN[f"repvgg_{size}"][1])
+        for size, train in (
+            *(("a0", 9_103_304), ("a1", 14_084_712), ("a2", 28_199_272), ("b0", 15_808_616), ("b1", 57_396_328)),
+            *(("b1g4", 39_947_368), ("b2", 88_999_016), ("b2g4", 61_735_016)),
+        )
+    },
+    "mobileone_s0": (5_293_272, 2_078_504),
+    "mobileone_s1": (4_825_192, 4_764_840),
+    "mobileone_s2": (7_884_648, 7_808_168),
+    "mobileone_s3": (10_170_600, 10_078_312),
+    "mobileone_s4": (14_951_248, 14_838_352),
+}
+
+# MACs of MobileOne's deploy form in G at 224x224, as mmpretrain publishes them, cut after two places.
+MOBILEONE_MACS = dict(zip((f"mobileone_s{i}" for i in range(5)), (0.27, 0.82, 1.29, 1.89, 2.97), strict=True))

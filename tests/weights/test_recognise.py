@@ -137,11 +137,11 @@ def test_two_dialects_in_one_file_are_not_mixed():
     [
         ["conv_stem.weight", "bn1.weight", "blocks.0.0.conv_dw.weight", "blocks.0.0.se.conv_reduce.weight"],
         ["stem.conv1.weight", "layer1.0.conv1.weight", "fc.weight", "fc.bias"],
-        # MobileOne of timm: built of the same parts under the same names
-        ["stages.0.0.conv_kxk.0.conv.weight", "stages.0.0.identity.weight", "stages.0.0.conv_scale.conv.weight"],
+        # ResNet of timm's byobnet: built of parts with similar names
+        ["stages.0.0.conv1_kxk.conv.weight", "stages.0.0.shortcut.conv.weight", "stages.0.0.conv2_kxk.conv.weight"],
         [],
     ],
-    ids=["efficientnet", "resnet", "mobileone", "nothing"],
+    ids=["efficientnet", "resnet", "byobnet", "nothing"],
 )
 def test_other_networks_are_no_repvgg(names):
     with pytest.raises(CheckpointError, match=f"not a RepVGG: of {len(names)} tensors, "):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindrepvgg.models.variants import BlockSpec, Variant
+from mindrepvgg.models.block_kinds import BlockSpec
+from mindrepvgg.models.variants import Variant
 
 # Scales have settled when none changes by more than this in its logarithm. A network needs some tens of rounds.
 _SETTLED, _MOST_ROUNDS = 1e-3, 100
@@ -54,18 +55,17 @@ def equalize(variant: Variant, arrays) -> Equalized:
     Returns:
         The scaled arrays, each of its own type, and the scales.
     """
-    channels = arrays["stage0.rbr_reparam.weight"].shape[1]
-    specs = variant.block_specs(channels)
+    specs = variant.block_specs()
     scaled = {name: np.array(array, np.float64, order="C") for name, array in arrays.items()}
     pairs = list(zip(specs, [*specs[1:], None], strict=True))
-    most = {spec.name: np.abs(scaled[f"{spec.name}.rbr_reparam.bias"]).max() for spec in specs}
+    most = {spec.name: np.abs(scaled[f"{spec.fused}.bias"]).max() for spec in specs}
     scales = {spec.name: np.ones(spec.out_channels) for spec in specs}
     rounds, largest = 0, np.inf
     while largest > _SETTLED and rounds < _MOST_ROUNDS:
         rounds, largest = rounds + 1, 0.0
         for spec, following in pairs:
             scale = _scale(spec, following, scaled, most[spec.name])
-            _apply(spec, following, variant.se, scaled, scale)
+            _apply(spec, following, scaled, scale)
             scales[spec.name] *= scale
             largest = max(largest, np.abs(np.log(scale)).max())
     changed = {name: array.astype(arrays[name].dtype) for name, array in scaled.items()}
@@ -81,12 +81,12 @@ def _following_weight(following: BlockSpec | None, arrays):
     """Return a view of the weights that read a block's output, in groups; `following` is None after the last block."""
     if following is None:
         return input_view(arrays["linear.weight"], 1)
-    return input_view(arrays[f"{following.name}.rbr_reparam.weight"], following.groups)
+    return input_view(arrays[f"{following.fused}.weight"], following.groups)
 
 
 def _scale(spec, following, arrays, most):
     """Return (channels,): sqrt(largest weight before / largest weight after), not smaller than the bias allows."""
-    kernel, bias = (arrays[f"{spec.name}.rbr_reparam.{leaf}"] for leaf in ("weight", "bias"))
+    kernel, bias = (arrays[f"{spec.fused}.{leaf}"] for leaf in ("weight", "bias"))
     before = np.abs(kernel).max((1, 2, 3))
     after = np.abs(_following_weight(following, arrays)).max((1, 3)).ravel()
     alive = (before > 0) & (after > 0)
@@ -96,12 +96,11 @@ def _scale(spec, following, arrays, most):
     return np.where(alive, np.maximum(scale, least), 1.0)
 
 
-def _apply(spec, following, se, arrays, scale):
+def _apply(spec, following, arrays, scale):
     """Divide a block's outputs by `scale` and multiply the weights that read them, in place."""
-    arrays[f"{spec.name}.rbr_reparam.weight"] /= scale[:, None, None, None]
-    arrays[f"{spec.name}.rbr_reparam.bias"] /= scale
-    if se:
-        place = {"pre": "se", "post": "post_se"}[se]
-        arrays[f"{spec.name}.{place}.down.weight"] *= scale[None, :, None, None]
+    arrays[f"{spec.fused}.weight"] /= scale[:, None, None, None]
+    arrays[f"{spec.fused}.bias"] /= scale
+    if spec.se:
+        arrays[f"{spec.squeeze_excite}.down.weight"] *= scale[None, :, None, None]
     readers = _following_weight(following, arrays)
     readers *= scale.reshape(readers.shape[0], 1, readers.shape[2], 1)
