@@ -1,0 +1,116 @@
+"""How a block is compared with PyTorch's: what its branches compute, what they fold into, and how it trains."""
+
+import mindspore as ms
+import torch
+from mindspore import Tensor, nn
+from torch.nn import functional
+
+from support import array, images, randomise_bn, relative_difference, weights
+from support.torch_reference import copy_weights, torch_name
+
+# Over the largest: of sums in float64, of a kernel in float32, of an output in float32, of gradients and statistics.
+EXACT, KERNEL, OUTPUT, TRAINED = 1e-12, 1e-6, 1e-5, 1e-4
+
+# SE stands outside of the fold: in a grid, each place has one of the three in turn.
+SE = (None, "pre", "post")
+
+
+def with_se(grid):
+    """The rows of a grid, each with one of SE."""
+    return [(*row, SE[i % 3]) for i, row in enumerate(grid)]
+
+
+# What a wrong fold must be off by at least.
+CLEARLY = 1e-2
+
+
+def with_history(block, reference, seed=0):
+    """The two with one set of weights and random statistics, in evaluation; the reference in float64."""
+    randomise_bn(block, seed)
+    return block.set_train(False), copy_weights(block, reference.double()).eval()
+
+
+def fold_error(block, reference, x):
+    """How far the block's exact fold is from the reference's branches, SE and activation left out."""
+    kernel, bias = (torch.from_numpy(part) for part in block.fused_kernel_bias())
+    with torch.no_grad():
+        expected = reference.branch_sum(x)
+        y = functional.conv2d(reference.padded(x), kernel, bias, reference.stride, 0, reference.steps, reference.groups)
+    return relative_difference(y, expected)
+
+
+def noise_for(block, size):
+    """A float32 picture for a block, and the same in float64 for PyTorch."""
+    x = images(2, block.in_channels, *size)
+    return Tensor(x), torch.tensor(x, dtype=torch.float64)
+
+
+def check_fold(block, reference, size=(12, 11)):
+    """Fold, outputs of both forms, and the differentiable kernel, in the current mode; returns the deploy form."""
+    x, exact_x = noise_for(block, size)
+    assert fold_error(block, reference, exact_x) < EXACT
+    with torch.no_grad():
+        expected = reference(exact_x)
+    deployed = block.deployed()
+    assert relative_difference(block(x), expected) < OUTPUT
+    assert relative_difference(deployed(x), expected) < OUTPUT
+    check_kernel(block.get_equivalent_kernel_bias(), block)
+    for exact, leaf in zip(block.fused_kernel_bias(), ("weight", "bias"), strict=True):
+        assert relative_difference(weights(deployed)[f"{block.FUSED}.{leaf}"], exact) < KERNEL
+    return deployed
+
+
+def check_kernel(found, block):
+    """The differentiable kernel and bias against the exact ones."""
+    for part, exact in zip(found, block.fused_kernel_bias(), strict=True):
+        assert part.dtype == ms.float32
+        assert relative_difference(part, exact) < KERNEL
+
+
+class OutputAndKernel(nn.Cell):
+    """A block's output and its equivalent kernel and bias, in one graph."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def construct(self, x):
+        kernel, bias = self.block.get_equivalent_kernel_bias()
+        return self.block(x), kernel, bias
+
+
+def check_graph(block, reference, size=(12, 11)):
+    """Output and differentiable kernel in graph mode."""
+    x, exact_x = noise_for(block, size)
+    names = list(weights(block))
+    y, *found = OutputAndKernel(block)(x)
+    with torch.no_grad():
+        assert relative_difference(y, reference(exact_x)) < OUTPUT
+    check_kernel(found, block)
+    assert [name.removeprefix("block.") for name in weights(block)] == names
+
+
+def check_training(block, reference, size=(8, 7), steps=3, rate=0.01):
+    """A few steps of SGD beside PyTorch's: the loss, each gradient, and the statistics at the end."""
+    block.set_train()
+    reference.train()
+    parameters, truth = block.trainable_params(), dict(reference.named_parameters())
+    assert len(parameters) == len(truth)
+    for step in range(steps):
+        x = images(4, block.in_channels, *size, seed=step) + 1
+        exact_x = torch.tensor(x, dtype=torch.float64)
+        reference.zero_grad()
+        expected = (reference(exact_x) ** 3).mean()
+        expected.backward()
+        loss, gradients = ms.value_and_grad(lambda x: (block(x) ** 3).mean(), None, parameters)(Tensor(x))
+        assert relative_difference(loss, expected) < TRAINED
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            name = torch_name(parameter.name)
+            assert relative_difference(gradient, truth[name].grad) < TRAINED, (step, name)
+            parameter.set_data(parameter - rate * gradient)
+            truth[name].data -= rate * truth[name].grad
+    state = reference.state_dict()
+    statistics = [p for p in block.get_parameters() if p.name.rpartition(".")[2].startswith("moving_")]
+    assert statistics
+    for parameter in statistics:
+        assert relative_difference(parameter, array(state[torch_name(parameter.name)])) < TRAINED, parameter.name
