@@ -189,10 +189,11 @@ def _add_two(one, other, in_place):
 
 def _on_one_grid(one, other, axis):
     """Two maps with one dilation along an axis: the largest one that has a place for all that either of them sees."""
-    if one[0].shape[2 + axis] == 1:  # a single place has any dilation
-        one = _with_dilation(one, axis, other[4][axis])
-    if other[0].shape[2 + axis] == 1:
-        other = _with_dilation(other, axis, one[4][axis])
+    length, other_length = one[0].shape[2 + axis], other[0].shape[2 + axis]
+    if length == 1 and (other_length > 1 or other[4][axis] > one[4][axis]):  # a single place has any dilation
+        one = _to_dilation(one, axis, other[4][axis])
+    if other_length == 1:
+        other = _to_dilation(other, axis, one[4][axis])
     grid = _common_divisor(one[4][axis], other[4][axis])
     grid = _common_divisor(grid, abs(one[3][2 * axis] - other[3][2 * axis]))
     return _to_grid(one, axis, grid), _to_grid(other, axis, grid)
@@ -210,7 +211,7 @@ def _to_grid(linear_map, axis, dilation):
     return to_dense(linear_map, (dilation, own[1]) if axis == 0 else (own[0], dilation))
 
 
-def _with_dilation(linear_map, axis, dilation):
+def _to_dilation(linear_map, axis, dilation):
     kernel, bias, stride, padding, own, groups = linear_map
     pair = (dilation, own[1]) if axis == 0 else (own[0], dilation)
     return kernel, bias, stride, padding, pair, groups
@@ -278,8 +279,8 @@ def compose(first, second, border=ZEROS):
         ValueError: the two are no single convolution.
     """
     kernel, bias, stride, padding, dilation, groups = first
-    kernel = _wide(kernel)
     kernel_2, bias_2, stride_2, padding_2, dilation_2, groups_2 = second
+    kernel, kernel_2 = _wide(kernel), _wide(kernel_2)
     out, width, rows, columns = kernel_2.shape
     middle, inputs, first_rows, first_columns = kernel.shape
     if groups != groups_2:

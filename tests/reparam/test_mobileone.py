@@ -38,6 +38,7 @@ CASES = [
     ((8, 12, 3, 2), {"stride": 2, "groups": 4, "se": "post", "se_ratio": 4}),
     ((8, 8, 1, 3), {}),
     ((8, 12, 1, 1), {"stride": 2, "groups": 2}),
+    ((8, 8, 1, 1), {"dilation": 2}),
     ((8, 8, 5, 2), {"dilation": 2, "groups": 2}),
     ((8, 8, (3, 5), 1), {"stride": (2, 1), "activation": (None, None)}),
     ((8, 8, 3, 2), {"padding": 0}),
