@@ -6,13 +6,14 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
-from support import SMALL, array, images, randomise_bn, relative_difference, weights
+from support import SMALL, array, images, randomise_bn, relative_difference, torch_reference, weights
 
 from mindrepvgg import create_model, to_deploy
 from mindrepvgg.errors import UserError
+from mindrepvgg.reparam import foldable
 from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.foldable import hidden_blocks
-from mindrepvgg.reparam.layers import conv2d
+from mindrepvgg.reparam.layers import batch_norm, conv2d
 from mindrepvgg.training.freeze import freeze
 
 pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("pynative_mode")]
@@ -89,6 +90,39 @@ def test_bn_counts_with_the_epsilon_that_it_computes_with():
     block = ready(RepVGGBlock(8, 8))
     block.rbr_dense.bn.eps = 0.5
     check_same(block, to_deploy(block))
+
+
+def test_every_branch_counts_with_its_own_epsilon():
+    values = 1e-5, 1e-1, 1e-2
+    left = iter(values)
+    block = ready(RepVGGBlock(8, 8, norm=lambda channels: batch_norm(channels, eps=next(left))))
+    reference = torch_reference.copy_weights(block, torch_reference.Block(8, 8).double()).eval()
+    norms = reference.rbr_dense.bn, reference.rbr_1x1.bn, reference.rbr_identity
+    for bn, eps in zip(norms, values, strict=True):
+        bn.eps = eps
+    for exact, truth in zip(block.fused_kernel_bias(), torch_reference.probe_kernel(reference), strict=True):
+        assert relative_difference(exact, truth) < 1e-12
+    for bn in norms:  # a check that could not tell them apart would pass here too
+        bn.eps = 1e-5
+    assert relative_difference(block.fused_kernel_bias()[0], array(torch_reference.probe_kernel(reference)[0])) > 1e-3
+
+
+@pytest.mark.parametrize(("channels", "at_once"), [(8, 3), (8, 8), (8, 1), (160, None)])
+def test_many_channels_are_fused_in_parts(monkeypatch, channels, at_once):
+    if at_once:
+        monkeypatch.setattr(foldable, "_CHANNELS_AT_ONCE", at_once)
+    assert at_once or channels > 2 * foldable._CHANNELS_AT_ONCE
+    block = ready(RepVGGBlock(channels, channels, groups=2))
+    reference = torch_reference.copy_weights(block, torch_reference.Block(channels, channels, groups=2).double())
+    for exact, truth in zip(block.fused_kernel_bias(), torch_reference.probe_kernel(reference), strict=True):
+        assert relative_difference(exact, truth) < 1e-12
+
+
+def test_the_fused_kernel_is_rounded_once_at_the_end():
+    block = ready(RepVGGBlock(8, 8))
+    for rounded, exact in zip(block.fused_kernel_bias(np.float32), block.fused_kernel_bias(), strict=True):
+        assert (rounded.dtype, exact.dtype) == (np.float32, np.float64)
+        np.testing.assert_array_equal(rounded, exact.astype(np.float32))
 
 
 def test_flags_and_the_training_mode_stay():

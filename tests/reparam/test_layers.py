@@ -39,7 +39,17 @@ CONVOLUTIONS = [
     ((1, 5), (2, 1), None, (1, 2), 1, True),
     (3, 1, 0, 1, 8, False),
     (3, 1, (0, 2), 1, 1, False),
+    (3, 1, (1, 0, 2, 3), 2, 1, False),
+    (3, 2, -1, 1, 4, True),
+    (3, 1, (-1, 2, 0, -2), 1, 2, True),
 ]
+
+
+def as_pytorch_pads(padding):
+    """(left, right, top, bottom) of a number, (height, width), or (top, bottom, left, right)."""
+    if isinstance(padding, int):
+        return (padding,) * 4
+    return padding[-1:] * 2 + padding[:1] * 2 if len(padding) == 2 else padding[2:] + padding[:2]
 
 
 @pytest.mark.parametrize("grouped", layers.GROUPED)
@@ -52,11 +62,12 @@ def test_a_convolution_is_pytorchs(pynative_mode, factory, options, grouped):
         pairs = (value if isinstance(value, tuple) else (value, value) for value in (kernel, dilation))
         padding = tuple(d * (k // 2) for k, d in zip(*pairs, strict=True))
     x, kernel = noise(2, 8, 9, 7), noise(*made.weight.shape, seed=1)
+    padded = torch.nn.functional.pad(torch.tensor(x), as_pytorch_pads(padding))  # a negative side is cut off
     terms = [torch.tensor(array(parameter), dtype=torch.float32) for parameter in made.get_parameters()]
-    place = (stride, padding, dilation, groups)
-    expected = torch.nn.functional.conv2d(torch.tensor(x), *terms, *[None] * (not bias), *place)
+    place = (stride, 0, dilation, groups)
+    expected = torch.nn.functional.conv2d(padded, *terms, *[None] * (not bias), *place)
     assert relative_difference(made(Tensor(x)), expected) < 1e-5
-    other = torch.nn.functional.conv2d(torch.tensor(x), torch.tensor(kernel), None, *place)
+    other = torch.nn.functional.conv2d(padded, torch.tensor(kernel), None, *place)
     assert relative_difference(made.conv2d(Tensor(x), Tensor(kernel)), other) < 1e-5
 
 
