@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from mindrepvgg.models.block_kinds import KINDS
 from mindrepvgg.models.variants import Variant
 from mindrepvgg.reparam.leaves import BN_LEAVES
 
@@ -47,14 +49,20 @@ def torch_network(variant: Variant, arrays: Mapping[str, np.ndarray]):
     import torch
     from torch import nn
 
-    deploy = "stage0.rbr_reparam.weight" in arrays
+    kind = KINDS[variant.block]
+    deploy = f"stage0.{kind.fused}.weight" in arrays
 
-    def conv_bn(spec, size):
-        sizes = (spec.in_channels, spec.out_channels, size, spec.stride, size // 2)
-        net = nn.Sequential()
-        net.add_module("conv", nn.Conv2d(*sizes, groups=spec.groups, bias=False))
-        net.add_module("bn", nn.BatchNorm2d(spec.out_channels))
-        return net
+    def convolution(spec, size, bias=False):
+        sizes = spec.in_channels, spec.out_channels, size, spec.stride, size // 2
+        return nn.Conv2d(*sizes, groups=spec.groups, bias=bias)
+
+    def module_of(spec, branch):
+        if branch.kernel_size is None:
+            return nn.BatchNorm2d(spec.out_channels)
+        conv = convolution(spec, branch.kernel_size)
+        if not branch.norm:
+            return conv
+        return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(spec.out_channels)))
 
     class SqueezeExcite(nn.Module):
         def __init__(self, channels):
@@ -68,26 +76,33 @@ def torch_network(variant: Variant, arrays: Mapping[str, np.ndarray]):
     class Block(nn.Module):
         def __init__(self, spec):
             super().__init__()
+            self.keeps = spec.keeps
             if deploy:
-                sizes = (spec.in_channels, spec.out_channels, 3, spec.stride, 1)
-                self.rbr_reparam = nn.Conv2d(*sizes, groups=spec.groups)
+                modules = {kind.fused: convolution(spec, spec.kernel_size, bias=True)}
             else:
-                self.rbr_dense, self.rbr_1x1 = conv_bn(spec, 3), conv_bn(spec, 1)
-                keeps = spec.in_channels == spec.out_channels and spec.stride == 1
-                self.rbr_identity = nn.BatchNorm2d(spec.out_channels) if keeps else None
-            self.se = SqueezeExcite(spec.out_channels) if variant.se == "pre" else nn.Identity()
-            self.post_se = SqueezeExcite(spec.out_channels) if variant.se == "post" else nn.Identity()
+                modules = {branch.name: module_of(spec, branch) for branch in spec.train_branches}
+            for path, module in modules.items():
+                place, _, name = path.rpartition(".")
+                if place and not hasattr(self, place):
+                    self.add_module(place, nn.Module())
+                self.get_submodule(place).add_module(name, module)
+            # In tuples, so that they are not listed twice.
+            self.after = tuple(module for name, module in modules.items() if name == kind.outer)
+            self.branches = tuple(module for name, module in modules.items() if name != kind.outer)
+            self.se = SqueezeExcite(spec.out_channels) if spec.se == "pre" else nn.Identity()
+            self.post_se = SqueezeExcite(spec.out_channels) if spec.se == "post" else nn.Identity()
 
         def forward(self, x):
-            if deploy:
-                y = self.rbr_reparam(x)
-            else:
-                y = self.rbr_dense(x) + self.rbr_1x1(x)
-                y = y if self.rbr_identity is None else y + self.rbr_identity(x)
+            y = self.branches[0](x)
+            for branch in self.branches[1:]:
+                y = y + branch(x)
+            for norm in self.after:
+                y = norm(y + x if self.keeps else y)
             return self.post_se(torch.relu_(self.se(y)))
 
+    stem = f"stage0.{kind.fused if deploy else kind.dense}.weight"
     with torch.device("meta"):  # without values of its own, which would only be replaced
-        blocks = {spec.name: Block(spec) for spec in variant.block_specs(arrays[_stem(deploy)].shape[1])}
+        blocks = {spec.name: Block(spec) for spec in variant.block_specs(arrays[stem].shape[1])}
         net = nn.Sequential()
         net.add_module("stage0", blocks["stage0"])
         for stage in variant.stages:
@@ -97,10 +112,6 @@ def torch_network(variant: Variant, arrays: Mapping[str, np.ndarray]):
         net.add_module("linear", nn.Linear(variant.widths[-1], len(arrays["linear.bias"])))
     net.load_state_dict({_torch_name(name): torch.from_numpy(array) for name, array in arrays.items()}, assign=True)
     return net.eval()
-
-
-def _stem(deploy):
-    return "stage0.rbr_reparam.weight" if deploy else "stage0.rbr_dense.conv.weight"
 
 
 def _torch_name(name):

@@ -78,12 +78,14 @@ class BlockKind(NamedTuple):
         fused: the deploy form's convolution in a block.
         dense: a convolution of the full kernel that every block has in train form.
         train_branches: see `BlockSpec`.
+        outer: the BN after the sum of the branches, to which the bare input is added where the block keeps its shape.
     """
 
     title: str
     fused: str
     dense: str
     train_branches: Callable[[BlockSpec], tuple[Branch, ...]]
+    outer: str | None = None
 
 
 # An SE's attribute in a block by its place.
@@ -107,6 +109,6 @@ def _mobileone(spec):
 
 KINDS = {
     "repvgg": BlockKind("RepVGG", "rbr_reparam", "rbr_dense.conv", _repvgg),
-    "qarepvgg": BlockKind("QARepVGG", "rbr_reparam", "rbr_dense.conv", _qarepvgg),
+    "qarepvgg": BlockKind("QARepVGG", "rbr_reparam", "rbr_dense.conv", _qarepvgg, "bn"),
     "mobileone": BlockKind("MobileOne", "reparam_conv", "rbr_conv.0.conv", _mobileone),
 }

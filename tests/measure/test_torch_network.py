@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import SMALL, images, randomise_bn, relative_difference
+from support import OTHER_SMALL, SMALL, images, randomise_bn, relative_difference
 
 from mindrepvgg import create_model, to_deploy
 from mindrepvgg.evaluation.torch_reference import TorchReference
@@ -21,10 +21,11 @@ def _one_torch_thread():
 
 
 @pytest.mark.usefixtures("_one_torch_thread")
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", [*SMALL, *OTHER_SMALL])
 def test_torch_computes_the_network(kind):
     """In both forms and half precision too, against a reference that shares no code."""
-    net = randomise_bn(create_model("repvgg", 10, 3, **SMALL[kind]))
+    name, shape = (kind, OTHER_SMALL[kind]) if kind in OTHER_SMALL else ("repvgg", SMALL[kind])
+    net = randomise_bn(create_model(name, 10, 3, **shape))
     x = images(2, 3, 33, 17)
     if net.variant.aux_heads:
         net.drop_aux_heads()
@@ -37,7 +38,8 @@ def test_torch_computes_the_network(kind):
         }
         assert relative_difference(found["float32"], expected) < 1e-5
         assert 1e-5 < relative_difference(found["float16"], expected) < 5e-2
-        arrays["stage4.0.rbr_reparam.bias" if form.deploy else "stage4.0.rbr_1x1.bn.beta"][0] += 1
+        shifts = [name for name in arrays if name.startswith("stage4.0.r") and name.endswith(("bias", "beta"))]
+        arrays[shifts[-1]][0] += 1
         changed = torch_network.torch_eager(torch_network.torch_network(net.variant, arrays), x)()
         assert relative_difference(changed, expected) > 1e-4
 
