@@ -186,7 +186,7 @@ def _block_for(make, conv, bn) -> FoldableBlock:
     wanted = {
         "in_channels": kernel.shape[1] * groups,
         "out_channels": kernel.shape[0],
-        "kernel_size": kernel.shape[2:],
+        "kernel_size": kernel.shape[2] if kernel.shape[2] == kernel.shape[3] else kernel.shape[2:],
         "stride": stride,
         "padding": padding,
         "dilation": dilation,
