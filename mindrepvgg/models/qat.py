@@ -23,7 +23,7 @@ from mindrepvgg.models.variants import BN, DEPLOY, QAT, TRAIN
 from mindrepvgg.reparam.copying import copy_with
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.fake_quant import ConvBNBlock, FakeQuantBlock, FakeQuantDense
-from mindrepvgg.reparam.foldable import rep_blocks
+from mindrepvgg.reparam.finding import rep_blocks
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 
 

@@ -16,7 +16,7 @@ from mindrepvgg.models.qat import to_fake_quantized, to_trainable_deploy
 from mindrepvgg.models.shapes import check_fit, check_size, parameter_shapes
 from mindrepvgg.models.variants import BN, MOST_CHANNELS, MOST_CLASSES, QAT, TRAIN, Variant
 from mindrepvgg.reparam.blocks import QARepVGGBlock, RepVGGBlock
-from mindrepvgg.reparam.foldable import rep_blocks
+from mindrepvgg.reparam.finding import rep_blocks
 from mindrepvgg.reparam.layers import bias_init, kernel_init
 from mindrepvgg.reparam.mobileone import MobileOneBlock
 from mindrepvgg.reparam.parts import ConvBN

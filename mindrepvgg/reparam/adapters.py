@@ -31,7 +31,7 @@ from mindspore.nn.utils import no_init_parameters
 from mindrepvgg.errors import UserError
 from mindrepvgg.reparam.algebra import LinearMap
 from mindrepvgg.reparam.copying import copy_with
-from mindrepvgg.reparam.foldable import outer_blocks
+from mindrepvgg.reparam.finding import outer_blocks
 from mindrepvgg.reparam.known_cells import KNOWN
 from mindrepvgg.reparam.layers import conv2d, fill_conv, grouped_of
 from mindrepvgg.reparam.maps import Exact, chain_output, is_convolution

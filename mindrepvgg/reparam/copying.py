@@ -1,13 +1,19 @@
-"""A copy of a network with other cells in the place of some."""
+"""Copies of a network with other cells in the place of some, and with fused blocks."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+import gc
+from typing import TYPE_CHECKING, Any
 
 from mindspore import nn
 
 from mindrepvgg.errors import FusionError
+from mindrepvgg.reparam.probe import check_block, described, needs_probe
+from mindrepvgg.text import first_line
+
+if TYPE_CHECKING:
+    from mindrepvgg.reparam.foldable import FoldableBlock
 
 _BACKWARD_HOOKS = ("_backward_pre_hook", "_backward_hook")
 
@@ -64,3 +70,57 @@ def _culprit(net):
             except TypeError:
                 return f"its attribute {path}.{attribute}: ".replace(" .", " ")
     return ""
+
+
+class _LeftOut(nn.Cell):
+    """Stands for a branch while its block is copied."""
+
+
+def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = True, replaced=None) -> nn.Cell:
+    """Copy a network with one convolution in the place of the branches of `blocks`; the branches are never duplicated.
+
+    Args:
+        net: a cell; it stays as it was.
+        blocks: train-form blocks in it, by name.
+        probe: try the blocks whose classes do not vouch for the fusion, see `probe.check_block`.
+        replaced: other cells that get a new cell in their places, see `copy_with`.
+
+    Raises:
+        FusionError: `net` cannot be copied, or uses a branch elsewhere too, or a block cannot be fused, or its two
+            forms differ.
+    """
+    convs = {name: fused_block(name, block) for name, block in blocks.items()}
+    left_out: dict[nn.Cell, nn.Cell] = {
+        branch: _LeftOut() for block in blocks.values() for branch in block.branches().values()
+    }
+    copied = copy_with(net, {**left_out, **(replaced or {})})
+    cells = dict(copied.cells_and_names())
+    for name in blocks:
+        cells[name].take(convs.pop(name))
+    for path, cell in copied.cells_and_names():
+        if isinstance(cell, _LeftOut):
+            raise FusionError(f"{path} is a branch of a block and used elsewhere too: without it nothing can be fused")
+    for name, block in blocks.items():
+        if probe and needs_probe(block):
+            check_block(name, block, cells[name])
+    return copied
+
+
+def fused_block(path, block):
+    """The one convolution of a block; FusionError, with its path, where there is none."""
+    try:
+        return block.equivalent_conv()
+    except (AttributeError, ValueError) as error:
+        raise FusionError(f"{described(path, block)} cannot be fused: {first_line(error)}") from error
+
+
+def forget_graphs(changed):
+    """Make every live cell that contains `changed` compile anew at its next call.
+
+    In graph mode a cell keeps its compiled graph and does not notice that a cell inside it became another: it would
+    go on running the old one. The cells around a block are not known to it, so they are looked for.
+    """
+    # By type(): isinstance() would ask a dead weak proxy for its class, which raises.
+    for cell in [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Cell)]:
+        if cell.compile_cache and any(inner is changed for _, inner in cell.cells_and_names()):
+            cell.compile_cache.clear()

@@ -10,8 +10,9 @@ from mindspore import nn
 
 from mindrepvgg.errors import FusionError
 from mindrepvgg.reparam.adapters import FusedCell, adapted_cells
+from mindrepvgg.reparam.copying import copy_fused
 from mindrepvgg.reparam.equivalence import verify_equivalence
-from mindrepvgg.reparam.foldable import copy_fused, hidden_blocks, is_block, outer_blocks
+from mindrepvgg.reparam.finding import hidden_blocks, is_block, outer_blocks
 from mindrepvgg.reparam.layers import fill_conv
 from mindrepvgg.reparam.maps import folded_pair
 from mindrepvgg.reparam.precision import computes_in_half

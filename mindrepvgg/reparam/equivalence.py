@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 from mindrepvgg.errors import EquivalenceError
 from mindrepvgg.reparam.adapters import FusedCell, adapted
 from mindrepvgg.reparam.compare import check_tolerance, difference, leaves, worst_difference
-from mindrepvgg.reparam.foldable import outer_blocks
+from mindrepvgg.reparam.finding import outer_blocks
 from mindrepvgg.reparam.maps import folded_pair
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 from mindrepvgg.text import table
@@ -153,7 +153,7 @@ def _folds(train_net, deploy_net) -> list[_Fold]:
         cell, bn = cells.get(path), cells.get(getattr(deployed, "folded_bn", None))
         if isinstance(deployed, FusedCell) and not isinstance(cell, FusedCell):
             known = None if cell is None else adapted(cell)
-            if known is None:
+            if cell is None or known is None:
                 raise ValueError(f"the first network has no cell {path or 'at its top'} that an adapter knows")
             folds.append(_Fold(path, cell, cell, deployed, deployed.deploy_conv, lambda known=known: known.exact()[:2]))
             inside |= {id(inner) for _, inner in cell.cells_and_names()}

@@ -1,10 +1,8 @@
-"""Blocks whose branches fold into one convolution, whatever the branches are: found in a network, copied, and fused."""
+"""Blocks whose branches fold into one convolution, whatever the branches are."""
 
 from __future__ import annotations
 
 import functools
-import gc
-from collections.abc import Iterator
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -13,7 +11,8 @@ from mindspore.nn.utils import no_init_parameters
 from mindrepvgg.errors import FusionError
 from mindrepvgg.reparam import algebra
 from mindrepvgg.reparam.algebra import LinearMap
-from mindrepvgg.reparam.copying import copy_with, is_sequential
+from mindrepvgg.reparam.copying import copy_fused, forget_graphs, fused_block
+from mindrepvgg.reparam.finding import is_block
 from mindrepvgg.reparam.layers import NATIVE, batch_norm, conv2d, fill_conv, grouped_of, pair, sides
 from mindrepvgg.reparam.maps import (
     Exact,
@@ -27,8 +26,8 @@ from mindrepvgg.reparam.maps import (
     norm_of,
 )
 from mindrepvgg.reparam.parts import SqueezeExcite
-from mindrepvgg.reparam.probe import check_block, described, needs_probe
-from mindrepvgg.text import first_line, quoted
+from mindrepvgg.reparam.probe import needs_probe
+from mindrepvgg.text import quoted
 
 # Output channels are fused a few at a time: in float64, a large kernel's copies would fill caches and memory.
 _CHANNELS_AT_ONCE = 64
@@ -98,8 +97,8 @@ class FoldableBlock(nn.Cell):
         self.deploy = deploy
         for name, value in (own or {}).items():
             setattr(self, name, value)
-        self.chains = ()
-        self.after_sum = ()
+        self.chains: tuple[tuple[str, ...], ...] = ()
+        self.after_sum: tuple[str, ...] = ()
         if deploy:
             setattr(self, self.FUSED, self.make_conv())
         else:
@@ -316,11 +315,11 @@ class FoldableBlock(nn.Cell):
         """
         if self.deploy:
             return
-        conv = _fused("", self)
+        conv = fused_block("", self)
         if needs_probe(self):
             self.deployed()
         self.take(conv)
-        _forget_graphs(self)
+        forget_graphs(self)
 
     def deployed(self) -> nn.Cell:
         """Make a new block in deploy form that computes the same, under the same names; this one stays as it was.
@@ -337,106 +336,3 @@ class FoldableBlock(nn.Cell):
         """Raise FusionError where the block is fused already."""
         if self.deploy:
             raise FusionError("the block is in deploy form: its branches are fused already")
-
-
-def is_block(cell) -> bool:
-    """Whether a cell is a block that can be fused.
-
-    By its methods: MindSpore's automatic mixed precision O1 imports this module anew, under another name. It writes
-    a block's methods anew, with the imports of the block's module but without its functions: so no method of a block
-    calls a function of its own module.
-    """
-    return isinstance(cell, nn.Cell) and hasattr(cell, "equivalent_conv")
-
-
-def rep_blocks(net: nn.Cell) -> dict[str, FoldableBlock]:
-    """The blocks in a cell, at any depth, by their path in it; in either form."""
-    return {name: cell for name, cell in net.cells_and_names() if is_block(cell)}
-
-
-def outer_blocks(net: nn.Cell) -> dict[str, FoldableBlock]:
-    """`rep_blocks` without those that stand in a branch of another one, with which they are fused."""
-    blocks = rep_blocks(net)
-    inner = {id(cell) for block in blocks.values() for _, cell in block.cells_and_names() if cell is not block}
-    return {name: block for name, block in blocks.items() if id(block) not in inner}
-
-
-def hidden_blocks(net: nn.Cell) -> list[str]:
-    """The paths of train-form blocks in lists, tuples, sets and dicts, where MindSpore sees no cells."""
-    seen = {id(cell) for _, cell in net.cells_and_names()}
-    found = []
-    for path, cell in net.cells_and_names():
-        for attribute, value in vars(cell).items():
-            if attribute == "cell_list" and is_sequential(cell):
-                continue
-            for place, hidden in _cells_within(value, f"{path}.{attribute}".lstrip("."), seen):
-                inner = hidden.cells_and_names(name_prefix=place)
-                found += [name for name, block in inner if is_block(block) and not block.deploy]
-    return found
-
-
-def _cells_within(value, path, seen) -> Iterator[tuple[str, nn.Cell]]:
-    """(path, cell) of all cells in nested containers that were not seen before."""
-    if id(value) in seen:
-        return
-    if isinstance(value, nn.Cell):
-        seen.add(id(value))
-        yield path, value
-    elif isinstance(value, (list, tuple, set, dict)):
-        seen.add(id(value))
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _cells_within(inner, f"{path}[{key!r}]", seen)
-
-
-class _LeftOut(nn.Cell):
-    """Stands for a branch while its block is copied."""
-
-
-def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = True, replaced=None) -> nn.Cell:
-    """Copy a network with one convolution in the place of the branches of `blocks`; the branches are never duplicated.
-
-    Args:
-        net: a cell; it stays as it was.
-        blocks: train-form blocks in it, by name.
-        probe: try the blocks whose classes do not vouch for the fusion, see `probe.check_block`.
-        replaced: other cells that get a new cell in their places, see `copying.copy_with`.
-
-    Raises:
-        FusionError: `net` cannot be copied, or uses a branch elsewhere too, or a block cannot be fused, or its two
-            forms differ.
-    """
-    convs = {name: _fused(name, block) for name, block in blocks.items()}
-    left_out: dict[nn.Cell, nn.Cell] = {
-        branch: _LeftOut() for block in blocks.values() for branch in block.branches().values()
-    }
-    copied = copy_with(net, {**left_out, **(replaced or {})})
-    cells = dict(copied.cells_and_names())
-    for name in blocks:
-        cells[name].take(convs.pop(name))
-    for path, cell in copied.cells_and_names():
-        if isinstance(cell, _LeftOut):
-            raise FusionError(f"{path} is a branch of a block and used elsewhere too: without it nothing can be fused")
-    for name, block in blocks.items():
-        if probe and needs_probe(block):
-            check_block(name, block, cells[name])
-    return copied
-
-
-def _fused(path, block):
-    """The one convolution of a block; FusionError, with its path, where there is none."""
-    try:
-        return block.equivalent_conv()
-    except (AttributeError, ValueError) as error:
-        raise FusionError(f"{described(path, block)} cannot be fused: {first_line(error)}") from error
-
-
-def _forget_graphs(changed):
-    """Make every live cell that contains `changed` compile anew at its next call.
-
-    In graph mode a cell keeps its compiled graph and does not notice that a cell inside it became another: it would
-    go on running the old one. The cells around a block are not known to it, so they are looked for.
-    """
-    # By type(): isinstance() would ask a dead weak proxy for its class, which raises.
-    for cell in [thing for thing in gc.get_objects() if issubclass(type(thing), nn.Cell)]:
-        if cell.compile_cache and any(inner is changed for _, inner in cell.cells_and_names()):
-            cell.compile_cache.clear()

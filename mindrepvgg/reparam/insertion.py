@@ -16,7 +16,8 @@ from mindspore import nn
 
 from mindrepvgg.errors import FusionError, UserError
 from mindrepvgg.reparam.copying import copy_with
-from mindrepvgg.reparam.foldable import FoldableBlock, is_block, rep_blocks
+from mindrepvgg.reparam.finding import is_block, rep_blocks
+from mindrepvgg.reparam.foldable import FoldableBlock
 from mindrepvgg.reparam.keep_function import calibrate, take_over
 from mindrepvgg.reparam.layers import NORMS, batch_norm, epsilon_of, grouped_of, pair, set_grouped
 from mindrepvgg.reparam.maps import Exact, is_convolution, map_of

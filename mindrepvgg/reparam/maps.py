@@ -38,7 +38,8 @@ class Exact:
     def __call__(self, cell, leaf):
         """Read one as `differentiable` does; raises ValueError for a negative variance."""
         if leaf == "identity":
-            return algebra.identity_kernel(*cell, self.rows)
+            channels, groups, size, value = cell
+            return algebra.identity_kernel(channels, groups, size, value, self.rows)
         key = id(cell), leaf
         if key not in self._arrays:
             self._arrays[key] = float(epsilon_of(cell)) if leaf == "eps" else _array(getattr(cell, leaf), leaf)

@@ -6,7 +6,7 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from mindrepvgg.errors import RecipeError
-from mindrepvgg.reparam.foldable import rep_blocks
+from mindrepvgg.reparam.finding import rep_blocks
 from mindrepvgg.reparam.maps import norm_of
 
 # t3 ** 2 + t1 ** 2 of a channel whose gammas are both zero, which no device should divide by.

@@ -195,7 +195,7 @@ class Description:
         """
         # They load MindSpore, which reading a description does without.
         from mindrepvgg.models.qat import form_of
-        from mindrepvgg.reparam.foldable import hidden_blocks, rep_blocks
+        from mindrepvgg.reparam.finding import hidden_blocks, rep_blocks
 
         if type(net).__module__ == "mindspore.train.amp":  # what automatic mixed precision puts around a network
             net = net._backbone

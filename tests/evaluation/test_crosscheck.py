@@ -16,7 +16,7 @@ from mindrepvgg import create_model, load_weights, save_checkpoint
 from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.evaluation.crosscheck import cross_check, cross_check_file
 from mindrepvgg.evaluation.torch_reference import TorchReference
-from mindrepvgg.reparam.foldable import rep_blocks
+from mindrepvgg.reparam.finding import rep_blocks
 from mindrepvgg.reparam.layers import batch_norm
 
 pytestmark = pytest.mark.usefixtures("pynative_mode")

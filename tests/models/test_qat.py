@@ -25,7 +25,7 @@ from mindrepvgg.models.qat import (
 )
 from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.reparam.fake_quant import ActivationQuantizer, FakeQuantBlock, FakeQuantize, weight_scale
-from mindrepvgg.reparam.foldable import rep_blocks
+from mindrepvgg.reparam.finding import rep_blocks
 from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.training import loop
 from mindrepvgg.training.assemble import build_network

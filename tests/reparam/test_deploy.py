@@ -17,7 +17,7 @@ from mindrepvgg import create_model, to_deploy, verify_equivalence
 from mindrepvgg.errors import EquivalenceError, UserError
 from mindrepvgg.evaluation.crosscheck import cross_check
 from mindrepvgg.reparam.blocks import RepVGGBlock
-from mindrepvgg.reparam.foldable import rep_blocks
+from mindrepvgg.reparam.finding import rep_blocks
 from mindrepvgg.reparam.layers import batch_norm, conv2d
 
 compat = pytest.mark.compat

@@ -12,7 +12,7 @@ from mindrepvgg import create_model, to_deploy
 from mindrepvgg.errors import UserError
 from mindrepvgg.reparam import foldable
 from mindrepvgg.reparam.blocks import RepVGGBlock
-from mindrepvgg.reparam.foldable import hidden_blocks
+from mindrepvgg.reparam.finding import hidden_blocks
 from mindrepvgg.reparam.layers import batch_norm, conv2d
 from mindrepvgg.training.freeze import freeze
 

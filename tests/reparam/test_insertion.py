@@ -10,7 +10,7 @@ from support import array, context_mode, images, randomise_bn, relative_differen
 
 from mindrepvgg.errors import EquivalenceError, FusionError, UserError
 from mindrepvgg.reparam import RepVGGBlock, insert, to_deploy, verify_equivalence
-from mindrepvgg.reparam.foldable import rep_blocks
+from mindrepvgg.reparam.finding import rep_blocks
 from mindrepvgg.reparam.layers import batch_norm, conv2d
 
 pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("pynative_mode")]

@@ -8,7 +8,7 @@ from support import SMALL, images, randomise_bn, relative_difference
 
 from mindrepvgg import create_model, to_deploy
 from mindrepvgg.errors import EquivalenceError
-from mindrepvgg.reparam import foldable
+from mindrepvgg.reparam import copying
 from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.compare import leaves
 from mindrepvgg.reparam.layers import conv2d
@@ -177,7 +177,7 @@ def test_a_block_of_several_outputs_is_compared_by_all_of_them():
 
 def test_what_is_ours_is_not_tried(monkeypatch):
     """Neither plain blocks, nor those with other activations, nor those in mixed precision."""
-    monkeypatch.setattr(foldable, "check_block", None)
+    monkeypatch.setattr(copying, "check_block", None)
     net = create_model("repvgg", 10, **SMALL["plus"])
     net.stage0.activation = nn.LeakyReLU(0.1)
     to_deploy(net.to_float(ms.bfloat16))

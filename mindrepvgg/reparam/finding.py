@@ -1,0 +1,62 @@
+"""The blocks in a network: those that MindSpore sees, at any depth, and those that it does not see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mindspore import nn
+
+from mindrepvgg.reparam.copying import is_sequential
+
+if TYPE_CHECKING:
+    from mindrepvgg.reparam.foldable import FoldableBlock
+
+
+def is_block(cell) -> bool:
+    """Whether a cell is a block that can be fused.
+
+    By its methods: MindSpore's automatic mixed precision O1 imports a block's module anew, under another name. It
+    writes a block's methods anew, with the imports of the block's module but without its functions: so no method of a
+    block calls a function of its own module.
+    """
+    return isinstance(cell, nn.Cell) and hasattr(cell, "equivalent_conv")
+
+
+def rep_blocks(net: nn.Cell) -> dict[str, FoldableBlock]:
+    """The blocks in a cell, at any depth, by their path in it; in either form."""
+    return {name: cell for name, cell in net.cells_and_names() if is_block(cell)}
+
+
+def outer_blocks(net: nn.Cell) -> dict[str, FoldableBlock]:
+    """`rep_blocks` without those that stand in a branch of another one, with which they are fused."""
+    blocks = rep_blocks(net)
+    inner = {id(cell) for block in blocks.values() for _, cell in block.cells_and_names() if cell is not block}
+    return {name: block for name, block in blocks.items() if id(block) not in inner}
+
+
+def hidden_blocks(net: nn.Cell) -> list[str]:
+    """The paths of train-form blocks in lists, tuples, sets and dicts, where MindSpore sees no cells."""
+    seen = {id(cell) for _, cell in net.cells_and_names()}
+    found = []
+    for path, cell in net.cells_and_names():
+        for attribute, value in vars(cell).items():
+            if attribute == "cell_list" and is_sequential(cell):
+                continue
+            for place, hidden in _cells_within(value, f"{path}.{attribute}".lstrip("."), seen):
+                inner = hidden.cells_and_names(name_prefix=place)
+                found += [name for name, block in inner if is_block(block) and not block.deploy]
+    return found
+
+
+def _cells_within(value, path, seen) -> Iterator[tuple[str, nn.Cell]]:
+    """(path, cell) of all cells in nested containers that were not seen before."""
+    if id(value) in seen:
+        return
+    if isinstance(value, nn.Cell):
+        seen.add(id(value))
+        yield path, value
+    elif isinstance(value, (list, tuple, set, dict)):
+        seen.add(id(value))
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _cells_within(inner, f"{path}[{key!r}]", seen)
