@@ -179,7 +179,7 @@ def _chosen(net, where) -> list[str]:
 def _block_for(make, conv, bn) -> FoldableBlock:
     """A new block of the geometry of a convolution, with BN like the one after it; ValueError where there is none."""
     norm = next((known for known in NORMS if isinstance(bn, known)), None)
-    if norm is None or not folds_exactly(bn):
+    if norm is None or not folds_exactly(bn) or getattr(bn, "process_groups", None):
         raise ValueError(f"its BN is of a class ({type(bn).__name__}), or has hooks or a switch, that no block copies")
     if not folds_exactly(conv):
         raise ValueError(f"is of a class ({type(conv).__name__}), or has hooks, that no block copies")

@@ -12,7 +12,7 @@ from mindrepvgg.reparam.compare import difference
 from mindrepvgg.reparam.foldable import FoldableBlock
 from mindrepvgg.reparam.layers import epsilon_of
 from mindrepvgg.reparam.leaves import BN_LEAVES
-from mindrepvgg.reparam.maps import Exact, folded_pair, is_convolution, norm_of
+from mindrepvgg.reparam.maps import folded_pair, is_convolution, norm_of
 from mindrepvgg.reparam.parts import Sum
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 
@@ -56,21 +56,20 @@ def take_over(block: FoldableBlock, conv: nn.Cell, bn: nn.Cell) -> bool:
         _become(norms[0], bn, conv)
         _set(large, weight=conv.weight.asnumpy())
     else:
-        # The last BN becomes the old one, those before do nothing, and the large kernel makes up for the others.
+        # All BNs do nothing at first, and the large kernel makes up for the other branches. A BN after the sum becomes
+        # the old one; without it, the old one is part of what the large kernel has to be.
         for norm in norms:
             _neutral(norm)
+        _set(large, weight=0)
+        rest_kernel, rest_bias = block.fused_kernel_bias()
+        wanted, shift = (conv.weight.asnumpy(), -rest_bias) if after else (kernel, bias - rest_bias)
+        _set(large, weight=wanted - rest_kernel)
         if after:
             _become(after[-1], bn, conv)
-        _set(large, weight=np.zeros(block.kernel_shape, np.float32))
-        rest_kernel, rest_bias = block.fused_kernel_bias()
-        factor = _factor(after[-1]) if after else np.ones(len(bias))
-        if not np.all(factor):
-            raise ValueError("its BN has a gamma of 0, which nothing before it makes up for")
-        _set(large, weight=(kernel - rest_kernel) / factor[:, None, None, None])
         if main[1:]:
-            _set(main[-1], beta=(bias - rest_bias) / factor)
+            _set(main[-1], beta=shift)
         elif after:
-            _set(after[-1], beta=after[-1].beta.asnumpy() + bias - rest_bias)
+            _set(after[-1], moving_mean=after[-1].moving_mean.asnumpy() - shift)
     for expected, actual in zip((kernel, bias), block.fused_kernel_bias(), strict=True):
         if not difference(expected, actual)[1] <= _ROUNDING:
             raise ValueError(f"{type(block).__name__} cannot be given the function of a convolution")
@@ -109,12 +108,6 @@ def _become(norm, bn, conv):
 def _neutral(norm):
     """Let a BN return its input in inference."""
     _set(norm, gamma=np.sqrt(1 + epsilon_of(norm)), beta=0, moving_mean=0, moving_variance=1)
-
-
-def _factor(norm):
-    """What a BN multiplies by in inference."""
-    read = Exact()
-    return read(norm, "gamma") / np.sqrt(read(norm, "moving_variance") + read(norm, "eps"))
 
 
 def _set(cell, **values):

@@ -11,6 +11,7 @@ from support import array, context_mode, images, randomise_bn, relative_differen
 from mindrepvgg.errors import EquivalenceError, FusionError, UserError
 from mindrepvgg.reparam import RepVGGBlock, insert, to_deploy, verify_equivalence
 from mindrepvgg.reparam.finding import rep_blocks
+from mindrepvgg.reparam.foldable import FoldableBlock
 from mindrepvgg.reparam.layers import batch_norm, conv2d
 
 pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("pynative_mode")]
@@ -164,6 +165,9 @@ def test_frozen_parts_stay_frozen():
 @pytest.mark.parametrize("block", SMALL_BLOCKS)
 def test_the_function_is_kept(block):
     net = residual()
+    net.bn2.gamma.set_data(
+        net.bn2.gamma * Tensor(np.arange(8) > 3, net.bn2.gamma.dtype)
+    )  # as a residual's last BN starts
     grown = insert(net, block, ["stem", "conv*"], images(), keep_function=True)
     assert relative_difference(outputs(grown), outputs(net)) < 1e-5
     apart = relative_difference(outputs(grown, training=True), outputs(net, training=True))
@@ -179,6 +183,24 @@ def test_the_function_is_kept(block):
 def test_without_keep_function_another_one_is_computed():
     net = residual()
     assert relative_difference(outputs(insert(net, "repvgg")), outputs(net)) > 0.01
+
+
+class Bare(FoldableBlock):
+    """A convolution beside its bare input; neither has a BN."""
+
+    def make_branches(self, norm):
+        self.large = conv2d(self.in_channels, self.out_channels, self.kernel_size, groups=self.groups)
+        self.after = norm(self.out_channels)
+        self.after_sum = ("after",) if self.groups == 1 else ()
+        return ("large",), ()
+
+
+def test_the_function_is_kept_by_a_block_of_ones_own():
+    net = residual()
+    grown = insert(net, Bare, "conv2", images(), keep_function=True)
+    assert relative_difference(outputs(grown), outputs(net)) < 1e-5
+    with pytest.raises(FusionError, match="conv1: Bare cannot be given the function of a convolution"):
+        insert(net, Bare, "conv1", images(), keep_function=True)  # its BN has nobody to stand for its shift
 
 
 def test_new_branches_know_the_statistics_of_their_inputs():
@@ -217,6 +239,15 @@ def test_blocks_nest(outer, inner):
 
 
 # -------------------------------------------------------------------------------------------------------------- ResNet
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", ["acb", "dbb"])
+def test_mindcvs_mobilenet_is_grown_and_folded(block):
+    net = randomise_bn(pytest.importorskip("mindcv.models").create_model("mobilenet_v2_100", num_classes=5))
+    grown = randomise_bn(insert(net.set_train(False), block, inputs=images()), 1)
+    assert len(grown.insertion.replaced) == 18  # the stem and 17 depthwise convolutions
+    check_fold(grown, 52, 0, fold_bn=True)
 
 
 @pytest.mark.parametrize(
