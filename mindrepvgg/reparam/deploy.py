@@ -68,7 +68,7 @@ def to_deploy(net, inputs=None, fold_bn=False):
     if not (trained or cells or folded):
         if blocks:
             raise FusionError(f"{type(net).__name__} is in deploy form already: there is nothing to fuse")
-        raise FusionError(f"{type(net).__name__} contains no RepVGGBlock: there is nothing to fuse{foreign}")
+        raise FusionError(f"{type(net).__name__} contains no block with branches: there is nothing to fuse{foreign}")
     if foreign:
         log.warning("%s: not all is fused%s", type(net).__name__, foreign)
     replaced = {**{paths[path]: fused for path, fused in cells.items()}, **folded}

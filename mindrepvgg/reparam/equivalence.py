@@ -165,7 +165,7 @@ def _folds(train_net, deploy_net) -> list[_Fold]:
     deploy_blocks = outer_blocks(deploy_net)
     if list(train_blocks) != list(deploy_blocks) or not (train_blocks or folds):
         odd = ", ".join(sorted(set(train_blocks) ^ set(deploy_blocks))[:3]) or "every one"
-        raise ValueError(f"the networks do not have the same RepVGG blocks; they differ at {odd}")
+        raise ValueError(f"the networks do not have the same blocks; they differ at {odd}")
     # A block that was in deploy form from the start has no branches to compare with; the outputs cover it.
     pairs = [(path, block, deploy_blocks[path]) for path, block in train_blocks.items() if not block.deploy]
     if not (pairs or folds) or any(not block.deploy for block in deploy_blocks.values()):

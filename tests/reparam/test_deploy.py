@@ -125,7 +125,7 @@ def test_a_partly_switched_network_is_completed(pynative_mode):
 
 @compat
 def test_there_must_be_something_to_fuse():
-    with pytest.raises(ValueError, match="Dense contains no RepVGGBlock: there is nothing to fuse"):
+    with pytest.raises(ValueError, match="Dense contains no block with branches: there is nothing to fuse"):
         to_deploy(nn.Dense(3, 4))
     with pytest.raises(ValueError, match="RepVGG is in deploy form already: there is nothing to fuse"):
         to_deploy(small(deploy=True))
@@ -522,13 +522,13 @@ ORDER = "the first network must be in train form, the second in deploy form"
         (lambda: small(deploy=True), small, ORDER),
         (small, small, ORDER),
         (lambda: small(deploy=True), lambda: small(deploy=True), ORDER),
-        (small, lambda: small("plus", deploy=True), "do not have the same RepVGG blocks; they differ at stage3.0, "),
+        (small, lambda: small("plus", deploy=True), "do not have the same blocks; they differ at stage3.0, "),
         (
             small,
             lambda: create_model("repvgg", 10, **{**SMALL["plain"], "widths": (8, 8, 16, 24, 40)}, deploy=True),
             "block stage4.0 has a kernel of (32, 24, 3, 3) in one network and (40, 24, 3, 3) in the other",
         ),
-        (lambda: nn.Dense(3, 3), lambda: small(deploy=True), "the networks do not have the same RepVGG blocks"),
+        (lambda: nn.Dense(3, 3), lambda: small(deploy=True), "the networks do not have the same blocks"),
         (lambda: nn.Dense(3, 3), lambda: nn.Dense(3, 3), "they differ at every one"),
         (
             small,
