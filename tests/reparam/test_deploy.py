@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 from support import SMALL, array, context_mode, images, noise, randomise_bn, relative_difference, weights
 from support.golden import FAMILY, GOLDEN
 
-from mindrepvgg import create_model, to_deploy, verify_equivalence
+from mindrepvgg import create_model, reparam, to_deploy, verify_equivalence
 from mindrepvgg.errors import EquivalenceError, UserError
 from mindrepvgg.evaluation.crosscheck import cross_check
 from mindrepvgg.reparam.blocks import RepVGGBlock
@@ -307,6 +307,33 @@ def check_mixed_precision(way):
     assert 1e-5 < relative_difference(fused, single) < 5e-3
     assert list(weights(deployed)) == list(weights(to_deploy(blocks())))
     assert all(parameter.dtype == ms.float32 for parameter in deployed.get_parameters())
+
+
+@compat
+def test_blocks_of_every_kind_fuse_in_one_network(pynative_mode):
+    """Each keeps the name its authors gave the convolution; the report names the block that is off."""
+    blocks = {
+        reparam.RepVGGBlock(8, 8): "rbr_reparam",
+        reparam.QARepVGGBlock(8, 8): "rbr_reparam",
+        reparam.ACBlock(8, 8): "fused_conv",
+        reparam.DiverseBranchBlock(8, 8, groups=2): "dbb_reparam",
+        reparam.MobileOneBlock(8, 8, num_branches=2): "reparam_conv",
+        reparam.LargeKernelBlock(8, 8, 7, groups=8): "lkb_reparam",
+        reparam.DilatedBlock(8, 5): "lk_origin",
+        reparam.RepConv(8, 8): "rbr_reparam",
+        reparam.RepConvN(8, 8): "conv",
+        reparam.RepVGGDW(8): "conv",
+    }
+    net, x = randomise_bn(nn.SequentialCell(*blocks)).set_train(False), Tensor(images(2, 8, 9, 7))
+    deployed = to_deploy(net, x)
+    names = [f"{i}.{name}.{leaf}" for i, name in enumerate(blocks.values()) for leaf in ("weight", "bias")]
+    assert list(weights(deployed)) == names
+    assert relative_difference(deployed(x), net(x)) < 1e-5
+    weight = deployed[6].lk_origin.weight
+    weight.set_data(weight * 1.001)
+    report = verify_equivalence(net, deployed, x, raise_on_failure=False)
+    assert report.failures[0] == "6: the weights differ from the fused branches by 1.0e-03"
+    assert all(failure.startswith(("6: ", "the networks' outputs")) for failure in report.failures), report.failures
 
 
 def test_a_block_that_o1_rewrote_is_fused(pynative_mode, rewriting):
