@@ -10,7 +10,7 @@ from sections import replace_section
 from mindrepvgg.models.summary import summarise
 from mindrepvgg.models.variants import DEPLOY, TRAIN, find, published_models
 from mindrepvgg.text import markdown_table
-from mindrepvgg.weights.released import AUTHORS_TOP1, SOURCES, released_of
+from mindrepvgg.weights.released import AUTHORS_TOP1, PAPERS_TOP1, SOURCES, released_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "weights.md"
@@ -28,7 +28,7 @@ def _row(model, sources):
     train, deploy = counted.total(TRAIN), counted.total(DEPLOY)
     released = {item.source: item for item in released_of(model)}
     default = next(iter(released), None)
-    cells = [_published(AUTHORS_TOP1.get(model))]
+    cells = [PAPERS_TOP1.get(model) or _published(AUTHORS_TOP1.get(model))]
     for source in sources:
         item = released.get(source)
         text = _published(item and (item.top1, item.image_size))
@@ -40,7 +40,7 @@ def _row(model, sources):
         f"`{model}`",
         " / ".join(f"{count / 1e6:.2f}" for count in params),
         " / ".join(f"{count / 1e9:.2f}" for count in macs),
-        recipe,
+        recipe or "-",
         *cells,
     )
 

@@ -27,8 +27,10 @@ class CustomL2(nn.Cell):
         super().__init__(auto_prefix=False)
         blocks = rep_blocks(net).values()
         branches = ("rbr_dense", "rbr_1x1")
-        if not all(hasattr(block, name) for block in blocks for name in branches):
-            raise RecipeError("the custom L2 needs blocks with 3x3 and 1x1 branches: a fused network has none")
+        if not all(hasattr(getattr(block, name, None), "bn") for block in blocks for name in branches):
+            raise RecipeError(
+                "the custom L2 needs RepVGG's 3x3 and 1x1 branches, each with its BN: this network has none"
+            )
         dense, pointwise = ([getattr(block, name) for block in blocks] for name in branches)
         if not all(cell.conv.weight.requires_grad for cell in (*dense, *pointwise)):
             raise RecipeError("the custom L2 is a decay of all blocks, some of which are frozen; set freeze_stages 0")

@@ -76,6 +76,18 @@ AUTHORS_TOP1 = {
     "repvggplus_l2pse": (84.06, 320),
 }
 
+# The same at 224x224, as printed, of networks of other blocks. QARepVGG: A0 the paper's, B0 the log that its repository
+# has; MobileOne: the paper's.
+PAPERS_TOP1 = {
+    "qarepvgg_a0": "72.2",
+    "qarepvgg_b0": "74.84",
+    "mobileone_s0": "71.4",
+    "mobileone_s1": "75.9",
+    "mobileone_s2": "77.4",
+    "mobileone_s3": "78.1",
+    "mobileone_s4": "79.4",
+}
+
 
 @dataclass(frozen=True)
 class Released:

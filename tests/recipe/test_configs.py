@@ -17,9 +17,10 @@ from mindrepvgg.recipe.sources import load_recipe
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 
-FAMILY = [name for name in variants.list_models() if name not in ("repvgg", "repvgg_nano")]
+FAMILY = [name for name in variants.published_models() if name.startswith("repvgg")]
 FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
 PAPER = [Path(f"{model}.yaml") for model in FAMILY]
+QA = [Path(f"{model}.yaml") for model in variants.published_models() if model.startswith("qarepvgg")]
 SMALL = [Path("fashion_mnist.yaml"), Path("quickstart.yaml"), Path("quickstart_qat.yaml")]
 MINDCV = [path for path in FILES if path.parts[0] == "mindcv"]
 
@@ -37,6 +38,7 @@ P = {
     **{"auto_augment": "randaug-m14-n4-mstd101-mmax14", "mixup": 0.2, "image_resize": 256, "use_nesterov": True},
     "aux_weight": 0.1,
 }
+Q = {**S, "lr": 0.2, "lr_per_batch": 512, "weight_decay": 4e-5, "batch_size": 128}
 M = {
     **{**S, "epoch_size": 240, "lr": 0.05, "min_lr": 1e-6, "warmup_epochs": 5, "decay_epochs": 235},
     **{"weight_decay_filter": "all", "label_smoothing": 0.1, "color_jitter": 0.4, "loss_scale_type": "dynamic"},
@@ -46,6 +48,7 @@ PUBLISHED = {
     **dict.fromkeys(("repvgg_b1", "repvgg_b1g2", "repvgg_b1g4", "repvgg_b2"), S),
     **dict.fromkeys(("repvgg_b2g2", "repvgg_b2g4", "repvgg_b3", "repvgg_b3g2", "repvgg_b3g4", "repvgg_d2se"), H),
     "repvggplus_l2pse": P,
+    **{f"qarepvgg_{size}": Q for size in ("a0", "a1", "a2", "b0", "b1", "b1g4", "b2", "b2g4")},
     "mindcv/repvgg_a0": {**M, "epoch_size": 400, "warmup_epochs": 10, "decay_epochs": 390, "interpolation": "bicubic"},
     **{f"mindcv/{name}": M for name in ("repvgg_a1", "repvgg_a2", "repvgg_b0", "repvgg_b1")},
     **{f"mindcv/repvgg_b1{g}": {**M, "amp_level": "O2", "interpolation": "bicubic"} for g in ("g2", "g4")},
@@ -86,8 +89,8 @@ def entries(path):
 
 
 def test_there_is_one_for_every_network():
-    assert set(PAPER) | set(MINDCV) == {Path(f"{name}.yaml") for name in PUBLISHED}
-    assert [path for path in FILES if path.parent == Path()] == sorted([*SMALL, *PAPER])
+    assert {*PAPER, *QA, *MINDCV} == {Path(f"{name}.yaml") for name in PUBLISHED}
+    assert [path for path in FILES if path.parent == Path()] == sorted([*SMALL, *PAPER, *QA])
     assert set(ACCURACY) == set(PUBLISHED)
 
 
@@ -109,7 +112,7 @@ def test_it_states_differences_only(path):
     assert repeated == []
 
 
-@pytest.mark.parametrize("path", [*PAPER, *MINDCV], ids=str)
+@pytest.mark.parametrize("path", [*PAPER, *QA, *MINDCV], ids=str)
 def test_it_is_the_published_recipe_of_its_network(path):
     loaded = load_recipe(CONFIGS / path)
     expected = PUBLISHED[named(path)]
@@ -121,7 +124,7 @@ def test_it_is_the_published_recipe_of_its_network(path):
     assert (loaded.mean, loaded.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-@pytest.mark.parametrize("path", [*PAPER, *MINDCV], ids=str)
+@pytest.mark.parametrize("path", [*PAPER, *QA, *MINDCV], ids=str)
 def test_its_header_says_what_to_run_and_what_to_expect(path):
     found = entries(path)
     recipe = load_recipe(CONFIGS / path)
@@ -132,13 +135,14 @@ def test_its_header_says_what_to_run_and_what_to_expect(path):
 
     devices = int(re.search(r"--worker_num (\d+) --local_worker_num 8 ", found["command"])[1])
     assert f"python train.py -c configs/{path} --data_dir IMAGENET" in found["command"]
-    assert found["batch"].startswith(f"{devices} devices x 32 = {recipe.global_batch(devices)}")
+    assert found["batch"].startswith(f"{devices} devices x {recipe.batch_size} = {recipe.global_batch(devices)}")
     assert found["hardware"] == f"meant for {devices} Ascend NPUs; it has not been run on an NPU"
-    assert recipe.lr_per_batch in (None, recipe.global_batch(devices)), "the learning rate is the published one"
+    per_batch = 512 if path in QA else recipe.global_batch(devices)
+    assert recipe.lr_per_batch in (None, per_batch), "the learning rate is the published one"
 
     published = ACCURACY[named(path)]
     if published is None:
-        assert found["accuracy"].startswith("not published")
+        assert found["accuracy"].startswith("not repeated here" if path in QA else "not published")
     else:
         words = [f"top-{k} {value:.2f}" for k, value in zip((1, 5), published, strict=False)]
         assert all(word in found["accuracy"] for word in words)
@@ -154,7 +158,7 @@ def test_what_is_judged_at_320_says_how(path):
 
 
 def test_recipes_of_one_family_write_to_different_folders():
-    folders = [load_recipe(CONFIGS / path).ckpt_save_dir for path in [*PAPER, *SMALL]]
+    folders = [load_recipe(CONFIGS / path).ckpt_save_dir for path in [*PAPER, *QA, *SMALL]]
     assert len(set(folders)) == len(folders)
 
 
@@ -198,7 +202,7 @@ class TestFind:
             ("mindcv/repvgg_b9", "there is no recipe 'mindcv/repvgg_b9': did you mean mindcv/repvgg_b"),
             (
                 "x",
-                "there is no recipe 'x': there are fashion_mnist, quickstart, quickstart_qat, and 25 more; mindrepvgg ",
+                "there is no recipe 'x': there are fashion_mnist, qarepvgg_a0, qarepvgg_a1, and 33 more; mindrepvgg ",
             ),
             ("base/paper_s", "there is no recipe 'base/paper_s'"),
             ("../configs/quickstart", "there is no recipe '../configs/quickstart'"),

@@ -30,6 +30,9 @@ ACCURACY = {
     **{"mindcv/repvgg_b0": (74.99, 92.40), "mindcv/repvgg_b1": (78.81, 94.37), "mindcv/repvgg_b1g2": (78.03, 94.09)},
     **{"mindcv/repvgg_b1g4": (77.64, 94.03), "mindcv/repvgg_b2": (79.29, 94.66), "mindcv/repvgg_b2g4": (78.80, 94.36)},
     "mindcv/repvgg_b3": (80.46, 95.34),
+    # QARepVGG: the paper's, and the authors' log; None here: the paper has them.
+    **dict.fromkeys(f"qarepvgg_{size}" for size in ("a1", "a2", "b1", "b1g4", "b2", "b2g4")),
+    **{"qarepvgg_a0": (72.2,), "qarepvgg_b0": (74.84,)},
 }
 
 FAMILY = list(GOLDEN)

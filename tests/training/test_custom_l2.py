@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from mindspore import Tensor
-from support import SMALL, context_mode, images, randomise_bn, relative_difference, weights
+from support import OTHER_SMALL, SMALL, context_mode, images, randomise_bn, relative_difference, weights
 from support.torch_reference import Network, copy_weights, torch_name
 
 from mindrepvgg import create_model, to_deploy
@@ -101,8 +101,12 @@ def test_a_channel_without_gamma_is_no_division_by_zero():
 
 
 def test_what_has_no_branches_to_train_is_refused():
-    with pytest.raises(RecipeError, match="a fused network has none"):
-        CustomL2(to_deploy(network()), DECAY)
+    others = [create_model(kind, 5, **shape) for kind, shape in OTHER_SMALL.items()]
+    for net in (to_deploy(network()), *others):
+        with pytest.raises(
+            RecipeError, match="needs RepVGG's 3x3 and 1x1 branches, each with its BN: this network has"
+        ):
+            CustomL2(net, DECAY)
     with pytest.raises(RecipeError, match="some of which are frozen; set freeze_stages 0"):
         CustomL2(freeze(network(), stages=1), DECAY)
 
