@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +136,7 @@ def _open_image_folder(data_dir, split, val_share=0.0):
         _check_same_classes(class_names, folder, _class_names(train_folder), train_folder)
     source = Source(folder_title(root), class_names, labels, files=files)
     if folder == root and val_share:
-        return source.take(_divided(class_names, labels, split, val_share, folder))
+        return replace(source.take(_divided(class_names, labels, split, val_share, folder)), divided=True)
     return source
 
 

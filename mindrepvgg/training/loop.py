@@ -130,7 +130,8 @@ class Loop:
             self._said_waiting = True
             self._progress.say(
                 f"warning: {waiting:.0%} of the time goes into waiting for data, {speed:.0f} images/s come through; "
-                f"raise num_parallel_workers (={run.train_loader.num_workers} in use), or store smaller images"
+                f"raise num_parallel_workers (={run.train_loader.num_workers} in use), or store smaller images "
+                "(mindrepvgg pack DATA_DIR PACKED --short_side PIXELS)"
             )
 
     def _say_duration(self):

@@ -133,7 +133,7 @@ class Trainer:
         height, width = recipe.image_size
         counts = [f"{counted(len(source), 'picture')} to train on"]
         if self.eval_loader:
-            share = f" (val_share {recipe.val_share:g})" if recipe.val_share else ""
+            share = f" (val_share {recipe.val_share:g})" if source.divided else ""
             counts.append(f"{len(self.eval_loader.source):,} to validate on{share}")
         return f"{place}: {', '.join(counts)}, {counted(source.num_classes, 'class')}, {width}x{height} pixels"
 
