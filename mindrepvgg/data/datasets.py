@@ -15,7 +15,7 @@ from mindrepvgg.data.source import SPLITS, ImageFiles, Source
 from mindrepvgg.errors import DataError, RecipeError
 from mindrepvgg.recipe.choices import DATASET_ALIASES
 from mindrepvgg.runtime.optional import package_files
-from mindrepvgg.text import listed, printable, quoted
+from mindrepvgg.text import counted, listed, printable, quoted
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation")}
@@ -67,8 +67,8 @@ def open_source(
     source = opener(data_dir, split)
     if num_classes is not None and num_classes != source.num_classes:
         raise DataError(
-            f"num_classes (={num_classes}) differs from the {source.num_classes} classes of the {split} split of "
-            f"{source.title}; set num_classes to {source.num_classes} or give the data set the recipe is for"
+            f"num_classes (={num_classes}) differs from the {counted(source.num_classes, 'class')} of the {split} "
+            f"split of {source.title}; set num_classes to {source.num_classes} or give the data set the recipe is for"
         )
     return source
 

@@ -10,6 +10,7 @@ from mindrepvgg.data.train_loader import TrainLoader
 from mindrepvgg.errors import DataError
 from mindrepvgg.recipe.rules import check_data_dir
 from mindrepvgg.recipe.schema import Recipe
+from mindrepvgg.text import counted
 
 LOOKED_AT = 2000
 
@@ -93,7 +94,7 @@ def check_classes(net, source):
         )
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     raise DataError(
-        f"the data's {len(found)} classes are not the checkpoint's {len(expected)}: missing {missing[:5]}, "
+        f"the data have {counted(len(found), 'class')}, not the checkpoint's {len(expected)}: missing {missing[:5]}, "
         f"unknown {extra[:5]}; give the data set the network was trained on"
     )
 

@@ -113,7 +113,7 @@ def _is_number(value) -> bool:
 
 
 # 80 columns hold all of it; the learning rate is in the log and in the curves.
-_BAR = "{desc} {percentage:.0f}%|{bar}| {remaining} left{postfix}"
+_BAR = "{desc}{percentage:3.0f}%|{bar}| {remaining} left{postfix}"
 
 
 class Progress:

@@ -66,7 +66,7 @@ class TestCheckClasses:
         with pytest.raises(DataError) as caught:
             self.check(["cat", "cow", "dog"], ["bee", "cat"])
         assert str(caught.value) == (
-            "the data's 3 classes are not the checkpoint's 2: missing ['bee'], unknown ['cow', 'dog']; "
+            "the data have 3 classes, not the checkpoint's 2: missing ['bee'], unknown ['cow', 'dog']; "
             "give the data set the network was trained on"
         )
 

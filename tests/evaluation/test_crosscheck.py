@@ -289,7 +289,7 @@ def test_a_data_set_that_is_named(tmp_path, call):
     status, out, err = call("validate", "--ckpt_path", path, "--cross_check", "--json", *options)
     assert (status, err) == (0, "")
     report = json.loads(out)
-    assert (report["images"], report["num_images"]) == ("1000 images of mnist5k", 1000)
+    assert (report["images"], report["num_images"]) == ("1,000 images of mnist5k", 1000)
     status, out, _ = call("validate", "--ckpt_path", path, "--json", *options)
     assert status == 0
     assert {k: report["ours"][k] for k in ("top1", "top5")} == {k: json.loads(out)[k] for k in ("top1", "top5")}
@@ -303,7 +303,7 @@ def test_our_own_files_are_checked_on_their_own_data(tmp_path, call):
     save_checkpoint(net, tmp_path / "o.ckpt", dataset="mnist5k", image_size=[32, 32], preprocessing=preprocessing)
     status, out, _ = call("validate", "--ckpt_path", tmp_path / "o.ckpt", "--cross_check", "--mode", "1")
     assert status == 0
-    assert out.startswith("on 1000 images of mnist5k:\n")
+    assert out.startswith("on 1,000 images of mnist5k:\n")
 
 
 # ------------------------------------------------------------------------------------------------ what is missing

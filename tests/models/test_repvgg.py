@@ -1,5 +1,7 @@
 """The networks against an independent PyTorch RepVGG: inference, training, initialisation and optimisation."""
 
+import inspect
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -145,6 +147,14 @@ def test_kinds_names_and_attributes(kind):
     assert net.linear.weight.shape == (CLASSES, net.variant.widths[-1])
     assert net.stage0.rbr_dense.conv.weight.shape[1] == 1
     assert weights(net)  # unique names
+
+
+@compat
+@pytest.mark.parametrize("kind", ["repvgg_nano", "plus"])
+def test_help_tells_shapes(kind):
+    told = inspect.getdoc(build(kind).construct)
+    assert told.startswith("Classify images: (N, in_channels, H, W) -> (N, num_classes)")
+    assert ("a tuple" in told) == (kind == "plus")
 
 
 @compat

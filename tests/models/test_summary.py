@@ -302,7 +302,7 @@ def test_a_name_needs_no_mindspore():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("repvgg_b3: 1000 classes, images of 3 x 224 x 224\n")
+    assert done.stdout.startswith("repvgg_b3: 1,000 classes, images of 3 x 224 x 224\n")
 
 
 @pytest.mark.parametrize(

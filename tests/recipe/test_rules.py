@@ -126,7 +126,7 @@ def test_hints_for_names_of_other_programs_are_keys():
         ),
         (
             {"quantization": "qat", "pretrained": "x.ckpt", "recompute": True},
-            "recompute (=True on the command line) must be False with quantization (='qat' on the command line), whose",
+            "recompute (=True on the command line) must be false with quantization (='qat' on the command line), whose",
         ),
         (
             {"quantization": "qat", "pretrained": "x.ckpt", "precise_bn_steps": 10},

@@ -216,13 +216,13 @@ class TestResuming:
         assert result.finished
         assert last.read_bytes() == before
         assert len(records(copied)) == 8
-        assert f"the run in {copied} was finished before, with all of its 2 epochs; to" in capsys.readouterr().out
+        assert f"the run in {copied} was finished before, with 2 epochs; to" in capsys.readouterr().out
 
     def test_a_dry_run_of_a_finished_run(self, copied, capsys):
         before = {name: (copied / name).read_bytes() for name in names(copied)}
         recipe, last = find_run(copied, None, {})
         assert Trainer(recipe, resume=last, dry_run=True).run() is None
-        assert "was finished before, with all of its 2 epochs" in capsys.readouterr().out
+        assert "was finished before, with 2 epochs" in capsys.readouterr().out
         assert {name: (copied / name).read_bytes() for name in names(copied)} == before
 
     def test_a_finished_run_is_prolonged(self, pynative_run, tmp_path, caplog):
@@ -349,6 +349,11 @@ class TestTheFolder:
         assert {name: (folder / name).read_bytes() for name in names(folder)} == before
         assert names(tmp_path) == ["copy"]
 
+    def test_event_files_are_told_with_the_command_that_shows_them(self, copied):
+        recipe, last = find_run(copied, None, {"tensorboard": True})
+        lines = Trainer(recipe, resume=last).describe().splitlines()
+        assert f"to look at the curves: pip install tensorboard; tensorboard --logdir {copied}/tensorboard" in lines
+
     def test_a_folder_of_a_living_run_is_refused(self, copied, monkeypatch):
         """Before data and network are there, and if it came after that."""
         monkeypatch.setattr("mindrepvgg.training.run_folder._PATIENCE", 0.0)
@@ -395,7 +400,7 @@ class TestTheFolder:
 
     def test_nothing_is_removed_before_everything_fits(self, copied):
         before = names(copied)
-        with pytest.raises(Exception, match=r"batch_size \(=4001\) is larger than the 4000 training pictures"):
+        with pytest.raises(Exception, match=r"batch_size \(=4001\) is larger than the 4,000 training pictures"):
             Trainer(tiny(copied, batch_size=4001), overwrite=True)
         assert names(copied) == before
 

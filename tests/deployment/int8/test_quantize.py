@@ -227,7 +227,7 @@ def test_equalising_that_changes_the_logits_is_refused(checkpoint, tmp_path, mon
         (["--calibration", "{root}/nowhere"], "is neither a folder nor a data set: folder"),
         (
             ["--dataset", "imagenet", "--data_dir", "{root}", "--calibration", "{root}/val"],
-            "20 calibration pictures are",
+            "calibration and accuracy share 20 pictures, ",
         ),
         (["--dataset", "imagenet", "--data_dir", "{root}/val"], "no folder train in {root}/val"),
     ],
