@@ -124,7 +124,7 @@ def _open_cifar(dataset, data_dir, split):
 
 def _open_image_folder(data_dir, split, val_share=0.0):
     """Return the pictures of a split: one folder per class, or packed; classes and files in sorted order."""
-    root = _data_root(data_dir, "the folder that holds train and val")
+    root = _data_root(data_dir, "the folder that holds train and val, or the class folders alone")
     folder = _split_folder(root, split, val_share)
     if is_record_folder(folder):
         files = RecordFiles(folder)

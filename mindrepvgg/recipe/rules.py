@@ -150,7 +150,7 @@ def find_variant(recipe) -> variants.Variant:
 
 # The data sets that lie nowhere but in data_dir, and what it holds then.
 _FOLDERS = {
-    "folder": "train/ and val/",
+    "folder": "one folder of pictures a class, or train/ and val/ with these",
     "mnist": "train-images-idx3-ubyte and the other three files",
     "cifar10": "the archive's data_batch_1 to 5 and test_batch",
     "cifar100": "the archive's train and test",
