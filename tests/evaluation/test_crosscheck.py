@@ -316,9 +316,9 @@ def test_a_missing_package_is_said_in_one_line(source, call, monkeypatch, module
     status, out, err = call("validate", "--ckpt_path", path, "--cross_check", "timm", *SIZE)
     assert (status, out) == (2, "")
     expected = {
-        "torch": "error: the cross-check needs the package torch: pip install torch (extra: torch)\n",
+        "torch": "error: the cross-check needs the package torch: pip install torch 'numpy<2' (extra: torch)\n",
         "timm": (
-            "error: --cross_check timm needs the package timm: pip install timm (extra: timm); "
+            "error: --cross_check timm needs the package timm: pip install timm 'numpy<2' (extra: timm); "
             "plain --cross_check needs PyTorch only\n"
         ),
     }

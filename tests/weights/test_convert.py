@@ -470,7 +470,7 @@ def test_without_pytorch(source, call, tmp_path, monkeypatch):
     assert status == 2
     assert err == (
         f"error: {tmp_path / 'out.pth'}: writing .pth needs the package torch: "
-        "pip install torch (extra: torch); writing .safetensors does not\n"
+        "pip install torch 'numpy<2' (extra: torch); writing .safetensors does not\n"
     )
     for path in (given, legacy):
         assert call("convert", path, tmp_path / "out.safetensors", "--dialect", "official")[0] == 0
