@@ -8,6 +8,7 @@ import sys
 
 import document_commands as documents
 import pytest
+from mindcv.models import repvgg
 from packaging.requirements import Requirement
 from support import ROOT, SMALL, context_mode
 
@@ -110,6 +111,17 @@ def test_a_command_that_falls_between_would_be_noticed():
 def test_readme_opens_with_the_two_commands():
     assert commands_of(README, text(README))[:2] == ["make demo", "make test"]
     assert text(README).partition("make test")[0].count("\n") < 12
+
+
+def test_mindcv_can_neither_fuse_its_own_network_nor_build_the_fused_one():
+    """What README says of MindCV 0.3."""
+    net = repvgg.RepVGG(num_blocks=[1, 1, 1, 1], width_multiplier=[0.25] * 4)
+    with pytest.raises(AttributeError, match="modules"):
+        repvgg.repvgg_model_convert(net)
+    with pytest.raises(TypeError, match="deploy"):
+        repvgg.repvgg_a0(deploy=True)
+    with pytest.raises(ValueError, match="pad_mode"):
+        repvgg.RepVGG(num_blocks=[1, 1, 1, 1], width_multiplier=[0.25] * 4, deploy=True)
 
 
 def test_the_commands_and_the_python_of_readme(folder, run):
