@@ -54,12 +54,12 @@ class Trainer:
                 self.folder.check_free()
             self.folder.check(resume, overwrite)
         self._found = self.folder.standing()
-        self.train_loader = train_loader(recipe, self.ranks)
-        if recipe.num_classes is None:
-            recipe = recipe.replace("the data", num_classes=self.train_loader.source.num_classes)
         if recipe.data_dir:  # a checkpoint is read from other folders too
             place = os.path.abspath(os.path.expanduser(recipe.data_dir))
             recipe = recipe.replace(recipe.sources["data_dir"], data_dir=place)
+        self.train_loader = train_loader(recipe, self.ranks)
+        if recipe.num_classes is None:
+            recipe = recipe.replace("the data", num_classes=self.train_loader.source.num_classes)
         self.recipe = recipe
         self.eval_loader = eval_loader(recipe, self.ranks, as_uint8=True) if recipe.val_while_train else None
         if self.eval_loader and self.eval_loader.source.class_names != self.train_loader.source.class_names:

@@ -22,6 +22,7 @@ from support.runs import STEPS, STEPS_PER_EPOCH, TINY, each_step, names, run_unt
 from mindrepvgg import load_checkpoint
 from mindrepvgg.errors import TrainingError
 from mindrepvgg.recipe.sources import load_recipe, recipe_from_dict
+from mindrepvgg.training.monitor import Progress
 from mindrepvgg.training.resume import find_run, recipe_of_run
 from mindrepvgg.training.run_folder import RunFolder, find_last
 from mindrepvgg.training.trainer import Trainer
@@ -334,13 +335,25 @@ class TestTheFolder:
                 Trainer(tiny(copied, **changes))
         assert {name: (copied / name).read_bytes() for name in names(copied)} == before
 
-    def test_a_dry_run_takes_any_folder_and_writes_nothing(self, pynative_run, tmp_path, capsys):
+    def test_a_dry_run_takes_any_folder_and_writes_nothing(self, pynative_run, tmp_path, capsys, monkeypatch):
+        bars = []
+
+        class Counted(Progress):
+            def __init__(self, total, *arguments, **options):
+                bars.append([total, 0])
+                super().__init__(total, *arguments, **options)
+
+            def step(self, *arguments):
+                bars[-1][1] += 1
+
+        monkeypatch.setattr("mindrepvgg.training.trainer.Progress", Counted)
         folder = shutil.copytree(pynative_run, tmp_path / "copy")
         before = {name: (folder / name).read_bytes() for name in names(folder)}
         with RunFolder(folder, "repvgg").owned():
             assert Trainer(tiny(folder, mode=1, lr=0.05, compile_cache=True), dry_run=True).run() is None
             Trainer(tiny(tmp_path / "new", mode=1), dry_run=True)
         out = capsys.readouterr().out
+        assert bars == [[6, 6]], "the bar counts the steps that are run, compilation's too"
         assert re.search(r"ms a step \(median of 5\)", out)
         assert re.search(r"\nabout \d+ s for 20 steps; validation comes on top\ndry run: nothing was written\n$", out)
         data = r"\nmnist5k: 4,000 pictures to train on, 1,000 to validate on, 10 classes, \d+x\d+ pixels\n2 epochs of"
