@@ -144,7 +144,7 @@ def run(document: str, text: str, replaced: dict[str, str]) -> int:
             if language == "bash":
                 found = [to_run(document, command, "wheel") for command in commands(block)]
             elif language == "python":
-                file = Path(temporary, f"block{len(script)}.py")
+                file = Path(temporary, f"{Path(document).stem}_{len(script)}.py")
                 file.write_text(block, encoding="utf-8")
                 found = [f"python {file}"]
             else:
