@@ -110,10 +110,12 @@ def _fuse(net, rtol):
 def describe(imported: ImportedWeights) -> dict:
     """What was found in a file, in plain types: the content of `--inspect`."""
     found = imported.recognised
+    # The names alone do not tell whose a deploy form is: the authors' are the same.
+    dialect = OURS if imported.description else find_dialect(found.dialect)
     facts = {
         "path": str(imported.path),
         "container": imported.container,
-        "dialect": find_dialect(found.dialect).project,
+        "dialect": dialect.project,
         "model": found.variant.name,
         "form": found.form,
         "num_classes": found.num_classes,
