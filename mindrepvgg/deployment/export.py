@@ -89,7 +89,8 @@ class Export:
             counts = ", ".join(f"{count} {operator}" for operator, count in self.operators.items())
             lines.append(f"opset {options.opset}: {counts}")
         if self.check:
-            lines.append(f"run on {self.images}, in batches of each kind it takes, and compared with the network:")
+            batches = f"in batches of each kind it takes ({counted(self.check.num_images, 'image')} in all)"
+            lines.append(f"run on {self.images}, {batches}, and compared with the network:")
             lines.append(self.check.format())
         lines.append("for Ascend, not run here:")
         lines += [f"# {title}\n{command}" for title, command in self.commands]

@@ -62,8 +62,8 @@ class CrossCheck:
         """A few lines for people."""
         lines = [
             f"logits differ by at most {self.max_abs:.2e}, {self.max_rel:.2e} of the largest (tolerance {self.rtol:g})",
-            f"same top-1 on {self.top1_agreement:.2%}, same top-5 on {self.top5_agreement:.2%} of {self.num_images} "
-            "images",
+            f"same top-1 on {self.top1_agreement:.2%}, same top-5 on {self.top5_agreement:.2%} of "
+            f"{counted(self.num_images, 'image')}",
         ]
         for name, accuracy in (("ours", self.ours), ("reference", self.reference)):
             if accuracy:
