@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = "{num_blocks: [1, 1, 1, 1], widths: [4, 4, 8, 8, 16]}"
 TRAIN = ("--model", "repvgg", "--model_args", SMALL, "--image_resize", "32", "--batch_size", "4")
 TRAIN += ("--epoch_size", "1", "--warmup_epochs", "0", "--keep_checkpoint_max", "0", "--num_parallel_workers", "2")
+TRAIN += ("--mode", "1")
 BAD = ("cut.jpg", "text.jpg")
 
 

@@ -99,8 +99,9 @@ def test_training_equals_pytorch_with_the_statistics_of_three_steps(pynative_mod
     check_training(kind)
 
 
-@pytest.mark.parametrize("kind", ["g4", "d2se", "plus", pytest.param("repvgg_a0", marks=slow)])
+@pytest.mark.parametrize("kind", ["plus", *(pytest.param(kind, marks=slow) for kind in ("g4", "d2se", "repvgg_a0"))])
 def test_training_equals_pytorch_in_graph_mode(graph_mode, kind):
+    """The default suite has the steps of g4 and d2se in graph mode in test_sgd_steps_of_every_kind_equal_pytorchs."""
     check_training(kind)
 
 
