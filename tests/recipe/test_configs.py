@@ -168,6 +168,16 @@ class TestOnesOwnPictures:
         recipe = load_recipe(path.stem)
         assert recipe.pretrained == (recipe.model if path.stem == "finetune" else "")
 
+    def test_the_header_says_how_long_it_takes_and_what_was_tried(self, path):
+        found = entries(path)
+        assert {"command", "data", "hardware", "time", "tried"} <= set(found)
+        assert found["command"].startswith(f"mindrepvgg train -c {path.stem} --data_dir photos")
+        rows = [re.fullmatch(r"(.*\S) {2,}(\d\d\.\d) +(\d+) s", line) for line in header(path)]
+        rows = [(row[1], float(row[2]), int(row[3])) for row in rows if row]
+        assert len(rows) >= 8
+        assert len({changed for changed, _, _ in rows}) == len(rows)
+        assert all(20 < top1 < 100 and seconds > 0 for _, top1, seconds in rows)
+
 
 def test_recipes_of_one_family_write_to_different_folders():
     folders = [load_recipe(CONFIGS / path).ckpt_save_dir for path in [*PAPER, *SMALL]]
