@@ -1,4 +1,4 @@
-"""Write the model zoo's table into docs/weights.md, from the package's own tables.
+"""Write the model zoo, in full into docs/weights.md and in short into README.md, from the package's own tables.
 
 python benchmarks/zoo.py
 """
@@ -13,19 +13,32 @@ from mindrepvgg.text import markdown_table
 from mindrepvgg.weights.released import AUTHORS_TOP1, PAPERS_TOP1, SOURCES, released_of
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "weights.md"
+COSTS = ["parameters (M), train / deploy", "MACs (G), train / deploy"]
+
+# One of each size, and the largest with squeeze-and-excitation.
+SHORT = ("repvgg_a0", "repvgg_a1", "repvgg_a2", "repvgg_b1", "repvgg_b3", "repvgg_d2se")
 
 
 def zoo() -> str:
     """The table: a line a network of the papers, counted for ImageNet's 1,000 classes at 224x224."""
     names = [source.name for source in SOURCES]
-    headings = ["network", "parameters (M), train / deploy", "MACs (G), train / deploy", "recipe", "authors", *names]
-    return markdown_table(headings, [_row(name, names) for name in published_models()])
+    rows = [_row(name, names) for name in published_models()]
+    return markdown_table(["network", *COSTS, "recipe", "authors", *names], rows)
+
+
+def short_zoo() -> str:
+    """A few lines of it, with the top-1 of the weights that a network's name alone stands for."""
+    rows = []
+    for model in SHORT:
+        item = released_of(model)[0]
+        rows.append((f"`{model}`", *_costs(model), f"{_published((item.top1, item.image_size))} ({item.source})"))
+    return markdown_table(["network, weights", *COSTS, "top-1 on ImageNet, as published"], rows)
+
+
+PAGES = {ROOT / "docs" / "weights.md": zoo, ROOT / "README.md": short_zoo}
 
 
 def _row(model, sources):
-    counted = summarise(find(model), aux_heads=False)
-    train, deploy = counted.total(TRAIN), counted.total(DEPLOY)
     released = {item.source: item for item in released_of(model)}
     default = next(iter(released), None)
     cells = [PAPERS_TOP1.get(model) or _published(AUTHORS_TOP1.get(model))]
@@ -35,13 +48,16 @@ def _row(model, sources):
         cells.append(f"**{text}**" if source == default else text)
     recipes = [f"configs/{folder}{model}.yaml" for folder in ("", "mindcv/")]
     recipe = ", ".join(f"[{place}](../{place})" for place in recipes if (ROOT / place).exists())
-    params, macs = ((getattr(train, key), getattr(deploy, key)) for key in ("params", "macs"))
+    return (f"`{model}`", *_costs(model), recipe or "-", *cells)
+
+
+def _costs(model):
+    """Parameters and multiply-accumulates of both forms."""
+    counted = summarise(find(model), aux_heads=False)
+    forms = [counted.total(form) for form in (TRAIN, DEPLOY)]
     return (
-        f"`{model}`",
-        " / ".join(f"{count / 1e6:.2f}" for count in params),
-        " / ".join(f"{count / 1e9:.2f}" for count in macs),
-        recipe or "-",
-        *cells,
+        " / ".join(f"{total.params / 1e6:.2f}" for total in forms),
+        " / ".join(f"{total.macs / 1e9:.2f}" for total in forms),
     )
 
 
@@ -54,4 +70,5 @@ def _published(value):
 
 
 if __name__ == "__main__":
-    replace_section(PAGE, "zoo", zoo())
+    for page, table in PAGES.items():
+        replace_section(page, "zoo", table())

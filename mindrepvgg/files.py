@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.text import printable
+from mindrepvgg.text import counted, printable
 
 MEGABYTE = 1 << 20
 
@@ -86,7 +86,7 @@ def _kind(mode):
 
 def _size(count):
     """Bytes in words."""
-    return f"{count} bytes" if count < MEGABYTE else f"{count / MEGABYTE:.0f} MiB"
+    return counted(count, "byte") if count < MEGABYTE else f"{count / MEGABYTE:.0f} MiB"
 
 
 @contextlib.contextmanager

@@ -46,8 +46,8 @@ def _cut(text: str, most: int) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things: `1 epoch`, `1,200 epochs`, `2 classes`; noun: the name of one, in regular English."""
-    plural = f"{noun}{'es' if noun.endswith('s') else 's'}"
+    """A number of things: `1 epoch`, `1,200 epochs`, `2 classes`, `3 batches`; noun: the name of one."""
+    plural = f"{noun}{'es' if noun.endswith(('s', 'tch')) else 's'}"
     return f"{number:,} {noun if number == 1 else plural}"
 
 

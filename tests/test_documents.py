@@ -24,7 +24,7 @@ FOREIGN = {
     *("worker_num", "local_worker_num", "master_addr", "master_port", "node_rank", "join", "log_dir"),  # msrun
     *("bind_core", "bind_numa", "cluster_time_out"),
     *("upgrade", "upgrade-strategy", "force-reinstall", "dry-run", "no-deps", "platform", "only-binary"),  # pip
-    *("find-links", "no-index", "system-site-packages"),
+    *("find-links", "no-index", "system-site-packages", "exclude"),
     *("announced-signatures", "corpus", "minutes", "replay"),  # pytest and python -m fuzz, in this repository
     *("only", "update_readme", "help", "version"),  # benchmarks/report.py, benchmarks/demo.py, every program
 }
@@ -40,8 +40,9 @@ def options(verb):
 
 
 def code(text):
-    """The lines of a document's blocks, continued lines joined, and its code in running text."""
-    blocks = re.findall(r"(?s)```\w*\n(.*?)```", text.replace("\\\n", " "))
+    """The lines of a document's blocks, continued lines joined, and its code in running text; messages are no code."""
+    found = re.findall(r"(?s)```(\w*)\n(.*?)```", text.replace("\\\n", " "))
+    blocks = [block for language, block in found if language != "console"]
     spans = re.findall(r"`([^`]+)`", re.sub(r"(?s)```.*?```", "", text))
     return [*"\n".join(blocks).splitlines(), *(" ".join(span.split()) for span in spans)]
 

@@ -59,8 +59,9 @@ def test_values_are_quoted_as_python_writes_them():
 
 
 def test_things_are_counted_in_english():
-    numbers = [(0, "epoch"), (1, "epoch"), (1200, "epoch"), (1, "class"), (2, "class")]
-    assert [counted(*pair) for pair in numbers] == ["0 epochs", "1 epoch", "1,200 epochs", "1 class", "2 classes"]
+    numbers = [(0, "epoch"), (1, "epoch"), (1200, "epoch"), (1, "class"), (2, "class"), (1, "batch"), (2, "batch")]
+    words = ["0 epochs", "1 epoch", "1,200 epochs", "1 class", "2 classes", "1 batch", "2 batches"]
+    assert [counted(*pair) for pair in numbers] == words
 
 
 def test_times_are_said_in_the_unit_people_would_use():

@@ -67,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"what it does not tell itself: {convert.description_beside(arguments.dst)}")
     elif "image_size" not in done.source:
         size = "{0}x{0}".format(KEYS["image_resize"].default)
-        print(f"{arguments.ckpt_path} does not tell its picture size: {size} is taken; --image_resize changes it")
+        print(
+            f"{arguments.ckpt_path} does not tell its picture size: {size} is taken wherever {arguments.dst} is used; "
+            "--image_resize there changes it, of export --image_size"
+        )
     if done.dialect == convert.TIMM and done.form == "train" and _is_in_timm(done.source["model"]):
         print(_LOADING.format(**{**done.source, "path": str(arguments.dst)}))
     if arguments.report:

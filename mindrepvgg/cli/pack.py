@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
+from mindrepvgg.text import counted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,11 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     watch = partial(tqdm, unit="", disable=not sys.stderr.isatty())
     for split, index in pack_folder(**vars(arguments), watch=watch).items():
-        shards = len(index["shards"])
+        pictures, classes = counted(index["num_images"], "picture"), counted(len(index["class_names"]), "class")
+        files = counted(len(index["shards"]), "file")
         size = sum(shard["bytes"] for shard in index["shards"]) / 2**20
         print(
-            f"{Path(arguments.dst, split)}: {index['num_images']} pictures of {len(index['class_names'])} classes in "
-            f"{shards} file{'s' * (shards != 1)}, {size:.1f} MB, read back and compared"
+            f"{Path(arguments.dst, split)}: {pictures} of {classes} in {files}, {size:.1f} MB, read back and compared"
         )
         for _, reason in index["left_out"]:
             print(f"left out: {reason}")

@@ -15,7 +15,7 @@ from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.errors import UserError
 from mindrepvgg.recipe.schema import KEYS
-from mindrepvgg.text import quoted
+from mindrepvgg.text import counted, quoted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,5 +79,7 @@ def _of_checkpoint(path, weights, sizes):
     sizes = {"num_classes": network.num_classes, "in_channels": network.in_channels, **told, **sizes}
     found = summarise(network.variant, **sizes, aux_heads=network.deploy or network.has_aux)
     if found.num_classes != network.num_classes:
-        raise UserError(f"{path} is for {network.num_classes} classes, not {found.num_classes}; drop --num_classes")
+        raise UserError(
+            f"{path} is for {counted(network.num_classes, 'class')}, not {found.num_classes}; drop --num_classes"
+        )
     return found, facts

@@ -1,7 +1,8 @@
 """Train a network in its multi-branch form, as a recipe says.
 
     mindrepvgg train -c quickstart --ckpt_save_dir runs/digits
-    mindrepvgg train --model repvgg_a0 --data_dir photos --val_share 0.2 --ckpt_save_dir runs/photos
+    mindrepvgg train -c folder --data_dir photos --ckpt_save_dir runs/photos
+    mindrepvgg train -c finetune --data_dir photos --ckpt_save_dir runs/finetuned
     msrun --worker_num 8 python -m mindrepvgg train -c repvgg_a1 --data_dir /data/imagenet
 
 The exit status is 130 when the run was stopped, by Ctrl-C for example; the state is saved then, for --resume.

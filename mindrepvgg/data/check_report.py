@@ -103,7 +103,7 @@ def _format_split(name, facts):
         kinds = ", ".join(f"{count} {kind}" for kind, count in facts["ignored_files"].items())
         lines.append(f"  not used, as they are no pictures: {kinds}")
     if facts["outside_of_classes"]:
-        lines.append(f"  {facts['outside_of_classes']} pictures lie in no class folder and are not used")
+        lines.append(f"  not used, as outside of the class folders: {counted(facts['outside_of_classes'], 'picture')}")
     for key, words in (("empty_classes", "no picture"), ("classes_without_readable", "no readable picture")):
         lines += _titled(f"  classes with {words}", [repr(name) for name in facts[key]], indent=" " * 4)
     return lines

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from mindrepvgg.data.source import SPLITS, ImageFiles, Source
 from mindrepvgg.errors import DataError, RecipeError
 from mindrepvgg.recipe.choices import DATASET_ALIASES
 from mindrepvgg.runtime.optional import package_files
-from mindrepvgg.text import listed, printable, quoted
+from mindrepvgg.text import counted, listed, printable, quoted
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "validation")}
@@ -66,8 +67,8 @@ def open_source(
     source = opener(data_dir, split)
     if num_classes is not None and num_classes != source.num_classes:
         raise DataError(
-            f"num_classes (={num_classes}) differs from the {source.num_classes} classes of the {split} split of "
-            f"{source.title}; set num_classes to {source.num_classes} or give the data set the recipe is for"
+            f"num_classes (={num_classes}) differs from the {counted(source.num_classes, 'class')} of the {split} "
+            f"split of {source.title}; set num_classes to {source.num_classes} or give the data set the recipe is for"
         )
     return source
 
@@ -123,7 +124,7 @@ def _open_cifar(dataset, data_dir, split):
 
 def _open_image_folder(data_dir, split, val_share=0.0):
     """Return the pictures of a split: one folder per class, or packed; classes and files in sorted order."""
-    root = _data_root(data_dir, "the folder that holds train and val")
+    root = _data_root(data_dir, "the folder that holds train and val, or the class folders alone")
     folder = _split_folder(root, split, val_share)
     if is_record_folder(folder):
         files = RecordFiles(folder)
@@ -135,7 +136,7 @@ def _open_image_folder(data_dir, split, val_share=0.0):
         _check_same_classes(class_names, folder, _class_names(train_folder), train_folder)
     source = Source(folder_title(root), class_names, labels, files=files)
     if folder == root and val_share:
-        return source.take(_divided(class_names, labels, split, val_share, folder))
+        return replace(source.take(_divided(class_names, labels, split, val_share, folder)), divided=True)
     return source
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 from mindrepvgg.data.augment import Augmentation
 from mindrepvgg.data.datasets import open_source
 from mindrepvgg.data.loader import EvalLoader
 from mindrepvgg.data.source import Source, spread
 from mindrepvgg.data.train_loader import TrainLoader
 from mindrepvgg.errors import DataError
+from mindrepvgg.recipe.provenance import CHECKPOINT, describe
 from mindrepvgg.recipe.rules import check_data_dir
 from mindrepvgg.recipe.schema import Recipe
+from mindrepvgg.text import counted
 
 LOOKED_AT = 2000
 
@@ -21,6 +25,10 @@ def open_split(recipe: Recipe, split: str) -> Source:
     fit the recipe.
     """
     check_data_dir(recipe)
+    source = recipe.sources["data_dir"]
+    if source == CHECKPOINT and recipe.data_dir and not os.path.isdir(os.path.expanduser(recipe.data_dir)):
+        place = describe("data_dir", recipe.data_dir, source)
+        raise DataError(f"{place} is not here, or no longer; add --data_dir FOLDER with the folder's place now")
     return open_source(recipe.dataset, recipe.data_dir, split, recipe.num_classes, recipe.val_share)
 
 
@@ -93,7 +101,7 @@ def check_classes(net, source):
         )
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     raise DataError(
-        f"the data's {len(found)} classes are not the checkpoint's {len(expected)}: missing {missing[:5]}, "
+        f"the data have {counted(len(found), 'class')}, not the checkpoint's {len(expected)}: missing {missing[:5]}, "
         f"unknown {extra[:5]}; give the data set the network was trained on"
     )
 

@@ -72,6 +72,7 @@ class Source:
         labels: (N,) int32.
         images: (N, H, W, C) uint8 with C = 1 or 3 (RGB); None where the pictures are in files.
         files: N encoded pictures; None where they are in memory.
+        divided: whether `val_share` made this split of a folder of classes.
 
     Raises:
         ValueError: the parts do not fit together.
@@ -82,6 +83,7 @@ class Source:
     labels: np.ndarray
     images: np.ndarray | None = None
     files: Files | None = None
+    divided: bool = False
 
     def __post_init__(self):
         if (self.images is None) == (self.files is None):

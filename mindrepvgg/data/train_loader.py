@@ -16,6 +16,7 @@ from mindrepvgg.data.policies import build_policy
 from mindrepvgg.data.source import Source
 from mindrepvgg.errors import DataError, RecipeError, UnreadableImageError
 from mindrepvgg.models.preprocessing import Preprocessing
+from mindrepvgg.text import counted
 
 _ORDER, _AUGMENTATION, _MIXING = 0, 1, 2  # independent random streams
 
@@ -63,7 +64,9 @@ class TrainLoader(Loader):
         self.seed = seed
         self.num_classes = source.num_classes if num_classes is None else num_classes
         if self.num_classes < source.num_classes:
-            raise RecipeError(f"num_classes (={num_classes}) must be at least the data's {source.num_classes} classes")
+            raise RecipeError(
+                f"num_classes (={num_classes}) must be at least the data's {counted(source.num_classes, 'class')}"
+            )
         self._policy = augmentation.auto_augment and build_policy(
             augmentation.auto_augment,
             [round(255 * value) for value in preprocessing.mean],
@@ -75,7 +78,7 @@ class TrainLoader(Loader):
         if drop_remainder and count < self._pictures_per_step:
             ranks = f" times rank_size (={rank_size})" if rank_size > 1 else ""
             raise DataError(
-                f"batch_size (={batch_size}){ranks} is larger than the {count} training pictures; "
+                f"batch_size (={batch_size}){ranks} is larger than the {counted(count, 'training picture')}; "
                 f"use a batch_size of at most {count // rank_size}"
             )
         if drop_remainder:

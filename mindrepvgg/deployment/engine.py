@@ -15,7 +15,7 @@ from mindrepvgg.models.preprocessing import DESCRIBED_KEYS
 from mindrepvgg.models.variants import DEPLOY
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.runtime.optional import import_optional
-from mindrepvgg.text import first_line, quoted
+from mindrepvgg.text import counted, first_line, quoted
 from mindrepvgg.version import __version__
 from mindrepvgg.weights.description import Description
 
@@ -73,8 +73,8 @@ class OnnxEngine:
         # A damaged file may have an axis of no length, as no batch of images has.
         if not takes_images or 0 in inputs[0].shape or len(outputs) != 1:
             raise CheckpointError(
-                f"{self._name} has {len(inputs)} inputs and {len(outputs)} outputs, the first of shape "
-                f"{inputs[0].shape if inputs else None}; expected one batch of images in and one array out"
+                f"{self._name} has {counted(len(inputs), 'input')} and {counted(len(outputs), 'output')}, the first of "
+                f"shape {inputs[0].shape if inputs else None}; expected one batch of images in and one array out"
             )
         self._input, self._dtype = inputs[0].name, np.dtype(_TYPES[inputs[0].type])
         self._shape = [size if isinstance(size, int) else None for size in inputs[0].shape]

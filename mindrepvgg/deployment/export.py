@@ -22,7 +22,7 @@ from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.equivalence import EquivalenceReport, verify_equivalence
 from mindrepvgg.reparam.layers import set_grouped
-from mindrepvgg.text import quoted
+from mindrepvgg.text import counted, quoted
 from mindrepvgg.weights.load import import_weights, local_file
 
 SUFFIXES = (".onnx", ".mindir", ".air")
@@ -75,7 +75,7 @@ class Export:
         """Return a few lines for people; the commands for Ascend's tools come last."""
         options, facts = self.options, self.metadata
         shape = options.input_shape(facts["in_channels"])
-        lines = [f"{facts['model']}, {facts['num_classes']} classes, deploy form"]
+        lines = [f"{facts['model']}, {counted(facts['num_classes'], 'class')}, deploy form"]
         if self.fusion:
             lines[0] += f": fused from {self.source.name}, logits differ by {self.fusion.max_rel:.1e} of the largest"
         lines.append(
@@ -89,7 +89,8 @@ class Export:
             counts = ", ".join(f"{count} {operator}" for operator, count in self.operators.items())
             lines.append(f"opset {options.opset}: {counts}")
         if self.check:
-            lines.append(f"run on {self.images}, in batches of each kind it takes, and compared with the network:")
+            batches = f"in batches of each kind it takes ({counted(self.check.num_images, 'image')} in all)"
+            lines.append(f"run on {self.images}, {batches}, and compared with the network:")
             lines.append(self.check.format())
         lines.append("for Ascend, not run here:")
         lines += [f"# {title}\n{command}" for title, command in self.commands]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from mindrepvgg.errors import UserError
 from mindrepvgg.evaluation.metrics import ConfusionSum
 from mindrepvgg.files import atomic_write
+from mindrepvgg.text import counted
 
 TABLE, TABLE_OR_PICTURE = (".csv",), (".csv", ".png")
 
@@ -115,7 +116,7 @@ class ClassReport:
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
         correct, images = int(self.confusion.correct.sum()), int(self.confusion.images.sum())
-        axes.set_title(f"{correct} of {images} images right, {count} classes")
+        axes.set_title(f"{correct} of {counted(images, 'image')} right, {counted(count, 'class')}")
         if labelled:
             labels = [name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…" for name in self.names]
             axes.set_xticks(range(count), labels, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)

@@ -18,7 +18,7 @@ from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.reparam.compare import check_tolerance, difference, largest, relative
 from mindrepvgg.runtime.device import inference_mode
 from mindrepvgg.runtime.optional import import_optional
-from mindrepvgg.text import printable
+from mindrepvgg.text import counted, printable
 from mindrepvgg.weights.load import load_weights
 from mindrepvgg.weights.rename import from_ours
 
@@ -62,8 +62,8 @@ class CrossCheck:
         """A few lines for people."""
         lines = [
             f"logits differ by at most {self.max_abs:.2e}, {self.max_rel:.2e} of the largest (tolerance {self.rtol:g})",
-            f"same top-1 on {self.top1_agreement:.2%}, same top-5 on {self.top5_agreement:.2%} of {self.num_images} "
-            "images",
+            f"same top-1 on {self.top1_agreement:.2%}, same top-5 on {self.top5_agreement:.2%} of "
+            f"{counted(self.num_images, 'image')}",
         ]
         for name, accuracy in (("ours", self.ours), ("reference", self.reference)):
             if accuracy:
@@ -201,7 +201,7 @@ def _batches(net, overrides):
         recipe = recipe_of(net, overrides)
         loader = eval_loader(recipe)
         check_classes(net, loader.source)
-        return loader, f"{loader.num_images} images of {loader.source.title}"
+        return loader, f"{counted(loader.num_images, 'image')} of {loader.source.title}"
     photos = labelled_photos() if net.in_channels == 3 else None
     if photos is not None:
         loader = loader_of(recipe_of(net, overrides), photos)

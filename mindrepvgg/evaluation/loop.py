@@ -15,6 +15,7 @@ from mindrepvgg.errors import DataError
 from mindrepvgg.evaluation.inference import ArrayFunction, as_function
 from mindrepvgg.evaluation.metrics import ConfusionSum, MetricSum
 from mindrepvgg.runtime.device import inference_mode
+from mindrepvgg.text import counted
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Evaluation:
     @property
     def not_counted(self) -> str:
         """What to add to a line about the accuracies; empty when every image was read."""
-        return f" ({self.unreadable} unreadable images not counted)" if self.unreadable else ""
+        return f" ({counted(self.unreadable, 'unreadable image')} not counted)" if self.unreadable else ""
 
 
 def evaluate(

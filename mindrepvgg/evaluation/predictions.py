@@ -20,7 +20,7 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.evaluation.inference import ArrayFunction, as_function
 from mindrepvgg.files import MEGABYTE, read_regular
 from mindrepvgg.recipe.network import recipe_of
-from mindrepvgg.text import printable
+from mindrepvgg.text import counted, printable
 
 _LONGEST_LINE = 9000  # characters; two paths
 _LARGEST_NAMES = 16 * MEGABYTE
@@ -145,5 +145,7 @@ def class_names_of(net, path=None) -> list[str] | None:
     if not all(isinstance(name, str) for name in names):
         raise UserError(f"class names {path}: all items of the JSON list must be text")
     if len(names) != net.num_classes:
-        raise UserError(f"{path} has {len(names)} class names, the network {net.num_classes} classes")
+        raise UserError(
+            f"{path} has {counted(len(names), 'class name')}, the network {counted(net.num_classes, 'class')}"
+        )
     return [name.strip() for name in names]

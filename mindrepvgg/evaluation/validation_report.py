@@ -15,6 +15,7 @@ from mindrepvgg.models.qat import form_of
 from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.reparam.layers import set_grouped
 from mindrepvgg.reparam.precision import check_precision, set_precision
+from mindrepvgg.text import counted
 
 _HALF = "float16"
 
@@ -76,9 +77,9 @@ class Validation:
     def format(self) -> str:
         """A few lines for people."""
         found, options = self.evaluation, self.options
-        images = f"{found.num_images} images"
+        images = counted(found.num_images, "image")
         if self.chosen_images < self.split_images:
-            images = f"{self.chosen_images} of {self.split_images} images, spread over all classes"
+            images = f"{self.chosen_images:,} of {counted(self.split_images, 'image')}, spread over all classes"
         fused = ", fused to deploy form" if self.form == "train" else ""
         special = [
             *([f"computed by onnxruntime{fused}"] if options.engine == "onnxruntime" else []),

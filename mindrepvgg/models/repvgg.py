@@ -85,7 +85,14 @@ class RepVGG(nn.Cell):
         return self.linear(x.mean((2, 3)))
 
     def construct(self, x):
-        """Logits (N, classes) of images (N, C, H, W)."""
+        """Classify images: (N, in_channels, H, W) -> (N, num_classes).
+
+        Args:
+            x: normalised images (N, in_channels, H, W), a float tensor; any H and W.
+
+        Returns:
+            The logits (N, num_classes), before softmax.
+        """
         return self.forward_head(self.forward_features(x))
 
     def recompute_blocks(self):
@@ -117,7 +124,7 @@ class AuxHead(nn.Cell):
         self.linear = _linear(channels, num_classes)
 
     def construct(self, x):
-        """Logits (N, classes) of a stage's output (N, C, H, W)."""
+        """Classify a stage's output: (N, channels, H, W) -> (N, num_classes)."""
         return self.linear(self.relu(self.downsample(x)).mean((2, 3)))
 
 
@@ -141,7 +148,15 @@ class RepVGGPlus(RepVGG):
         return self.stage4(self.stage3_second(self.stage3_first(x)))
 
     def construct(self, x):
-        """Logits (N, classes) of images; in training, those of the auxiliary heads too."""
+        """Classify images: (N, in_channels, H, W) -> (N, num_classes), in training four times.
+
+        Args:
+            x: normalised images (N, in_channels, H, W), a float tensor; any H and W.
+
+        Returns:
+            The logits (N, num_classes), before softmax; in training a tuple of them and the three auxiliary heads',
+            each (N, num_classes).
+        """
         if self.deploy or not self.training:
             return self.forward_head(self.forward_features(x))
         x = self.stage1(self.stage0(x))

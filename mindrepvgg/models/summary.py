@@ -24,7 +24,7 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, TRAIN, Variant
-from mindrepvgg.text import quoted, table
+from mindrepvgg.text import counted, quoted, table
 
 NOTES = """\
 MACs: multiply-accumulates of convolutions and linear layers, one image; the rest counts nothing, as published.
@@ -111,7 +111,8 @@ class Summary:
             ("total, peak", "", *_cells(*map(self.total, PLAIN_FORMS))),
         ]
         figures = table(rows, rules=(1, -1), spans=(("", 1), ("", 1), *((heading, 2) for heading in _HEADINGS)))
-        title = f"{self.variant.name}: {self.num_classes} classes, images of {self.in_channels} x {height} x {width}"
+        classes, size = counted(self.num_classes, "class"), f"{self.in_channels} x {height} x {width}"
+        title = f"{self.variant.name}: {classes}, images of {size}"
         return "\n".join((title, "", figures, "", self._memory_table(), "", NOTES))
 
     def _memory_table(self) -> str:

@@ -18,7 +18,7 @@ DATASETS = {
     **dict.fromkeys(("fashion_mnist", "cifar10", "cifar100"), ""),
 }
 DATASET_ALIASES = {"imagenet": "folder"}  # MindCV's word, and ours up to 0.1
-QUANTIZATIONS = {"none": "", "bn": "with BN after each convolution", "qat": "with INT8's rounding"}
+QUANTIZATIONS = {"bn": "with BN after each convolution", "qat": "with INT8's rounding"}
 OPTIMIZERS = {"momentum": "SGD with momentum", "sgd": "the same", "adamw": ""}
 SCHEDULERS = (
     "cosine_decay",

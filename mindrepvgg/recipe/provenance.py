@@ -9,6 +9,7 @@ from mindrepvgg.text import printable, quoted
 
 # The sources besides yaml files, which are named by their paths.
 DEFAULT, COMMAND_LINE, CODE, MINDCV = "default", "command line", "code", "MindCV's default"
+CHECKPOINT = "the checkpoint"
 
 
 def place(source: str) -> str:

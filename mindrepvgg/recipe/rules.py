@@ -95,9 +95,9 @@ def _frozen(recipe, shown) -> Iterator[str]:
 def _custom_l2(recipe, shown) -> Iterator[str]:
     if not recipe.custom_l2:
         return
-    if recipe.quantization != "none" or recipe.freeze_stages:
+    if recipe.quantization or recipe.freeze_stages:
         yield (
-            f"{shown['custom_l2']} needs every block's branches to be trained, with quantization none and "
+            f"{shown['custom_l2']} needs every block's branches to be trained, with quantization null and "
             "freeze_stages 0"
         )
     if recipe.weight_decay_filter != "paper":
@@ -116,13 +116,14 @@ _OF_QAT = (
 
 
 def _quantization(recipe, shown) -> Iterator[str]:
-    if recipe.quantization != "none" and not recipe.pretrained:
+    if recipe.quantization and not recipe.pretrained:
         yield f"{shown['quantization']} needs pretrained: the network that is fused and fine-tuned for INT8"
-    if recipe.quantization != "none" and recipe.sync_bn:
+    if recipe.quantization and recipe.sync_bn:
         yield f"{shown['sync_bn']} must be false with {shown['quantization']}, which starts from good BN statistics"
     for name, value, reason in _OF_QAT:
         if recipe.quantization == "qat" and getattr(recipe, name) != value:
-            yield f"{shown[name]} must be {value} with {shown['quantization']}, {reason}"
+            word = "false" if value is False else value
+            yield f"{shown[name]} must be {word} with {shown['quantization']}, {reason}"
     if recipe.recompute and recipe.mode != 0:
         yield f"{shown['recompute']} needs mode 0: in PyNative mode BN's statistics would take every batch in twice"
 
@@ -149,7 +150,7 @@ def find_variant(recipe) -> variants.Variant:
 
 # The data sets that lie nowhere but in data_dir, and what it holds then.
 _FOLDERS = {
-    "folder": "train/ and val/",
+    "folder": "one folder of pictures a class, or train/ and val/ with these",
     "mnist": "train-images-idx3-ubyte and the other three files",
     "cifar10": "the archive's data_batch_1 to 5 and test_batch",
     "cifar100": "the archive's train and test",

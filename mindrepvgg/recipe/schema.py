@@ -51,7 +51,7 @@ class Recipe:
     freeze_bn: bool = key(False, "train no BN: its weights and statistics stay as they are")
     sync_bn: bool = key(False, "BN statistics over the images of all devices (Ascend only)")
     recompute: bool = key(False, "recompute each block's activations in the backward pass: less memory, more time")
-    quantization: str = key("none", "fine-tune pretrained, in deploy form, for INT8", choices.QUANTIZATIONS)
+    quantization: str | None = key(None, "fine-tune pretrained, in deploy form, for INT8", choices.QUANTIZATIONS)
 
     dataset: str = key("folder", "what data_dir holds", choices.DATASETS, section="data")
     data_dir: str = key("", "folder of the data set; not needed for mnist5k, nor for fashion_mnist as Debian's package")
@@ -137,7 +137,11 @@ class Recipe:
     keep_checkpoint_max: int = key(3, "epoch checkpoints kept besides the best and the last", least=0)
     ckpt_save_policy: str = key("latest_k", "which they are", choices.SAVE_POLICIES)
     ckpt_save_interval: int = key(1, "epochs between two epoch checkpoints", least=1)
-    tensorboard: bool = key(False, "write event files (pip install tensorboardX); tensorboard --logdir shows them")
+    tensorboard: bool = key(
+        False,
+        "write curves as event files (the extra tensorboard, which is tensorboardX). To look at them: pip install "
+        "tensorboard; tensorboard --logdir CKPT_SAVE_DIR",
+    )
     log_interval: int = key(10, "steps between two progress updates", least=1)
     val_while_train: bool = key(True, "validate during training")
     val_interval: int = key(1, "epochs between two validations", least=1)

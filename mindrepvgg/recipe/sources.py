@@ -14,7 +14,7 @@ import yaml
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.files import read_regular
 from mindrepvgg.recipe import configs, mindcv_keys, strict_yaml
-from mindrepvgg.recipe.provenance import COMMAND_LINE, describe, plain
+from mindrepvgg.recipe.provenance import CHECKPOINT, COMMAND_LINE, describe, plain
 from mindrepvgg.recipe.rules import check_data_dir, refuse_unknown
 from mindrepvgg.recipe.schema import KEYS, Key, Recipe
 from mindrepvgg.runtime.environment import launched_processes
@@ -52,7 +52,7 @@ def load_recipe(path: str | os.PathLike | None = None, overrides: Mapping | None
 
 
 def recipe_from_dict(
-    values: Mapping, source: str = "the checkpoint", overrides: Mapping | None = None, given: str = COMMAND_LINE
+    values: Mapping, source: str = CHECKPOINT, overrides: Mapping | None = None, given: str = COMMAND_LINE
 ) -> Recipe:
     """The recipe `to_dict` gave, keys missing from it at their defaults, with `overrides` on top.
 

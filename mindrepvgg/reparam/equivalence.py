@@ -16,7 +16,7 @@ from mindrepvgg.reparam.compare import check_tolerance, difference, leaves, wors
 from mindrepvgg.reparam.finding import outer_blocks
 from mindrepvgg.reparam.maps import folded_pair
 from mindrepvgg.runtime.device import execution_mode, inference_mode
-from mindrepvgg.text import table
+from mindrepvgg.text import counted, table
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class EquivalenceReport:
             rows.append((block.name, *(f"{value:.2e}" for value in (block.max_abs, block.max_rel, block.weight_rel))))
         lines = [table([*rows, ("output", f"{self.max_abs:.2e}", f"{self.max_rel:.2e}")])]
         if self.class_agreement is not None:
-            lines.append(f"same class on {self.class_agreement:.2%} of {self.num_inputs} inputs")
+            lines.append(f"same class on {self.class_agreement:.2%} of {counted(self.num_inputs, 'input')}")
         verdict = f"equivalent (tolerance {self.rtol:g} of the largest output)"
         lines.append(verdict if self.passed else "NOT equivalent: " + "; ".join(self.failures))
         return "\n".join(lines)

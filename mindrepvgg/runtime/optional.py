@@ -25,7 +25,8 @@ def require_optional(package: str, extra: str, purpose: str, hint: str = "") -> 
     """
     if importlib.util.find_spec(package) is None:
         end = f"; {hint}" if hint else ""
-        raise UserError(f"{purpose} needs the package {package}: pip install {package} (extra: {extra}){end}")
+        # By itself, pip takes the newest onnx with the newest NumPy, which MindSpore's readers of data do not bear.
+        raise UserError(f"{purpose} needs the package {package}: pip install {package} 'numpy<2' (extra: {extra}){end}")
 
 
 def import_optional(module: str, extra: str, purpose: str, hint: str = "") -> ModuleType:

@@ -11,6 +11,7 @@ from mindrepvgg.errors import CheckpointError, DataError, RecipeError
 from mindrepvgg.models import qat, variants
 from mindrepvgg.reparam.layers import set_grouped
 from mindrepvgg.reparam.precision import set_precision
+from mindrepvgg.text import counted
 from mindrepvgg.training import custom_l2
 from mindrepvgg.training.freeze import freeze
 from mindrepvgg.training.loss import build_loss
@@ -32,7 +33,7 @@ def count_steps(recipe, loader) -> int:
     if not steps:
         raise DataError(
             f"gradient_accumulation_steps (={recipe.gradient_accumulation_steps}) is more than an epoch's "
-            f"{loader.steps_per_epoch} batches; lower it or batch_size (={recipe.batch_size})"
+            f"{counted(loader.steps_per_epoch, 'batch')}; lower it or batch_size (={recipe.batch_size})"
         )
     return steps
 
@@ -62,7 +63,7 @@ def build_network(recipe, ranks, weights=None):
 
     With the recipe's `quantization` in the form that it names instead; without weights BN and ranges say nothing.
     """
-    net = _new_network(recipe, ranks, weights) if recipe.quantization == "none" else _fused_network(recipe, weights)
+    net = _new_network(recipe, ranks, weights) if recipe.quantization is None else _fused_network(recipe, weights)
     freeze(net, recipe.freeze_stages, recipe.freeze_bn)
     if recipe.recompute:
         net.recompute_blocks()

@@ -11,6 +11,7 @@ from mindrepvgg.data.normalize import Normalize
 from mindrepvgg.errors import TrainingError
 from mindrepvgg.evaluation.loop import Evaluation, evaluate
 from mindrepvgg.reparam.precision import float32_precision
+from mindrepvgg.text import counted
 from mindrepvgg.training.batches import host_batches
 from mindrepvgg.training.monitor import RunLog
 from mindrepvgg.training.precise_bn import precise_bn
@@ -81,7 +82,7 @@ class Checkpointer:
             prepare = Normalize(recipe.preprocessing)
             images = (prepare(images) for _, (images, _) in zip(range(most), batches, strict=False))
             precise_bn(run.net, images, run.ranks)
-        line = f"precise BN over {min(most, run.train_loader.steps_per_epoch)} batches"
+        line = f"precise BN over {counted(min(most, run.train_loader.steps_per_epoch), 'batch')}"
         if run.eval_loader:
             self.evaluation = self._evaluate("precise_bn")
             line += f": top-1 {self.evaluation.top1:.2f}%, top-5 {self.evaluation.top5:.2f}%"

@@ -11,6 +11,7 @@ import numpy as np
 
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.runtime.compile_cache import kept_graphs
+from mindrepvgg.text import counted
 from mindrepvgg.training.batches import DeviceQueue, host_batches
 from mindrepvgg.training.checkpointer import Checkpointer
 from mindrepvgg.training.loss_watch import Losses
@@ -130,7 +131,8 @@ class Loop:
             self._said_waiting = True
             self._progress.say(
                 f"warning: {waiting:.0%} of the time goes into waiting for data, {speed:.0f} images/s come through; "
-                f"raise num_parallel_workers (={run.train_loader.num_workers} in use), or store smaller images"
+                f"raise num_parallel_workers (={run.train_loader.num_workers} in use), or store smaller images "
+                "(mindrepvgg pack DATA_DIR PACKED --short_side PIXELS)"
             )
 
     def _say_duration(self):
@@ -152,7 +154,7 @@ class Loop:
         line = (
             f"epoch {position.epoch}/{run.recipe.epoch_size}: train loss {np.mean(losses) if losses else math.nan:.4f}"
         )
-        line += f", {bad} images unreadable" if bad else ""
+        line += f", {counted(bad, 'image')} unreadable" if bad else ""
         line += self.checkpoints.end_epoch()
         self._draw()
         self._stepper.meter.restart()

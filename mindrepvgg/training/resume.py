@@ -18,7 +18,7 @@ from mindrepvgg.models.variants import normalise_name
 from mindrepvgg.recipe.provenance import CODE
 from mindrepvgg.recipe.schema import KEYS, Recipe
 from mindrepvgg.recipe.sources import recipe_from_dict
-from mindrepvgg.text import quoted
+from mindrepvgg.text import counted, quoted
 from mindrepvgg.training import rank_statistics
 from mindrepvgg.training.monitor import is_count
 from mindrepvgg.training.run_folder import find_last
@@ -190,7 +190,7 @@ def _check_position(path, before: Position, saved: Recipe, run, now: Position):
     if before.epoch > saved.epoch_size or before.step_in_epoch > last or before.ranks < 1:
         raise TrainingError(
             f"{path} is not described rightly: its position is epoch {before.epoch}, step {before.step_in_epoch}, of "
-            f"{saved.epoch_size} epochs of {steps} steps"
+            f"{counted(saved.epoch_size, 'epoch')} of {steps} steps"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 
 import numpy as np
@@ -53,12 +54,12 @@ class Trainer:
                 self.folder.check_free()
             self.folder.check(resume, overwrite)
         self._found = self.folder.standing()
-        self.train_loader = train_loader(recipe, self.ranks)
-        if recipe.num_classes is None:
-            recipe = recipe.replace("the data", num_classes=self.train_loader.source.num_classes)
         if recipe.data_dir:  # a checkpoint is read from other folders too
             place = os.path.abspath(os.path.expanduser(recipe.data_dir))
             recipe = recipe.replace(recipe.sources["data_dir"], data_dir=place)
+        self.train_loader = train_loader(recipe, self.ranks)
+        if recipe.num_classes is None:
+            recipe = recipe.replace("the data", num_classes=self.train_loader.source.num_classes)
         self.recipe = recipe
         self.eval_loader = eval_loader(recipe, self.ranks, as_uint8=True) if recipe.val_while_train else None
         if self.eval_loader and self.eval_loader.source.class_names != self.train_loader.source.class_names:
@@ -95,7 +96,7 @@ class Trainer:
     def _describe_end(self) -> str:
         """Say that a run was finished before it was taken up again."""
         return (
-            f"the run in {self.folder.path} was finished before, with all of its {self.recipe.epoch_size} epochs; to "
+            f"the run in {self.folder.path} was finished before, with {counted(self.recipe.epoch_size, 'epoch')}; to "
             f"prolong it, give --resume with a larger --epoch_size"
         )
 
@@ -106,7 +107,7 @@ class Trainer:
         factors = [f"{recipe.batch_size}"]
         factors += [f"{self.ranks.size} devices"] * (self.ranks.size > 1)
         factors += [f"{recipe.gradient_accumulation_steps} batches"] * (recipe.gradient_accumulation_steps > 1)
-        batch = f"{self.images_per_step} images" + (f" ({' x '.join(factors)})" if len(factors) > 1 else "")
+        batch = counted(self.images_per_step, "image") + (f" ({' x '.join(factors)})" if len(factors) > 1 else "")
         scaled = f" ({recipe.lr:g} for {recipe.lr_per_batch})" if recipe.lr_per_batch else ""
         parameters = sum(p.size for p in self.net.trainable_params())
         epochs = counted(recipe.epoch_size, "epoch")
@@ -114,7 +115,7 @@ class Trainer:
         notice = mindcv_notice(recipe)
         return (
             f"{notice + chr(10) if notice else ''}"
-            f"{recipe.model}: {parameters:,} parameters to train, {precision}, on {self._describe_device()}\n"
+            f"{recipe.model}: {counted(parameters, 'parameter')} to train, {precision}, on {self._describe_device()}\n"
             f"{self._describe_data()}\n"
             f"{epochs} of {steps}, {lr}{self._describe_output()}"
         )
@@ -133,18 +134,21 @@ class Trainer:
         height, width = recipe.image_size
         counts = [f"{counted(len(source), 'picture')} to train on"]
         if self.eval_loader:
-            share = f" (val_share {recipe.val_share:g})" if recipe.val_share else ""
+            share = f" (val_share {recipe.val_share:g})" if source.divided else ""
             counts.append(f"{len(self.eval_loader.source):,} to validate on{share}")
         return f"{place}: {', '.join(counts)}, {counted(source.num_classes, 'class')}, {width}x{height} pixels"
 
     def _describe_output(self):
         """The folder of the run, and where in the run it is taken up; under msrun, where each process prints."""
-        lines, position = [], self.position
+        lines, position, recipe = [], self.position, self.recipe
         if not self._is_dry:
             lines.append(f"output: {self.folder.path}")
         if lines and self._resumed_at is not None and not self._finished:
             step = f"step {position.step_in_epoch + 1} of {self.steps_per_epoch}"
             lines[0] += f"; resuming at epoch {position.epoch + 1}, {step}"
+        if lines and recipe.tensorboard:
+            place = shlex.quote(str(self.folder.tensorboard))
+            lines.append(f"to look at the curves: pip install tensorboard; tensorboard --logdir {place}")
         path = gathering.output_file() if self.ranks.size > 1 else None
         if path:
             lines.append(f"{self.ranks.size} processes; rank 0 prints into {path}, the others beside it")

@@ -148,8 +148,9 @@ def _take(item, file, original, weights, sealed, told, seal):
     """Check a file and seal it."""
     found = _sha256(file)
     record = original.with_name(f"{original.name}.sha256")
-    _check(file, found, item.digest, "its name")
-    _check(file, found, told or "", "its server")
+    others = "; try again, or take another source (mindrepvgg weights lists them)"
+    _check(file, found, item.digest, f"its name{others}")
+    _check(file, found, told or "", f"its server{others}")
     with contextlib.suppress(FileNotFoundError):
         kept = record.read_text(encoding="utf-8", errors="replace").partition(" ")[0]
         _check(file, found, kept, f"{record}, which remembers the first download; remove that to take this one")

@@ -16,6 +16,7 @@ from mindrepvgg.models.variants import DEPLOY, TRAIN
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.equivalence import EquivalenceReport, verify_equivalence
 from mindrepvgg.runtime.optional import import_optional
+from mindrepvgg.text import counted
 from mindrepvgg.weights.checkpoint import save_checkpoint
 from mindrepvgg.weights.containers import SUFFIXES, write_weights
 from mindrepvgg.weights.dialects import OURS, find_dialect
@@ -85,7 +86,8 @@ def convert_checkpoint(
     source, weights = local_file(source, weights)
     imported = import_weights(source, weights, allow_nonfinite)
     if num_classes not in (None, imported.recognised.num_classes):
-        raise CheckpointError(f"{source} is for {imported.recognised.num_classes} classes, expected {num_classes}")
+        classes = counted(imported.recognised.num_classes, "class")
+        raise CheckpointError(f"{source} is for {classes}, expected {num_classes}")
     if form is None:
         form = TRAIN if dialect == TIMM and imported.recognised.form == TRAIN else DEPLOY
     net = imported.network(TRAIN if form == TRAIN else None)
@@ -108,10 +110,12 @@ def _fuse(net, rtol):
 def describe(imported: ImportedWeights) -> dict:
     """What was found in a file, in plain types: the content of `--inspect`."""
     found = imported.recognised
+    # The names alone do not tell whose a deploy form is: the authors' are the same.
+    dialect = OURS if imported.description else find_dialect(found.dialect)
     facts = {
         "path": str(imported.path),
         "container": imported.container,
-        "dialect": find_dialect(found.dialect).project,
+        "dialect": dialect.project,
         "model": found.variant.name,
         "form": found.form,
         "num_classes": found.num_classes,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models.preprocessing import LARGEST_SIDE, SMALLEST_CROP
 from mindrepvgg.models.variants import BN, DEPLOY, FORMS, MOST_CHANNELS, MOST_CLASSES, QAT, TRAIN, Variant, find
-from mindrepvgg.text import listed, printable, quoted
+from mindrepvgg.text import counted, listed, printable, quoted
 from mindrepvgg.version import __version__, update_hint
 
 # Our networks' classes: MindSpore's automatic mixed precision O1 writes them anew, as RepVGGOpt and RepVGGOpt_1.
@@ -100,7 +100,7 @@ def _faults(values: Mapping) -> Iterator[str]:
     names = values.get("class_names")
     classes, channels = (values.get(key) for key in ("num_classes", "in_channels"))
     if names is not None and classes is not None and len(names) != classes:
-        yield f"class_names holds {len(names)} names, the network has {classes} classes"
+        yield f"class_names holds {counted(len(names), 'name')}, the network has {counted(classes, 'class')}"
     for key in ("mean", "std"):
         if key in prepared and channels is not None and len(prepared[key]) != channels:
             yield f"preprocessing's {key} holds {len(prepared[key])} numbers, the network has {channels} input channels"

@@ -62,7 +62,7 @@ BAD_INPUT = [
     ),
     ("train", f"{TRAIN} --bach_size 3", "unknown option --bach_size; did you mean --batch_size?"),
     ("train", f"{TRAIN} --num_classes 5", "num_classes (=5) differs from the 10 classes of the train split of mnist5k"),
-    ("train", f"{TRAIN} --batch_size 4001", "batch_size (=4001) is larger than the 4000 training pictures"),
+    ("train", f"{TRAIN} --batch_size 4001", "batch_size (=4001) is larger than the 4,000 training pictures"),
     ("train", "-c {f}/folder_data.yaml --ckpt_save_dir {f}/out", "data_dir is not given"),
     ("train", "-c {f}/folder_data.yaml --ckpt_save_dir {f}/out --data_dir {f}/no_data", "no folder train in"),
     ("train", "-c {f}/folder_data.yaml --ckpt_save_dir {f}/out --data_dir {f}/no_pictures", "no pictures in"),

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = "{num_blocks: [1, 1, 1, 1], widths: [4, 4, 8, 8, 16]}"
 TRAIN = ("--model", "repvgg", "--model_args", SMALL, "--image_resize", "32", "--batch_size", "4")
 TRAIN += ("--epoch_size", "1", "--warmup_epochs", "0", "--keep_checkpoint_max", "0", "--num_parallel_workers", "2")
+TRAIN += ("--mode", "1")
 BAD = ("cut.jpg", "text.jpg")
 
 
@@ -45,11 +46,23 @@ def trained(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
+def train(photos, trained, call, policy):
+    bad = ("--on_bad_image", policy, "--bad_image_limit", "0.5")
+    return call("train", *TRAIN, "--data_dir", photos, "--ckpt_save_dir", trained / policy, *bad)
+
+
+def trained_with_replace(photos, trained, call):
+    """The checkpoint of that run; another process may have run the test that makes it."""
+    checkpoint = trained / "replace" / "repvgg_last.ckpt"
+    if not checkpoint.exists():
+        assert train(photos, trained, call, "replace")[0] == 0
+    return checkpoint
+
+
 @pytest.mark.parametrize("policy", ["replace", "skip"])
 def test_training_goes_on_and_tells(photos, trained, call, policy):
     folder = trained / policy
-    bad = ("--on_bad_image", policy, "--bad_image_limit", "0.5")
-    status, out, err = call("train", *TRAIN, "--data_dir", photos, "--ckpt_save_dir", folder, *bad)
+    status, out, err = train(photos, trained, call, policy)
     assert status == 0, err
     (record,) = records(folder, "bad_images")
     assert record["count"] == 2
@@ -83,13 +96,13 @@ def test_bad_validation_pictures_end_a_run_before_its_first_step(photos, tmp_pat
         arguments = ("--data_dir", data, "--ckpt_save_dir", tmp_path / "run", "--bad_image_limit", "0", *flags)
         status, out, err = call("train", *TRAIN, *arguments)
         assert status == 2
-        assert "2 of 6 pictures could not be read" in err
+        assert re.search("[12] of 6 pictures could not be read", err), "of two batches, the first may have been enough"
         assert "first step" not in out + err
         assert f"data in {data}: 16 pictures to train on, 6 to validate on, 4 classes" in out
 
 
 def test_validation_never_counts_what_it_cannot_read(photos, trained, call):
-    checkpoint = trained / "replace" / "repvgg_last.ckpt"
+    checkpoint = trained_with_replace(photos, trained, call)
     options = ("--ckpt_path", checkpoint, "--data_dir", photos, "--json")
     found = {}
     for policy in ("skip", "replace"):
@@ -107,7 +120,7 @@ def test_validation_never_counts_what_it_cannot_read(photos, trained, call):
 
 
 def test_predictions_of_the_others_are_not_lost(photos, trained, call):
-    options = ("--ckpt_path", trained / "replace" / "repvgg_last.ckpt", "--json", photos / "val")
+    options = ("--ckpt_path", trained_with_replace(photos, trained, call), "--json", photos / "val")
     for policy, expected in (("error", 1), ("skip", 0)):
         status, out, err = call("predict", *options, "--on_bad_image", policy)
         assert status == expected, err

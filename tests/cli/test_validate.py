@@ -35,7 +35,7 @@ def test_for_people(files, call):
     status, out, err = call("validate", "--ckpt_path", files / "train.ckpt", "--batch_size", "999", "--mode", "1")
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == "repvgg in train form on mnist5k: 1000 images"
+    assert lines[0] == "repvgg in train form on mnist5k: 1,000 images"
     assert lines[1].startswith("top-1 ")
     assert lines[2].endswith(" images/s on CPU")
 

@@ -179,7 +179,7 @@ def test_the_summary(report, broken):
         f"  {broken}/train/cat/04.jpg (train, cat) = {broken}/val/cat/seen.jpg (val, cat)",
         "pictures more than once in a class: 1",
         "files of another format than their suffix says (read all the same): 1",
-        "  1 pictures lie in no class folder and are not used",
+        "  not used, as outside of the class folders: 1 picture",
         "classes missing in val: 1",
         "  classes with no readable picture: 1",
         "the data set needs repair",

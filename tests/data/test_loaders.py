@@ -26,6 +26,18 @@ def test_a_folder_that_is_named_nowhere():
         eval_loader(recipe_of(known(preprocessing=PREPROCESSING), {}))
 
 
+def test_a_folder_that_has_moved_since_training(tmp_path):
+    net = known(preprocessing=PREPROCESSING, recipe={"dataset": "folder", "data_dir": str(tmp_path / "photos")})
+    with pytest.raises(DataError) as caught:
+        eval_loader(recipe_of(net, {}))
+    assert str(caught.value) == (
+        f"data_dir (='{tmp_path}/photos' in the checkpoint) is not here, or no longer; add --data_dir FOLDER with the "
+        "folder's place now"
+    )
+    with pytest.raises(DataError, match=r"^data_dir .*/none does not exist; give the folder that holds train and val"):
+        eval_loader(recipe_of(net, {"data_dir": str(tmp_path / "none")}))
+
+
 def test_a_divided_folder_is_divided_again(tmp_path):
     for path in [tmp_path / f"{name}/{i}.jpg" for name in range(10) for i in range(4)]:
         path.parent.mkdir(exist_ok=True)
@@ -66,7 +78,7 @@ class TestCheckClasses:
         with pytest.raises(DataError) as caught:
             self.check(["cat", "cow", "dog"], ["bee", "cat"])
         assert str(caught.value) == (
-            "the data's 3 classes are not the checkpoint's 2: missing ['bee'], unknown ['cow', 'dog']; "
+            "the data have 3 classes, not the checkpoint's 2: missing ['bee'], unknown ['cow', 'dog']; "
             "give the data set the network was trained on"
         )
 

@@ -216,7 +216,7 @@ def test_facts_are_asked_for_by_name():
 
 def test_without_onnxruntime_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    missing = r"needs the package onnxruntime: pip install onnxruntime \(extra: onnx\)"
+    missing = r"needs the package onnxruntime: pip install onnxruntime 'numpy<2' \(extra: onnx\)"
     with pytest.raises(UserError, match=missing):
         OnnxEngine("any.onnx")
     with pytest.raises(UserError, match=missing):

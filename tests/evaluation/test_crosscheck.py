@@ -289,7 +289,7 @@ def test_a_data_set_that_is_named(tmp_path, call):
     status, out, err = call("validate", "--ckpt_path", path, "--cross_check", "--json", *options)
     assert (status, err) == (0, "")
     report = json.loads(out)
-    assert (report["images"], report["num_images"]) == ("1000 images of mnist5k", 1000)
+    assert (report["images"], report["num_images"]) == ("1,000 images of mnist5k", 1000)
     status, out, _ = call("validate", "--ckpt_path", path, "--json", *options)
     assert status == 0
     assert {k: report["ours"][k] for k in ("top1", "top5")} == {k: json.loads(out)[k] for k in ("top1", "top5")}
@@ -303,7 +303,7 @@ def test_our_own_files_are_checked_on_their_own_data(tmp_path, call):
     save_checkpoint(net, tmp_path / "o.ckpt", dataset="mnist5k", image_size=[32, 32], preprocessing=preprocessing)
     status, out, _ = call("validate", "--ckpt_path", tmp_path / "o.ckpt", "--cross_check", "--mode", "1")
     assert status == 0
-    assert out.startswith("on 1000 images of mnist5k:\n")
+    assert out.startswith("on 1,000 images of mnist5k:\n")
 
 
 # ------------------------------------------------------------------------------------------------ what is missing
@@ -316,9 +316,9 @@ def test_a_missing_package_is_said_in_one_line(source, call, monkeypatch, module
     status, out, err = call("validate", "--ckpt_path", path, "--cross_check", "timm", *SIZE)
     assert (status, out) == (2, "")
     expected = {
-        "torch": "error: the cross-check needs the package torch: pip install torch (extra: torch)\n",
+        "torch": "error: the cross-check needs the package torch: pip install torch 'numpy<2' (extra: torch)\n",
         "timm": (
-            "error: --cross_check timm needs the package timm: pip install timm (extra: timm); "
+            "error: --cross_check timm needs the package timm: pip install timm 'numpy<2' (extra: timm); "
             "plain --cross_check needs PyTorch only\n"
         ),
     }

@@ -118,7 +118,7 @@ def test_files_and_lines_agree(digits, call, tmp_path):
     status, out, err = call("--ckpt_path", digits / "train.ckpt", *options)
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == "repvgg in train form on mnist5k: 203 of 1000 images, spread over all classes"
+    assert lines[0] == "repvgg in train form on mnist5k: 203 of 1,000 images, spread over all classes"
     assert lines[1] == "logits averaged over each image and its mirror image"
     counts, classes = matrix(tmp_path / "new" / "m.csv"), table(tmp_path / "c.csv")
     assert counts.sum() == 203
@@ -186,7 +186,7 @@ def test_a_truncated_photo_is_counted_nowhere(photos, coloured, call, judge, tmp
     assert (whole["num_images"], whole["unreadable"]) == (20, 0)
     assert np.abs(matrix(tmp_path / "whole.csv") - matrix(tmp_path / "m.csv")).sum() == 1, "the others as before"
     _, out, _ = call("--mode", "1", "--ckpt_path", net, "--data_dir", folder / "damaged", *options)
-    assert out.splitlines()[0] == "repvgg in train form on damaged: 19 images (1 unreadable images not counted)"
+    assert out.splitlines()[0] == "repvgg in train form on damaged: 19 images (1 unreadable image not counted)"
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_onnxruntime_judges_alike(digits, judge, call, tmp_path, form):
     _, out, _ = call("--ckpt_path", digits / f"{form}.ckpt", "--engine", "onnxruntime", "--limit", "10")
     fused = ", fused to deploy form" if form == "train" else ""
     assert out.splitlines()[:2] == [
-        f"repvgg in {form} form on mnist5k: 10 of 1000 images, spread over all classes",
+        f"repvgg in {form} form on mnist5k: 10 of 1,000 images, spread over all classes",
         f"computed by onnxruntime{fused}",
     ]
 

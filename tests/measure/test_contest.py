@@ -278,17 +278,17 @@ def test_wrong_use_is_refused_in_one_line(capsys, arguments, text):
         (
             "torch",
             "torch",
-            "the engine torch needs the package torch: pip install torch (extra: torch)",
+            "the engine torch needs the package torch: pip install torch 'numpy<2' (extra: torch)",
         ),
         (
             "onnxruntime",
             "onnxruntime",
-            "an ONNX file needs the package onnxruntime: pip install onnxruntime (extra: onnx)",
+            "an ONNX file needs the package onnxruntime: pip install onnxruntime 'numpy<2' (extra: onnx)",
         ),
         (
             "onnx",
             "onnxruntime",
-            "an ONNX file needs the package onnx: pip install onnx (extra: onnx)",
+            "an ONNX file needs the package onnx: pip install onnx 'numpy<2' (extra: onnx)",
         ),
     ],
 )

@@ -1,5 +1,7 @@
 """The networks against an independent PyTorch RepVGG: inference, training, initialisation and optimisation."""
 
+import inspect
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -97,8 +99,9 @@ def test_training_equals_pytorch_with_the_statistics_of_three_steps(pynative_mod
     check_training(kind)
 
 
-@pytest.mark.parametrize("kind", ["g4", "d2se", "plus", pytest.param("repvgg_a0", marks=slow)])
+@pytest.mark.parametrize("kind", ["plus", *(pytest.param(kind, marks=slow) for kind in ("g4", "d2se", "repvgg_a0"))])
 def test_training_equals_pytorch_in_graph_mode(graph_mode, kind):
+    """The default suite has the steps of g4 and d2se in graph mode in test_sgd_steps_of_every_kind_equal_pytorchs."""
     check_training(kind)
 
 
@@ -145,6 +148,14 @@ def test_kinds_names_and_attributes(kind):
     assert net.linear.weight.shape == (CLASSES, net.variant.widths[-1])
     assert net.stage0.rbr_dense.conv.weight.shape[1] == 1
     assert weights(net)  # unique names
+
+
+@compat
+@pytest.mark.parametrize("kind", ["repvgg_nano", "plus"])
+def test_help_tells_shapes(kind):
+    told = inspect.getdoc(build(kind).construct)
+    assert told.startswith("Classify images: (N, in_channels, H, W) -> (N, num_classes)")
+    assert ("a tuple" in told) == (kind == "plus")
 
 
 @compat

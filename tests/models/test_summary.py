@@ -20,7 +20,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils.flop_counter import FlopCounterMode
 
-from mindrepvgg import create_model, load_weights, save_checkpoint
+from mindrepvgg import create_model, load_weights, save_checkpoint, to_deploy
 from mindrepvgg.cli import entry
 from mindrepvgg.cli import summary as command
 from mindrepvgg.errors import UserError
@@ -327,7 +327,7 @@ def test_a_name_needs_no_mindspore():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("repvgg_b3: 1000 classes, images of 3 x 224 x 224\n")
+    assert done.stdout.startswith("repvgg_b3: 1,000 classes, images of 3 x 224 x 224\n")
 
 
 @pytest.mark.parametrize(
@@ -357,6 +357,8 @@ def test_a_checkpoint_of_ours_knows_its_image_size(call, tmp_path):
     assert "_aux" not in out
     assert "_aux" in call(source)[1]
     assert "7 classes, images of 3 x 32 x 32" in call(tmp_path / "ours.ckpt", "--image_size", 32)[1]
+    save_checkpoint(to_deploy(net), tmp_path / "deploy.ckpt")
+    assert call(tmp_path / "deploy.ckpt")[1].endswith(": repvgg in deploy form, written by mindrepvgg\n")
 
 
 def test_the_averaged_copy(call, tmp_path):

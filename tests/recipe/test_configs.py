@@ -21,7 +21,8 @@ FAMILY = [name for name in variants.published_models() if name.startswith("repvg
 FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
 PAPER = [Path(f"{model}.yaml") for model in FAMILY]
 QA = [Path(f"{model}.yaml") for model in variants.published_models() if model.startswith("qarepvgg")]
-SMALL = [Path("fashion_mnist.yaml"), Path("quickstart.yaml"), Path("quickstart_qat.yaml")]
+OWN = [Path("finetune.yaml"), Path("folder.yaml")]
+SMALL = [Path("fashion_mnist.yaml"), *OWN, Path("quickstart.yaml"), Path("quickstart_qat.yaml")]
 MINDCV = [path for path in FILES if path.parts[0] == "mindcv"]
 
 # What the published recipes say, in the schema's terms.
@@ -157,6 +158,31 @@ def test_what_is_judged_at_320_says_how(path):
     assert command.endswith("--image_resize 320 --crop_pct 1.0")
 
 
+@pytest.mark.parametrize("path", OWN, ids=str)
+class TestOnesOwnPictures:
+    """The recipes for a few hundred pictures: what they need, and the table of what was tried."""
+
+    def test_they_take_any_folder_of_classes(self, path):
+        recipe = load_recipe(path.stem)
+        assert (recipe.dataset, recipe.num_classes, recipe.in_channels) == ("folder", None, 3)
+        assert 0.1 <= recipe.val_share <= 0.3, "a folder without train/ and val/ is divided"
+        assert recipe.batch_size <= 32, "a hundred pictures are several steps"
+
+    def test_the_released_weights_are_of_its_network(self, path):
+        recipe = load_recipe(path.stem)
+        assert recipe.pretrained == (recipe.model if path.stem == "finetune" else "")
+
+    def test_the_header_says_how_long_it_takes_and_what_was_tried(self, path):
+        found = entries(path)
+        assert {"command", "data", "hardware", "time", "tried"} <= set(found)
+        assert found["command"].startswith(f"mindrepvgg train -c {path.stem} --data_dir photos")
+        rows = [re.fullmatch(r"(.*\S) {2,}(\d\d\.\d) +(\d+) s", line) for line in header(path)]
+        rows = [(row[1], float(row[2]), int(row[3])) for row in rows if row]
+        assert len(rows) >= 8
+        assert len({changed for changed, _, _ in rows}) == len(rows)
+        assert all(20 < top1 < 100 and seconds > 0 for _, top1, seconds in rows)
+
+
 def test_recipes_of_one_family_write_to_different_folders():
     folders = [load_recipe(CONFIGS / path).ckpt_save_dir for path in [*PAPER, *QA, *SMALL]]
     assert len(set(folders)) == len(folders)
@@ -203,6 +229,7 @@ class TestFind:
             (
                 "x",
                 "there is no recipe 'x': there are fashion_mnist, qarepvgg_a0, qarepvgg_a1, and 33 more; mindrepvgg ",
+                "there is no recipe 'x': there are fashion_mnist, finetune, folder, and 27 more; mindrepvgg ",
             ),
             ("base/paper_s", "there is no recipe 'base/paper_s'"),
             ("../configs/quickstart", "there is no recipe '../configs/quickstart'"),

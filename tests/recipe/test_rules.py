@@ -126,7 +126,7 @@ def test_hints_for_names_of_other_programs_are_keys():
         ),
         (
             {"quantization": "qat", "pretrained": "x.ckpt", "recompute": True},
-            "recompute (=True on the command line) must be False with quantization (='qat' on the command line), whose",
+            "recompute (=True on the command line) must be false with quantization (='qat' on the command line), whose",
         ),
         (
             {"quantization": "qat", "pretrained": "x.ckpt", "precise_bn_steps": 10},
@@ -191,8 +191,8 @@ def test_a_run_on_a_folder_needs_its_path():
     with pytest.raises(RecipeError) as caught:
         parse()
     assert str(caught.value) == (
-        "data_dir is not given and dataset (='folder', the default) reads a folder with train/ and val/; "
-        "add --data_dir FOLDER, or --dataset mnist5k for the built-in data"
+        "data_dir is not given and dataset (='folder', the default) reads a folder with one folder of pictures a "
+        "class, or train/ and val/ with these; add --data_dir FOLDER, or --dataset mnist5k for the built-in data"
     )
     assert parse("--data_dir", "photos").data_dir == "photos"
     assert parse("--dataset", "mnist5k").data_dir == ""

@@ -99,7 +99,7 @@ def test_a_missing_file_a_folder_and_bytes_are_refused(write, tmp_path):
     assert refusal("pipe.yaml") == "pipe.yaml is a pipe, expected a recipe"
     assert refusal("/dev/zero") == "/dev/zero is a device, expected a recipe"
     write("#" * 2**17, "configs/large.yaml")
-    assert refusal("configs/large.yaml").startswith("configs/large.yaml has 131072 bytes, more than the 65536 bytes")
+    assert refusal("configs/large.yaml").startswith("configs/large.yaml has 131,072 bytes, more than the 65,536 bytes")
     (tmp_path / "image.yaml").write_bytes(b"\xff\xd8\xff")
     assert refusal("image.yaml") == "image.yaml, line 1: this is not UTF-8 text, expected yaml"
 
@@ -204,3 +204,7 @@ def test_help_shows_every_key_once_with_comment_and_default(monkeypatch):
     assert "-dir" not in words
     assert "(default: [0.08, 1.0])" in words
     assert "(default: repvgg_a0)" in words
+    assert "the extra tensorboard, which is tensorboardX" in words
+    assert "pip install tensorboard; tensorboard --logdir CKPT_SAVE_DIR" in words
+    for python in ("True", "False", "None"):
+        assert python not in words, "a word that yaml does not have"

@@ -120,7 +120,7 @@ def test_the_recipe_knows_the_same_ways():
     assert tuple(choices.GROUPED) == layers.GROUPED
 
 
-@pytest.mark.parametrize("mode", ["graph", "pynative"])
+@pytest.mark.parametrize("mode", [pytest.param("graph", marks=pytest.mark.slow), "pynative"])
 def test_in_half_precision_too(mode):
     convs = [layers.conv2d(8, 8, 3, groups=4, bias=True).to_float(ms.float16) for _ in GROUPED]
     native, split = map(layers.set_grouped, convs, GROUPED)

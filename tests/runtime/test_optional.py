@@ -21,7 +21,7 @@ def test_a_missing_package_gives_the_pip_command(monkeypatch, name, look):
     monkeypatch.setitem(sys.modules, "halted", None)
     with pytest.raises(UserError) as caught:
         look(name, "onnx", "writing ONNX")
-    assert str(caught.value) == f"writing ONNX needs the package {name}: pip install {name} (extra: onnx)"
+    assert str(caught.value) == f"writing ONNX needs the package {name}: pip install {name} 'numpy<2' (extra: onnx)"
     with pytest.raises(UserError, match=r"\(extra: torch\); \.npz does not$"):
         look(name, "torch", "writing .pth", ".npz does not")
 

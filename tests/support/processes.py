@@ -86,13 +86,13 @@ class Printed:
 def once(tmp_path_factory, name, make):
     """A folder filled by make(folder), and what that returned, in JSON's types; by the first to ask in a test session.
 
-    pytest-xdist's workers each have fixtures of their own; these take long, and two of them at once even longer.
+    pytest-xdist's workers each have fixtures of their own; these take long.
     """
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
     folder, result = base / name, base / f"{name}.json"
-    with FileLock(base / "once.lock"):
+    with FileLock(base / f"{name}.lock"):
         if not result.exists():
             shutil.rmtree(folder, ignore_errors=True)  # another worker may have failed in there
             folder.mkdir()

@@ -23,7 +23,7 @@ from mindrepvgg import load_checkpoint
 from mindrepvgg.errors import TrainingError
 from mindrepvgg.training.run_folder import RunFolder
 
-EPOCHS, STEPS_PER_EPOCH = 3, 5
+EPOCHS, STEPS_PER_EPOCH = 3, 5  # of batches of 400
 
 # train.py that kills itself while it saves: at the first checkpoint of that name after COUNT others, once it is
 # written (kind 'before') or has its name ('after').
@@ -106,11 +106,10 @@ def assert_the_run_left_alone(yaml, folder):
 
 
 def test_killed_again_and_again(tmp_path):
-    """While a checkpoint is written and in the middle of an epoch."""
-    rng = random.Random(0)
-    yaml, folder = write_recipe(tmp_path / "tiny.yaml", batch_size=400, epoch_size=EPOCHS, mode=1), tmp_path / "killed"
-    kill_saving(yaml, folder, "_last.ckpt", 1, rng.choice(["before", "after"]))
-    kill_in_epoch(yaml, folder, STEPS_PER_EPOCH * (EPOCHS - 2) + rng.randrange(1, STEPS_PER_EPOCH), 0)
+    """In the middle of the second epoch of two, and while its checkpoint is written; an epoch is 3 steps here."""
+    yaml, folder = write_recipe(tmp_path / "tiny.yaml", batch_size=600, epoch_size=2, mode=1), tmp_path / "killed"
+    kill_in_epoch(yaml, folder, 4, 0)
+    kill_saving(yaml, folder, "_last.ckpt", 0, "before")
     assert_the_run_left_alone(yaml, folder)
 
 

@@ -1,10 +1,14 @@
 """What watches a run: the log that programs read, the picture of the curves, the polite way to stop."""
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 import signal
+import struct
 import sys
+import termios
 from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
@@ -199,6 +203,29 @@ class TestProgress:
         progress.say("epoch 1/2: loss 0.5000")
         progress.close()
         assert capsys.readouterr() == ("epoch 1/2: loss 0.5000\n", "")
+
+    @pytest.mark.parametrize("columns", [80, 120])
+    def test_a_terminal_shows_bar_rate_and_time_left_on_one_line(self, monkeypatch, columns):
+        """On a real terminal of that width, with figures as long as they get: of 1,000 epochs, at 90,000 images/s."""
+        master, slave = os.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+        monkeypatch.delenv("COLUMNS", raising=False)
+        with os.fdopen(slave, "w", encoding="utf-8") as terminal:
+            monkeypatch.setattr(sys, "stderr", terminal)
+            monkeypatch.setattr(sys, "stdout", terminal)
+            progress = Progress(10**6, 0)
+            progress.bar.mininterval = 0
+            for _ in range(3):
+                progress.step(1000, 1000, 123456)
+                progress.show(12.3456, 90000)
+            progress.say("epoch 1000/1000: train loss 12.3456")
+            progress.close()
+            lines = re.split(r"[\r\n]+", os.read(master, 1 << 16).decode())
+        os.close(master)
+        assert max(map(len, lines)) <= columns
+        assert lines[-2].startswith("epoch 1000/1000:  37%|███"), lines
+        assert re.search(r"\| \d\d:\d\d left, loss 12\.346, 90000 img/s$", lines[-2]), lines
+        assert "epoch 1000/1000: train loss 12.3456" in lines
 
 
 class TestMeter:

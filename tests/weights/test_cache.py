@@ -183,7 +183,7 @@ def test_a_file_of_another_digest_is_refused_and_not_kept(mirror, folder, source
     by = {"mmpretrain": f"{DIGEST[source][:8]} by its name", "timm": f"{DIGEST[source][:16]} by its server"}[source]
     assert refused(f"{source}/{NAME}") == (
         f"{mirror.address}{PLACES[source]} is not the file it should be: its SHA-256 begins {DIGEST['mindcv'][:16]}, "
-        f"expected {by}"
+        f"expected {by}; try again, or take another source (mindrepvgg weights lists them)"
     )
     assert left(folder) == []
 

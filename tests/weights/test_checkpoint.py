@@ -7,15 +7,15 @@ from pathlib import Path
 import mindspore
 import numpy as np
 import pytest
-from mindspore import Parameter, Tensor, nn
-from support import SMALL, randomise_bn, weights
+from mindspore import Parameter, Tensor
+from support import SMALL, weights
+from support.checkpoints import assert_equal_weights, refusal, small
 
 import mindrepvgg
-from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint, to_deploy
+from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.models.parameters import load_arrays
 from mindrepvgg.models.qat import form_of
-from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.reparam.layers import conv2d
 from mindrepvgg.weights.checkpoint import load_checkpoint_and_state
 from mindrepvgg.weights.containers import read_weights, write_weights
@@ -34,42 +34,11 @@ METADATA = {
 }
 
 
-# Smaller still than support's: most tests build several.
-SHAPES = {**SMALL, "plain": {"num_blocks": (1, 1, 2, 1), "widths": (8, 8, 8, 16, 32)}}
-
-
-def small(kind="plain", num_classes=3, in_channels=1, deploy=False, seed=0):
-    """A small network; every value depends on the seed alone."""
-    net = create_model("repvgg", num_classes, in_channels, deploy, **SHAPES[kind])
-    rng = np.random.default_rng(seed)
-    for parameter in net.get_parameters():
-        parameter.set_data(Tensor(rng.normal(size=parameter.shape), parameter.dtype))
-    return randomise_bn(net, seed)
-
-
-def assert_equal_weights(found, expected):
-    """The same names, types, shapes and bits."""
-    assert list(found) == list(expected)
-    for name, array in expected.items():
-        assert found[name].dtype == array.dtype, name
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
-
-
 def edit(path, description=None, drop=(), **arrays):
     """Rewrite a checkpoint with changes, as its own writer would: sealed, so that nothing but its content is wrong."""
     found = read_weights(path)
     kept = {name: array for name, array in {**found.arrays, **arrays}.items() if name not in drop}
     write_weights(path, kept, {**found.description, **(description or {})})
-
-
-def refusal(path, *args, **options):
-    """The text of the CheckpointError that loading gives."""
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(path, *args, **options)
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1
-    assert str(path) in text
-    return text
 
 
 @pytest.fixture(params=[".ckpt", ".safetensors"])
@@ -335,98 +304,6 @@ class TestRefusals:
         content[-1] ^= 1
         saved.write_bytes(content)
         assert "was altered after it was written" in refusal(saved)
-
-
-class Detector(nn.Cell):
-    """A network of a user's own, in which ours is the backbone."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        self.backbone = small(seed=seed)
-        self.box = nn.Dense(3, 4)
-
-    def construct(self, x):
-        return self.box(self.backbone(x))
-
-
-class Shifted(RepVGG):
-    """Computes something else with RepVGG's parameters."""
-
-    def construct(self, x):
-        return super().construct(x + 1)
-
-
-class TestACellOfOnesOwn:
-    @pytest.mark.parametrize("form", ["train", "deploy"])
-    def test_round_trip(self, path, form):
-        def make(seed):
-            return to_deploy(Detector(seed)) if form == "deploy" else Detector(seed)
-
-        net, other = make(0), make(1)
-        save_checkpoint(net, path, training_state={"step": np.int32(3)}, class_names=["a", "b"], note="kept")
-        found, state = load_checkpoint_and_state(path, net=other)
-        assert found is other
-        assert state == {"step": 3}
-        assert_equal_weights(weights(found), weights(net))
-        told = {key: found.metadata[key] for key in found.metadata.keys() - {"versions"}}
-        assert told == {"cell": "Detector", "form": form, "class_names": ["a", "b"], "note": "kept"}
-        save_checkpoint(found, path)
-        assert load_checkpoint(path, net=make(2)).metadata["note"] == "kept"
-
-    def test_how_to_fill_it_is_said(self, path):
-        save_checkpoint(Detector(), path)
-        words = f"{path} holds a Detector, none of this package's networks: build it and fill it with mindrepvgg."
-        for load in (load_checkpoint, load_weights):
-            with pytest.raises(CheckpointError) as caught:
-                load(path)
-            assert str(caught.value) == f"{words}load_checkpoint(path, net)"
-
-    def test_what_does_not_fit(self, path):
-        save_checkpoint(Detector(), path)
-        text = refusal(path, net=to_deploy(Detector()))
-        assert text.endswith("train form, the network it is loaded into in deploy form; fill it in train form")
-        assert " unexpected: backbone." in refusal(path, net=small())
-        save_checkpoint(small(), path)
-        assert " missing: backbone.stage0.rbr_dense" in refusal(path, net=Detector())
-
-    def test_a_subclass_is_not_taken_for_its_base(self, path):
-        variant = small().variant
-        net, other = Shifted(variant, 3, 1), Shifted(variant, 3, 1)
-        save_checkpoint(net, path)
-        assert "holds a Shifted, none of this package's networks" in refusal(path)
-        assert_equal_weights(weights(load_checkpoint(path, net=other)), weights(net))
-        save_checkpoint(small(), path)  # as 0.1 described a subclass
-        assert_equal_weights(weights(load_checkpoint(path, net=other)), weights(small()))
-
-    def test_an_attribute_of_that_name_is_its_owner_s(self, path):
-        net = Detector()
-        net.metadata = "mine"
-        save_checkpoint(net, path)
-        assert load_checkpoint(path, net=net).metadata == "mine"
-
-    @pytest.mark.parametrize("kind", ["O1", "O2"])
-    def test_mindspore_s_mixed_precision_is_no_network_of_one_s_own(self, path, kind):
-        """O1 writes the class anew, under such a name; O2 puts a cell around the network."""
-        if kind == "O1":
-            net = type("RepVGGOpt_1", (RepVGG,), {})(small().variant, 3, 1)
-        else:
-            net = mindspore.amp.auto_mixed_precision(small(), kind)
-        save_checkpoint(net, path)
-        assert_equal_weights(weights(load_checkpoint(path)), weights(net))
-
-    def test_blocks_that_mindspore_does_not_see(self, path):
-        net = Detector()
-        net.more = [small().stage0]
-        with pytest.raises(
-            CheckpointError, match=r"^Detector keeps blocks where MindSpore sees no cells, and cannot s"
-        ):
-            save_checkpoint(net, path)
-        assert not path.exists()
-
-    def test_without_a_block_of_ours(self, path):
-        with pytest.raises(CheckpointError, match=r"^Dense holds no RepVGG block; mindspore.save_checkpoint saves"):
-            save_checkpoint(nn.Dense(2, 2), path)
-        assert not path.exists()
 
 
 class TestSaving:

@@ -15,7 +15,7 @@ from mindrepvgg.data.source import Source, spread
 from mindrepvgg.deployment.engine import OnnxEngine
 from mindrepvgg.errors import DataError
 from mindrepvgg.recipe.choices import DATASET_ALIASES
-from mindrepvgg.text import quoted
+from mindrepvgg.text import counted, quoted
 
 
 def calibration_source(recipe, given: str | None, count: int, validation: Source) -> tuple[Source, str]:
@@ -86,8 +86,8 @@ def _check_apart(source, validation):
     both = [name for name in map(source.name, range(len(source))) if os.path.realpath(name) in validated]
     if both:
         raise DataError(
-            f"{len(both)} calibration pictures are among those accuracy is measured on, {both[0]} the first; give "
-            "others"
+            f"calibration and accuracy share {counted(len(both), 'picture')}, {both[0]} the first; give others to "
+            "calibrate on"
         )
 
 

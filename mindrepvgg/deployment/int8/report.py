@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mindrepvgg.deployment.int8.noise import KernelNoise
 from mindrepvgg.deployment.int8.search import Attempt
 from mindrepvgg.runtime.timing import take_turns, timed
-from mindrepvgg.text import table
+from mindrepvgg.text import counted, table
 
 _TURN_SECONDS, _MOST_CALLS = 0.05, 20
 _WORST = 3
@@ -134,7 +134,7 @@ class Quantization:
         yield f"{self.model}: {', '.join(done)}"
         unreadable = f" ({self.unreadable} unreadable not counted)" if self.unreadable else ""
         yield (
-            f"calibrated on {facts['calibration']}; judged on {self.images} validation images of "
+            f"calibrated on {facts['calibration']}; judged on {counted(self.images, 'validation image')} of "
             f"{self.dataset}{unreadable}"
         )
 
