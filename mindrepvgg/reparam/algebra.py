@@ -71,6 +71,13 @@ def identity_kernel(
     return kernel
 
 
+def centre_mask(size: tuple[int, int]) -> np.ndarray:
+    """(1, 1, kh, kw) for `size` (kh, kw): one in the middle, zeros around it."""
+    mask = np.zeros((1, 1, *size))
+    mask[0, 0, size[0] // 2, size[1] // 2] = 1
+    return mask
+
+
 def fold_bn(linear_map, gamma, beta, mean, var, eps):
     """The map and the BN after it, which normalises by its moving statistics: K * gamma / sigma, (b - mean) * gamma /
     sigma + beta.

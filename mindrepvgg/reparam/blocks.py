@@ -1,4 +1,4 @@
-"""The RepVGG block, in both of its forms.
+"""The blocks of RepVGG and of QARepVGG.
 
     train form                                   deploy form
 
@@ -6,15 +6,18 @@
         +-- conv 1x1 -- BN --+-- [SE] -- ReLU -- y
         +------------- BN ---+   (identity: only where channels and size stay the same)
 
-Source: RepVGG, figure 4, arXiv:2101.03697; SE after the ReLU ('post') is RepVGGplus's.
+Sources: RepVGG, figure 4, arXiv:2101.03697; SE after the ReLU ('post') is RepVGGplus's. QARepVGG, arXiv:2212.01593.
 """
 
 from __future__ import annotations
 
-from mindspore import nn
+import mindspore as ms
+from mindspore import Tensor, nn, ops
 
+from mindrepvgg.reparam.algebra import centre_mask
 from mindrepvgg.reparam.foldable import FoldableBlock
 from mindrepvgg.reparam.layers import conv2d, pair
+from mindrepvgg.reparam.maps import constant_scale, differentiable, identity
 from mindrepvgg.reparam.parts import ConvBN
 
 
@@ -76,6 +79,23 @@ class RepVGGBlock(FoldableBlock):
         self.rbr_identity = norm(self.out_channels)
         return ("rbr_dense",), ("rbr_1x1",), ("rbr_identity",)
 
+    def custom_l2(self):
+        """The custom L2 of a train-form block, two scalars to be added: |K3 but its centre|^2, and
+        |t3 K3's centre + t1 K1|^2 / (t3^2 + t1^2).
+
+        K3, K1: the kernels of the large and the 1x1 branch; t = gamma / sqrt(moving variance + eps) of each one's BN,
+        for which there is no gradient. Source: the authors' repvggplus_custom_L2.py: the identity branch takes no part,
+        and the division keeps the equivalent centre at the size of an ordinary kernel.
+        """
+        kernel, kernel_1x1 = self.rbr_dense.conv.weight, self.rbr_1x1.conv.weight
+        t3, t1 = constant_scale(self.rbr_dense.bn), constant_scale(self.rbr_1x1.bn)
+        centre = Tensor(centre_mask(self.kernel_size), ms.float32)
+        around = kernel * (1 - centre)
+        equivalent = (kernel * centre).sum((2, 3), keepdims=True) * t3 + kernel_1x1 * t1
+        # A channel whose gammas are both zero is no division by zero, which no device should meet.
+        size = ops.maximum(t3 * t3 + t1 * t1, 1e-12)
+        return (around * around).sum(), (equivalent * equivalent / size).sum()
+
 
 class QARepVGGBlock(FoldableBlock):
     """RepVGG's block whose activations and kernels can be quantised: BN(BN(conv kxk) + conv 1x1 + x), then SE and ReLU.
@@ -93,3 +113,18 @@ class QARepVGGBlock(FoldableBlock):
         self.bn = norm(self.out_channels)
         self.after_sum = ("bn",)
         return ("rbr_dense",), ("rbr_1x1",), *(((),) if self.keeps_shape() else ())
+
+    def custom_l2(self):
+        """The custom L2 of a train-form block, two scalars to be added: |t3 K3 but its centre|^2, and
+        |t3 K3's centre + K1 + I|^2.
+
+        As `RepVGGBlock.custom_l2`, without its division, which makes the activations' variance grow. I: the identity,
+        where the block has one.
+        """
+        kernel = self.rbr_dense.conv.weight * constant_scale(self.rbr_dense.bn)
+        centre = Tensor(centre_mask(self.kernel_size), ms.float32)
+        around = kernel * (1 - centre)
+        equivalent = (kernel * centre).sum((2, 3), keepdims=True) + self.rbr_1x1.weight
+        if self.keeps_shape():
+            equivalent = equivalent + identity(self.in_channels, self.groups, differentiable)[0]
+        return (around * around).sum(), (equivalent * equivalent).sum()

@@ -1,14 +1,15 @@
 """The linear maps of cells: of a convolution, of a chain of cells, of a block in a block.
 
 A cell's values are read by a function read(cell, leaf), which decides what the algebra runs on: `differentiable` gives
-the parameters themselves, `Exact` float64 arrays. A cell that knows its own map has the method `linear_map(read)`.
+the parameters themselves, `Exact` float64 arrays. A cell that knows its own map has the method `linear_map(read)`;
+one whose map depends on what is before it has `map_after(linear_map, read)`, which gives the map of both.
 """
 
 from __future__ import annotations
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from mindrepvgg.reparam import algebra
 from mindrepvgg.reparam.layers import epsilon_of, geometry
@@ -81,6 +82,12 @@ def folded_pair(conv, bn) -> tuple[np.ndarray, np.ndarray]:
     alone = read(conv, "weight").astype(np.float64), bias, (1, 1), (0, 0, 0, 0), (1, 1), 1
     kernel, bias, *_ = fold_norm(alone, bn, read)
     return kernel, bias
+
+
+def constant_scale(norm):
+    """A BN's gamma / sqrt(moving variance + eps) as (out, 1, 1, 1), a constant for the gradient."""
+    bn = norm_of(norm)
+    return ops.stop_gradient(bn.gamma / ops.sqrt(bn.moving_variance + bn.eps)).reshape((-1, 1, 1, 1))
 
 
 def identity(channels, groups, read):
