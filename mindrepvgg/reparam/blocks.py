@@ -125,6 +125,6 @@ class QARepVGGBlock(FoldableBlock):
         centre = Tensor(centre_mask(self.kernel_size), ms.float32)
         around = kernel * (1 - centre)
         equivalent = (kernel * centre).sum((2, 3), keepdims=True) + self.rbr_1x1.weight
-        if self.keeps_shape():
+        if len(self.chains) == 3:
             equivalent = equivalent + identity(self.in_channels, self.groups, differentiable)[0]
         return (around * around).sum(), (equivalent * equivalent).sum()

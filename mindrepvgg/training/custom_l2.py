@@ -6,6 +6,7 @@ from mindspore import nn
 
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.reparam.finding import rep_blocks
+from mindrepvgg.reparam.probe import described
 
 
 class CustomL2(nn.Cell):
@@ -28,7 +29,7 @@ class CustomL2(nn.Cell):
             raise RecipeError("the custom L2 needs blocks with 3x3 and 1x1 branches: a fused network has none")
         for path, block in blocks.items():
             if not hasattr(block, "custom_l2"):
-                raise RecipeError(f"{path} is a {type(block).__name__}, for which there is no custom L2; leave it out")
+                raise RecipeError(f"no custom L2 is known for {described(path, block)}; set custom_l2 False")
             if not all(p.requires_grad for p in block.get_parameters() if is_block_kernel(p.name)):
                 raise RecipeError(
                     "the custom L2 is a decay of all blocks, some of which are frozen; set freeze_stages 0"

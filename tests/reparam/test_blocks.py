@@ -1,6 +1,7 @@
-"""The RepVGG block in both forms, against PyTorch; and the traps of changing a cell that others contain."""
+"""The blocks of RepVGG and QARepVGG against PyTorch; and the traps of changing a cell that others contain."""
 
 import functools
+import itertools
 
 import mindspore as ms
 import numpy as np
@@ -8,8 +9,22 @@ import pytest
 import torch
 from mindspore import Tensor, nn
 from support import array, context_mode, images, noise, randomise_bn, relative_difference, torch_reference, weights
+from support.folds import (
+    CLEARLY,
+    EXACT,
+    KernelPenalty,
+    check_fold,
+    check_gradient,
+    check_graph,
+    check_training,
+    fold_error,
+    noise_for,
+    with_history,
+    with_se,
+)
+from support.torch_branches import QARepVGG
 
-from mindrepvgg.reparam.blocks import RepVGGBlock
+from mindrepvgg.reparam.blocks import QARepVGGBlock, RepVGGBlock
 from mindrepvgg.reparam.layers import batch_norm, conv2d
 from mindrepvgg.reparam.parts import SqueezeExcite
 
@@ -58,7 +73,7 @@ def test_inference_equals_pytorch_in_graph_mode(graph_mode, place, groups, se, d
     check_forward(place, groups, se, dilation, deploy)
 
 
-def check_training(place, groups, se, dilation):
+def check_three_steps(place, groups, se, dilation):
     block, reference = block_and_reference(place, groups, se, dilation)
     block.set_train()
     reference.train()
@@ -75,13 +90,13 @@ def check_training(place, groups, se, dilation):
 
 @pytest.mark.parametrize(("place", "groups", "se", "dilation"), BLOCKS)
 def test_training_equals_pytorch_with_the_statistics_of_three_steps(pynative_mode, place, groups, se, dilation):
-    check_training(place, groups, se, dilation)
+    check_three_steps(place, groups, se, dilation)
 
 
 @compat
 @pytest.mark.parametrize(("place", "groups", "se", "dilation"), SOME)
 def test_training_equals_pytorch_in_graph_mode(graph_mode, place, groups, se, dilation):
-    check_training(place, groups, se, dilation)
+    check_three_steps(place, groups, se, dilation)
 
 
 @compat
@@ -116,19 +131,6 @@ def test_fusion_uses_the_eps_of_the_norm(pynative_mode):
     expected = torch_reference.probe_kernel(reference.double())
     for actual, truth in zip(block.fused_kernel_bias(), expected, strict=True):
         assert relative_difference(actual, truth) < 1e-12
-
-
-class KernelPenalty(nn.Cell):
-    """A loss of a block's equivalent kernel and bias, each element with its own weight."""
-
-    def __init__(self, block, kernel_weights, bias_weights):
-        super().__init__()
-        self.block = block
-        self.kernel_weights, self.bias_weights = Tensor(kernel_weights), Tensor(bias_weights)
-
-    def construct(self):
-        kernel, bias = self.block.get_equivalent_kernel_bias()
-        return (self.kernel_weights * kernel * kernel).sum() + (self.bias_weights * bias).sum()
 
 
 @compat
@@ -315,3 +317,101 @@ def test_switching_twice_does_nothing_more():
 def test_impossible_blocks_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
         RepVGGBlock(8, 12, **options)
+
+
+def qarepvgg(*place, **options):
+    return with_history(QARepVGGBlock(*place, **options), QARepVGG(*place, **options))
+
+
+# in, out, kernel, stride; and options.
+QAREPVGG = [
+    ((8, 8, 3, 1), {}),
+    ((8, 12, 3, 2), {"groups": 4, "se": "pre", "se_ratio": 4}),
+    ((8, 8, 3, 1), {"groups": 8, "dilation": 2, "se": "post", "se_ratio": 4}),
+    ((8, 8, 5, 1), {"groups": 2, "se": "pre", "se_ratio": 4}),
+    ((8, 8, 3, 1), {"padding": 0}),
+    ((8, 8, (3, 5), (1, 2)), {"dilation": (2, 1), "padding": (1, 3), "eps": 0.1}),
+    ((8, 8, 2, 1), {"padding": (0, 1, 1, 0)}),
+]
+
+
+@compat
+@pytest.mark.parametrize(("place", "options"), QAREPVGG)
+def test_qarepvgg_is_what_pytorch_says_and_what_it_folds_into(pynative_mode, place, options):
+    check_fold(*qarepvgg(*place, **options))
+
+
+GRID = with_se(itertools.product((1, 3, 5, 7), (1, 2), ((8, 8), (8, 16)), (1, 2, 4, 8), (1, 2), (None, 0)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "stride", "channels", "groups", "dilation", "padding", "se"), GRID)
+def test_the_whole_grid_of_qarepvgg(pynative_mode, size, stride, channels, groups, dilation, padding, se):
+    options = {"stride": stride, "groups": groups, "dilation": dilation, "padding": padding, "se": se, "se_ratio": 4}
+    check_fold(*qarepvgg(*channels, size, **options), (15, 14))
+
+
+@compat
+def test_qarepvgg_in_graph_mode(graph_mode):
+    check_graph(*qarepvgg(8, 8, groups=2, se="pre", se_ratio=4))
+
+
+@compat
+def test_qarepvgg_trains_as_pytorchs_does(pynative_mode):
+    check_training(*qarepvgg(8, 8, groups=2, se="pre", se_ratio=4))
+
+
+@compat
+def test_qarepvggs_kernel_has_pytorchs_gradient(pynative_mode):
+    check_gradient(*qarepvgg(8, 6, groups=2, padding=0))
+
+
+@compat
+def test_names_of_qarepvgg_are_those_of_the_authors(pynative_mode):
+    block, _ = qarepvgg(8, 8)
+    leaves = "moving_mean", "moving_variance", "gamma", "beta"
+    expected = [f"{norm}.{leaf}" for norm in ("rbr_dense.bn", "bn") for leaf in leaves]
+    assert sorted(weights(block)) == sorted(["rbr_dense.conv.weight", "rbr_1x1.weight", *expected])
+    block.switch_to_deploy()
+    assert list(weights(block)) == list(weights(QARepVGGBlock(8, 8, deploy=True)))
+    assert list(weights(block)) == ["rbr_reparam.weight", "rbr_reparam.bias"]
+
+
+def identity_left_out(reference):
+    reference.adds_input = False
+
+
+def outer_scale_left_out(reference):
+    reference.bn.weight.data.fill_(1)
+
+
+def inner_scale_left_out(reference):
+    reference.rbr_dense.bn.weight.data.fill_(1)
+
+
+def outer_bn_on_the_3x3_alone(reference):
+    bn, reference.bn = reference.bn, torch.nn.Identity()
+    reference.rbr_dense = torch.nn.Sequential(reference.rbr_dense, bn)
+
+
+@compat
+@pytest.mark.parametrize(
+    "damage", [identity_left_out, outer_scale_left_out, inner_scale_left_out, outer_bn_on_the_3x3_alone]
+)
+def test_another_block_is_told_from_qarepvggs(damage):
+    block, reference = qarepvgg(8, 8, groups=2)
+    _, x = noise_for(block, (12, 11))
+    assert fold_error(block, reference, x) < EXACT
+    damage(reference)
+    assert fold_error(block, reference, x) > CLEARLY
+
+
+@compat
+def test_se_before_the_outer_bn_would_be_another_block(pynative_mode):
+    """The trap of the authors' code, which trains one order and deploys the other."""
+    block, reference = qarepvgg(8, 8, se="pre", se_ratio=4)
+    x, exact_x = noise_for(block, (12, 11))
+    bn, se = reference.bn, reference.se
+    reference.bn, reference.se = torch.nn.Sequential(se, bn), torch.nn.Identity()
+    with torch.no_grad():
+        assert relative_difference(block.deployed()(x), reference(exact_x)) > CLEARLY

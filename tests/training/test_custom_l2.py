@@ -1,16 +1,22 @@
 """The authors' weight decay on the equivalent kernel, against PyTorch's gradients of the same formula."""
 
+import re
+
 import mindspore as ms
 import numpy as np
 import pytest
 import torch
-from mindspore import Tensor
+from mindspore import Tensor, nn
 from support import OTHER_SMALL, SMALL, context_mode, images, randomise_bn, relative_difference, weights
+from support.torch_branches import QARepVGG
 from support.torch_reference import Network, copy_weights, torch_name
+from torch.nn import functional
 
 from mindrepvgg import create_model, to_deploy
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.recipe.schema import Recipe
+from mindrepvgg.reparam.asymmetric import ACBlock
+from mindrepvgg.reparam.blocks import QARepVGGBlock
 from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.training.assemble import build_network, build_step
 from mindrepvgg.training.custom_l2 import CustomL2, is_block_kernel
@@ -75,6 +81,41 @@ def test_value_and_gradients_are_torchs(expected):
     assert abs(float(value.asnumpy()) / (DECAY / 2 * plain) - 1) > 0.01, "it is not the ordinary decay"
 
 
+def qarepvgg_l2(block):
+    """Of a float64 PyTorch block of QARepVGG."""
+    kernel, bn = block.rbr_dense.conv.weight, block.rbr_dense.bn
+    kernel = kernel * (bn.weight / torch.sqrt(bn.running_var + bn.eps)).detach()[:, None, None, None]
+    kernel = kernel + functional.pad(block.rbr_1x1.weight, (1, 1, 1, 1))
+    if block.adds_input:
+        inputs = kernel.shape[1]
+        outputs = torch.arange(len(kernel))
+        identity = torch.zeros_like(kernel)
+        identity[outputs, outputs % inputs, 1, 1] = 1
+        kernel = kernel + identity
+    return DECAY / 2 * (kernel**2).sum()
+
+
+@pytest.mark.usefixtures("mode")
+def test_qarepvggs_is_the_square_of_its_kernel():
+    """Before the outer BN, and without a gradient for the scale."""
+    places = [(6, 8, 3, 2), (8, 8)]
+    net = randomise_bn(nn.SequentialCell([QARepVGGBlock(*place, groups=2) for place in places]))
+    theirs = copy_weights(net, torch.nn.Sequential(*[QARepVGG(*place, groups=2) for place in places]).double())
+    value = sum(map(qarepvgg_l2, theirs))
+    value.backward()
+    parameters = net.trainable_params()
+    found, gradients = ms.value_and_grad(CustomL2(net, DECAY), None, ms.ParameterTuple(parameters))()
+    assert float(found.asnumpy()) == pytest.approx(float(value.detach()), rel=1e-5)
+    own = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    assert sum(is_block_kernel(parameter.name) for parameter in parameters) == 4
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if is_block_kernel(parameter.name):
+            assert relative_difference(gradient, own[torch_name(parameter.name)]) < 1e-5, parameter.name
+        else:
+            assert own[torch_name(parameter.name)] is None
+            assert not gradient.asnumpy().any(), parameter.name
+
+
 @pytest.mark.usefixtures("graph_mode")
 @pytest.mark.slow
 def test_the_loss_gains_it_with_the_statistics_after_the_batch():
@@ -101,14 +142,15 @@ def test_a_channel_without_gamma_is_no_division_by_zero():
 
 
 def test_what_has_no_branches_to_train_is_refused():
-    others = [create_model(kind, 5, **shape) for kind, shape in OTHER_SMALL.items()]
-    for net in (to_deploy(network()), *others):
-        with pytest.raises(
-            RecipeError, match="needs RepVGG's 3x3 and 1x1 branches, each with its BN: this network has"
-        ):
-            CustomL2(net, DECAY)
+    with pytest.raises(RecipeError, match="a fused network has none"):
+        CustomL2(to_deploy(network()), DECAY)
     with pytest.raises(RecipeError, match="some of which are frozen; set freeze_stages 0"):
         CustomL2(freeze(network(), stages=1), DECAY)
+    other = nn.SequentialCell(QARepVGGBlock(3, 8), ACBlock(8, 8))
+    mobileone = create_model("mobileone", 5, **OTHER_SMALL["mobileone"])
+    for net, block in ((other, "1 (ACBlock)"), (mobileone, "stage0 (MobileOneBlock)")):
+        with pytest.raises(RecipeError, match=f"^no custom L2 is known for {re.escape(block)}; set custom_l2 False$"):
+            CustomL2(net, DECAY)
 
 
 def test_the_kernels_do_not_decay_besides():
