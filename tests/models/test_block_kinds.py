@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
-from support import FORM, OTHER_SMALL, context_mode, randomise_bn, weights
+from support import FORM, OTHER_SMALL, context_mode, randomise_bn, relative_difference, weights
 from support.golden import OTHER_GOLDEN
 
 from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint, to_deploy, verify_equivalence
 from mindrepvgg.models.qat import fold_bn, to_fake_quantized, to_trainable_deploy
 from mindrepvgg.models.shapes import parameter_shapes
+
+pytestmark = pytest.mark.usefixtures("pynative_mode")
 
 QUICK = ("qarepvgg_a0", "mobileone_s0")
 NETWORKS = [
@@ -71,11 +73,11 @@ def test_the_deploy_form_computes_the_same(kind):
 @pytest.mark.slow
 @EVERY_KIND
 def test_graph_mode_computes_what_pynative_does(kind):
-    net = make(kind)
-    expected = net(images()).asnumpy()
-    with context_mode("graph"):
-        found = make(kind)(images()).asnumpy()
-    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    net, found = make(kind), {}
+    for mode in ("pynative", "graph"):
+        with context_mode(mode):
+            found[mode] = net(images())
+    assert relative_difference(found["graph"], found["pynative"]) < 1e-5
 
 
 @EVERY_KIND
@@ -87,4 +89,4 @@ def test_the_forms_of_training_for_int8(kind):
     expected = net(images()).asnumpy()
     folded = fold_bn(inserted)
     assert shapes(folded) == shapes(net)
-    assert np.abs(folded(images()).asnumpy() - expected).max() < 1e-5 * np.abs(expected).max()
+    assert relative_difference(folded(images()), expected) < 1e-5
