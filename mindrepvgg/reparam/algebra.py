@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from mindspore import Tensor, ops
 
-ZEROS, BIAS = "zeros", "bias"
-
 
 class LinearMap(NamedTuple):
     """A convolution with a bias: (N, in, H, W) -> (N, out, H', W').
@@ -273,14 +271,13 @@ def concatenate(*maps):
     return kernel, bias, *first[2:]
 
 
-def compose(first, second, border=ZEROS):
+def compose(first, second):
     """The second map after the first, as one; one of the two is 1x1, and both have the same groups.
 
     Args:
         first, second: maps; the first's outputs are the second's inputs. In each group of the one are the channels of
-            one group of the other.
-        border: what the second one pads with: 'zeros', or 'bias': what the first one makes of zeros, its bias. With
-            zeros, a first map that has a bias leaves something at the border that no single convolution has.
+            one group of the other. Where the first has a bias, the second must not pad with zeros, which leave
+            something at the border that no single convolution has: see `fill_border`.
 
     Raises:
         ValueError: the two are no single convolution.
@@ -301,7 +298,7 @@ def compose(first, second, border=ZEROS):
         )
     if first_is_point and min(padding) < 0 and max(padding_2) > 0 and _cut_and_padded(padding, padding_2):
         raise ValueError("a border is cut off and padded again: zeros stand where the input has values")
-    if first_is_point and border == ZEROS and bias is not None and max(padding_2) > 0:
+    if first_is_point and bias is not None and max(padding_2) > 0:
         raise ValueError("zeros are padded between two convolutions of which the first has a bias: the border differs")
     # Of each group, a matrix for each place of the larger kernel: (groups, out, places, middle) x (middle, inputs).
     left = kernel_2.reshape((groups, out // groups, width, rows * columns)).swapaxes(2, 3)

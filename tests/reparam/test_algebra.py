@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from mindrepvgg.reparam import algebra
 from mindrepvgg.reparam.algebra import (
-    BIAS,
     LinearMap,
     add,
     compose,
@@ -284,6 +283,11 @@ def test_a_filled_border_has_what_zeros_become():
     assert error(filled, around(convolved(point, x), (1, 0, 2, 3)), x) > CLEARLY
 
 
+def compose_filled(first, second):
+    """A 1x1, and a map whose padding is what zeros become."""
+    return compose(fill_border(first, *second.padding), second._replace(padding=(0, 0, 0, 0)))
+
+
 @pytest.mark.parametrize("place", PLACES[:3])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("size", SIZES)
@@ -294,13 +298,13 @@ def test_a_pointwise_map_and_then_another(size, groups, place):
     second = random_map(rng, 16, 12, size, groups, **place)
     x, inner = pictures(rng), second._replace(padding=(0, 0, 0, 0))
     expected = convolved(inner, around(convolved(first, x), second.padding, torch.tensor(first.bias)))
-    composed = LinearMap(*compose(first, second, BIAS))
+    composed = LinearMap(*compose_filled(first, second))
     assert composed.kernel.shape == (16, 8 // groups, *size)
     assert error(composed, expected, x) < EXACT
     if any(second.padding):  # zeros at the border are another network
         assert error(composed, convolved(second, convolved(first, x)), x) > CLEARLY
     swapped = first._replace(kernel=first.kernel[::-1].copy())
-    assert error(compose(swapped, second, BIAS), expected, x) > CLEARLY
+    assert error(compose_filled(swapped, second), expected, x) > CLEARLY
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -335,10 +339,10 @@ def test_a_border_is_cut_off_before_and_after():
 def test_float32_kernels_are_composed_in_float64():
     rng = np.random.default_rng(15)
     first, second = random_map(rng, size=(1, 1)), random_map(rng, padding=(1, 1, 1, 1))
-    for one, other in ((first, second), (second, first)):
+    for one, other, both in ((first, second, compose_filled), (second, first, compose)):
         narrow = [part._replace(kernel=part.kernel.astype(np.float32)) for part in (one, other)]
         wide = [part._replace(kernel=part.kernel.astype(np.float64)) for part in narrow]
-        for got, want in zip(compose(*narrow, BIAS)[:2], compose(*wide, BIAS)[:2], strict=True):
+        for got, want in zip(both(*narrow)[:2], both(*wide)[:2], strict=True):
             assert got.dtype == np.float64
             assert relative_difference(got, want) < 1e-15
 
@@ -441,7 +445,8 @@ class Operations(nn.Cell):
         spread = (self.kernel, self.bias, ones, (2, 2, 3, 3), (2, 3), 2)
         folded = algebra.fold_bn(large, self.gamma, self.beta, self.mean, self.var, 1e-5)
         total = algebra.add(folded, point, spread, algebra.scale(point, self.gamma))
-        both = algebra.compose(algebra.fill_border(point, 1, 1, 1, 1), large, "bias")
+        bare = (self.kernel, self.bias, ones, none, ones, 2)
+        both = algebra.compose(algebra.fill_border(point, 1, 1, 1, 1), bare)
         after = algebra.compose(total, point)
         joined = algebra.concatenate(algebra.ungroup(both), algebra.ungroup(both))
         dense = algebra.enlarge(algebra.to_dense(spread), 1, 0, 0, 2)
@@ -471,7 +476,7 @@ def test_tensors_of_a_chain_of_operations(pynative_mode, size, groups):
     bn, x = bn_vectors(rng, 8), pictures(rng)
     tensor = functools.partial(Tensor, dtype=ms.float32)
     parts = [part._replace(kernel=tensor(part.kernel), bias=tensor(part.bias)) for part in (first, second)]
-    folded = fold_bn(compose(*parts, BIAS), *map(tensor, bn), EPS)
+    folded = fold_bn(compose_filled(*parts), *map(tensor, bn), EPS)
     inner = convolved(
         second._replace(padding=(0, 0, 0, 0)), around(convolved(first, x), (1,) * 4, torch.tensor(first.bias))
     )
