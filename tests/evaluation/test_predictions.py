@@ -24,6 +24,7 @@ from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.errors import DataError, UserError
 from mindrepvgg.evaluation.draw import Drawer, draw
 from mindrepvgg.evaluation.predictions import Prediction, class_names_of, loader_for, predictions
+from mindrepvgg.models.variants import find
 
 PHOTOS = labelled_photos()
 NEEDS_PHOTOS = pytest.mark.skipif(PHOTOS is None, reason="needs the photos of foolbox (pip install --no-deps foolbox)")
@@ -89,7 +90,7 @@ def assert_true(entry, path, names=None):
 class Colours:
     """A stand-in for a network, whose answer is known: the logit of each channel is its mean."""
 
-    variant = types.SimpleNamespace(name="repvgg_a0")
+    variant = find("repvgg_a0")
     num_classes = in_channels = 3
     metadata = types.MappingProxyType(
         {"image_size": [8, 8], "preprocessing": {"mean": [0.5] * 3, "std": [0.1] * 3, "crop_pct": 1.0}}

@@ -228,8 +228,7 @@ class TestFind:
             ("mindcv/repvgg_b9", "there is no recipe 'mindcv/repvgg_b9': did you mean mindcv/repvgg_b"),
             (
                 "x",
-                "there is no recipe 'x': there are fashion_mnist, qarepvgg_a0, qarepvgg_a1, and 33 more; mindrepvgg ",
-                "there is no recipe 'x': there are fashion_mnist, finetune, folder, and 27 more; mindrepvgg ",
+                "there is no recipe 'x': there are fashion_mnist, finetune, folder, and 35 more; mindrepvgg ",
             ),
             ("base/paper_s", "there is no recipe 'base/paper_s'"),
             ("../configs/quickstart", "there is no recipe '../configs/quickstart'"),

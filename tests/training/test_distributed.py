@@ -286,6 +286,7 @@ def bereft(whole, tmp_path_factory):
     return place / "run", happened
 
 
+@pytest.mark.slow  # the default suite has the guard that ends the other one, in runtime/test_gathering.py
 class TestAWorkerThatDies:
     def test_the_other_ends_soon_and_tells(self, bereft):
         folder, happened = bereft
@@ -303,7 +304,7 @@ class TestAWorkerThatDies:
         assert net.metadata["position"]["epoch"] >= 1
         assert all(np.isfinite(parameter.asnumpy()).all() for parameter in net.get_parameters())
 
-    @pytest.mark.slow  # the default suite has one process that is killed twice, in test_kill.py
+    @pytest.mark.slow  # the default suite has one process that is killed, in test_kill.py
     def test_two_go_on_exactly(self, whole, bereft, tmp_path):
         shutil.copytree(bereft[0], tmp_path / "run")
         run_two(command(whole.parent / "tiny.yaml", tmp_path / "run", "--resume"), tmp_path)
