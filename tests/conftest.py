@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,10 @@ os.environ["MINDREPVGG_CACHE"] = "/dev/null/cache"
 import mindrepvgg  # noqa: F401 - sets the environment MindSpore needs
 
 _WITHOUT_TORCH = importlib.util.find_spec("torch") is None
-_NEEDS_TORCH = re.compile(r"^import torch$|^from support.*\b(torch_reference|foreign)\b", re.MULTILINE)
+_IMPORTS_TORCH = re.compile(r"^(import|from) torch\b", re.MULTILINE)
+_SUPPORT = Path(__file__).parent.glob("support/*.py")
+_OF_TORCH = [path.stem for path in _SUPPORT if _IMPORTS_TORCH.search(path.read_text(encoding="utf-8"))]
+_IMPORTS_THEM = re.compile(rf"^from support.*\b({'|'.join(_OF_TORCH)})\b", re.MULTILINE)
 
 
 def pytest_addoption(parser):
@@ -55,8 +59,10 @@ def pytest_configure(config):
 
 def pytest_ignore_collect(collection_path):
     """Leave out the modules that compare with PyTorch where it is not installed (`make test-quick`)."""
-    is_module = _WITHOUT_TORCH and collection_path.suffix == ".py"
-    return True if is_module and _NEEDS_TORCH.search(collection_path.read_text(encoding="utf-8")) else None
+    if _WITHOUT_TORCH and collection_path.suffix == ".py":
+        text = collection_path.read_text(encoding="utf-8")
+        return True if _IMPORTS_TORCH.search(text) or _IMPORTS_THEM.search(text) else None
+    return None
 
 
 def pytest_report_header():
