@@ -210,9 +210,9 @@ class TestProgress:
         master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
         monkeypatch.delenv("COLUMNS", raising=False)
-        with os.fdopen(slave, "w", encoding="utf-8") as terminal:
-            monkeypatch.setattr(sys, "stderr", terminal)
-            monkeypatch.setattr(sys, "stdout", terminal)
+        with os.fdopen(slave, "w", encoding="utf-8") as terminal, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", terminal)
+            patch.setattr(sys, "stdout", terminal)
             progress = Progress(10**6, 0)
             progress.bar.mininterval = 0
             for _ in range(3):
@@ -220,8 +220,12 @@ class TestProgress:
                 progress.show(12.3456, 90000)
             progress.say("epoch 1000/1000: train loss 12.3456")
             progress.close()
-            lines = re.split(r"[\r\n]+", os.read(master, 1 << 16).decode())
+        written = b""
+        with contextlib.suppress(OSError):  # after the last of it, as nobody has the other end open any more
+            while part := os.read(master, 1 << 16):
+                written += part
         os.close(master)
+        lines = re.split(r"[\r\n]+", written.decode())
         assert max(map(len, lines)) <= columns
         assert lines[-2].startswith("epoch 1000/1000:  37%|███"), lines
         assert re.search(r"\| \d\d:\d\d left, loss 12\.346, 90000 img/s$", lines[-2]), lines
