@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mindrepvgg.errors import UserError
@@ -187,32 +187,36 @@ def _mobileone(name: str, factors, **options) -> Variant:
     return Variant(name, (2, 8, 10, 1), (min(64, w1), w1, w2, w3, w4), block="mobileone", **options)
 
 
+_REPVGG = (
+    _scaled("repvgg_a0", _BLOCKS_A, 0.75, 2.5),
+    _scaled("repvgg_a1", _BLOCKS_A, 1, 2.5),
+    _scaled("repvgg_a2", _BLOCKS_A, 1.5, 2.75),
+    _scaled("repvgg_b0", _BLOCKS_B, 1, 2.5),
+    _scaled("repvgg_b1", _BLOCKS_B, 2, 4),
+    _scaled("repvgg_b1g2", _BLOCKS_B, 2, 4, group_size=2),
+    _scaled("repvgg_b1g4", _BLOCKS_B, 2, 4, group_size=4),
+    _scaled("repvgg_b2", _BLOCKS_B, 2.5, 5),
+    _scaled("repvgg_b2g2", _BLOCKS_B, 2.5, 5, group_size=2),
+    _scaled("repvgg_b2g4", _BLOCKS_B, 2.5, 5, group_size=4),
+    _scaled("repvgg_b3", _BLOCKS_B, 3, 5),
+    _scaled("repvgg_b3g2", _BLOCKS_B, 3, 5, group_size=2),
+    _scaled("repvgg_b3g4", _BLOCKS_B, 3, 5, group_size=4),
+    _scaled("repvgg_d2se", _BLOCKS_D, 2.5, 5, se="pre", se_ratio=16),
+    _scaled("repvggplus_l2pse", _BLOCKS_D, 2.5, 5, se="post", se_ratio=4, aux_heads=True),
+)
+
+# The networks of RepVGG's that QARepVGG's authors published with their block.
+_QAREPVGG = ("a0", "a1", "a2", "b0", "b1", "b1g4", "b2", "b2g4")
+
 _VARIANTS = {
     variant.name: variant
     for variant in (
-        _scaled("repvgg_a0", _BLOCKS_A, 0.75, 2.5),
-        _scaled("repvgg_a1", _BLOCKS_A, 1, 2.5),
-        _scaled("repvgg_a2", _BLOCKS_A, 1.5, 2.75),
-        _scaled("repvgg_b0", _BLOCKS_B, 1, 2.5),
-        _scaled("repvgg_b1", _BLOCKS_B, 2, 4),
-        _scaled("repvgg_b1g2", _BLOCKS_B, 2, 4, group_size=2),
-        _scaled("repvgg_b1g4", _BLOCKS_B, 2, 4, group_size=4),
-        _scaled("repvgg_b2", _BLOCKS_B, 2.5, 5),
-        _scaled("repvgg_b2g2", _BLOCKS_B, 2.5, 5, group_size=2),
-        _scaled("repvgg_b2g4", _BLOCKS_B, 2.5, 5, group_size=4),
-        _scaled("repvgg_b3", _BLOCKS_B, 3, 5),
-        _scaled("repvgg_b3g2", _BLOCKS_B, 3, 5, group_size=2),
-        _scaled("repvgg_b3g4", _BLOCKS_B, 3, 5, group_size=4),
-        _scaled("repvgg_d2se", _BLOCKS_D, 2.5, 5, se="pre", se_ratio=16),
-        _scaled("repvggplus_l2pse", _BLOCKS_D, 2.5, 5, se="post", se_ratio=4, aux_heads=True),
-        _scaled("qarepvgg_a0", _BLOCKS_A, 0.75, 2.5, block="qarepvgg"),
-        _scaled("qarepvgg_a1", _BLOCKS_A, 1, 2.5, block="qarepvgg"),
-        _scaled("qarepvgg_a2", _BLOCKS_A, 1.5, 2.75, block="qarepvgg"),
-        _scaled("qarepvgg_b0", _BLOCKS_B, 1, 2.5, block="qarepvgg"),
-        _scaled("qarepvgg_b1", _BLOCKS_B, 2, 4, block="qarepvgg"),
-        _scaled("qarepvgg_b1g4", _BLOCKS_B, 2, 4, group_size=4, block="qarepvgg"),
-        _scaled("qarepvgg_b2", _BLOCKS_B, 2.5, 5, block="qarepvgg"),
-        _scaled("qarepvgg_b2g4", _BLOCKS_B, 2.5, 5, group_size=4, block="qarepvgg"),
+        *_REPVGG,
+        *(
+            replace(variant, name=f"qa{variant.name}", block="qarepvgg")
+            for variant in _REPVGG
+            if variant.name.removeprefix("repvgg_") in _QAREPVGG
+        ),
         _mobileone("mobileone_s0", (0.75, 1, 1, 2), branches=4),
         _mobileone("mobileone_s1", (1.5, 1.5, 2, 2.5)),
         _mobileone("mobileone_s2", (1.5, 2, 2.5, 4)),

@@ -16,7 +16,7 @@ from mindspore import Tensor, nn, ops
 
 from mindrepvgg.reparam.algebra import centre_mask
 from mindrepvgg.reparam.foldable import FoldableBlock
-from mindrepvgg.reparam.layers import conv2d, pair
+from mindrepvgg.reparam.layers import conv2d
 from mindrepvgg.reparam.maps import constant_scale, differentiable, identity
 from mindrepvgg.reparam.parts import ConvBN
 
@@ -74,7 +74,7 @@ class RepVGGBlock(FoldableBlock):
         channels = self.in_channels, self.out_channels
         self.rbr_dense = ConvBN(*channels, self.kernel_size, self.stride, self.groups, self.dilation, norm)
         self.rbr_1x1 = ConvBN(*channels, 1, self.stride, self.groups, norm=norm)
-        if self.in_channels != self.out_channels or pair(self.stride) != (1, 1):
+        if not self.keeps_shape():
             return ("rbr_dense",), ("rbr_1x1",)
         self.rbr_identity = norm(self.out_channels)
         return ("rbr_dense",), ("rbr_1x1",), ("rbr_identity",)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import gc
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mindspore import nn
 
 from mindrepvgg.errors import FusionError
+from mindrepvgg.reparam.finding import is_sequential
 from mindrepvgg.reparam.probe import check_block, described, needs_probe
 from mindrepvgg.text import first_line
-
-if TYPE_CHECKING:
-    from mindrepvgg.reparam.foldable import FoldableBlock
 
 _BACKWARD_HOOKS = ("_backward_pre_hook", "_backward_hook")
 
@@ -55,11 +53,6 @@ def copy_with(net: nn.Cell, replaced: dict[nn.Cell, nn.Cell]) -> nn.Cell:
     return copied
 
 
-def is_sequential(cell: nn.Cell) -> bool:
-    """Whether a cell is a SequentialCell, by name: automatic mixed precision O1 imports that class anew as well."""
-    return any(base.__name__ == "SequentialCell" for base in type(cell).__mro__)
-
-
 def _culprit(net):
     """The attribute of a cell that cannot be copied, for a message; empty where that is not found."""
     cells = {id(cell): cell for _, cell in net.cells_and_names()}
@@ -76,7 +69,7 @@ class _LeftOut(nn.Cell):
     """Stands for a branch while its block is copied."""
 
 
-def copy_fused(net: nn.Cell, blocks: dict[str, FoldableBlock], probe: bool = True, replaced=None) -> nn.Cell:
+def copy_fused(net: nn.Cell, blocks: dict[str, nn.Cell], probe: bool = True, replaced=None) -> nn.Cell:
     """Copy a network with one convolution in the place of the branches of `blocks`; the branches are never duplicated.
 
     Args:

@@ -9,7 +9,7 @@ from collections import Counter
 from mindspore import nn
 
 from mindrepvgg.errors import FusionError
-from mindrepvgg.reparam.adapters import FusedCell, adapted_cells
+from mindrepvgg.reparam.adapters import Adapted, FusedCell, adapted_cells
 from mindrepvgg.reparam.copying import copy_fused
 from mindrepvgg.reparam.equivalence import verify_equivalence
 from mindrepvgg.reparam.finding import hidden_blocks, is_block, outer_blocks
@@ -58,13 +58,14 @@ def to_deploy(net, inputs=None, fold_bn=False):
             f"{type(net).__name__} keeps blocks where MindSpore sees no cells, so that they are neither trained nor "
             f"saved nor fused: {listed(hidden)}; put them in a mindspore.nn.CellList or SequentialCell"
         )
-    cells, left = _fused_cells(net)
+    known = adapted_cells(net)
+    cells, left = _fused_cells(known)
     paths = dict(net.cells_and_names())
     inside = {id(inner) for path in cells for _, inner in paths[path].cells_and_names()}
     blocks = {path: block for path, block in outer_blocks(net).items() if id(block) not in inside}
     trained = {path: block for path, block in blocks.items() if not block.deploy}
     folded = _folded_pairs(net, inside, inputs) if fold_bn else {}
-    foreign = _foreign_blocks(net, left)
+    foreign = _foreign_blocks(net, known, left)
     if not (trained or cells or folded):
         if blocks:
             raise FusionError(f"{type(net).__name__} is in deploy form already: there is nothing to fuse")
@@ -85,12 +86,12 @@ def to_deploy(net, inputs=None, fold_bn=False):
     return deployed
 
 
-def _fused_cells(net) -> tuple[dict[str, FusedCell], dict[str, str]]:
+def _fused_cells(known: dict[str, Adapted]) -> tuple[dict[str, FusedCell], dict[str, str]]:
     """The deploy forms of other projects' cells, by path; and the paths of those that have none, with the reasons."""
     fused, left = {}, {}
-    for path, known in adapted_cells(net).items():
+    for path, cell in known.items():
         try:
-            fused[path] = known.deployed(path)
+            fused[path] = cell.deployed(path)
         except (AttributeError, ValueError) as error:
             left[path] = first_line(error)
     return fused, left
@@ -137,19 +138,20 @@ def _with_bn(conv, bn, path, bn_path):
     return fill_conv(folded, conv, kernel.astype(dtype), bias.astype(dtype), parameters, prefix)
 
 
-def _foreign_blocks(net, left) -> str:
+def _foreign_blocks(net, known, left) -> str:
     """What a message says of other projects' re-parameterisable blocks in a network; empty where there are none.
 
     Args:
         net: any cell.
-        left: the paths of cells that an adapter knows and that could not be fused, with the reasons.
+        known: the cells that an adapter knows, by path.
+        left: the paths of those that could not be fused, with the reasons.
     """
     names = ("get_equivalent_kernel_bias", "rbr_dense", "rbr_reparam")
-    known = {id(inner) for cell in adapted_cells(net).values() for _, inner in cell.cell.cells_and_names()}
+    within = {id(inner) for cell in known.values() for _, inner in cell.cell.cells_and_names()}
     cells = [
         cell
         for _, cell in net.cells_and_names()
-        if not (is_block(cell) or isinstance(cell, FusedCell) or id(cell) in known)
+        if not (is_block(cell) or isinstance(cell, FusedCell) or id(cell) in within)
         and any(hasattr(cell, name) for name in names)
         and not getattr(cell, "rbr_reparam", None)
     ]

@@ -14,7 +14,7 @@ from mindrepvgg.errors import EquivalenceError
 from mindrepvgg.reparam.adapters import FusedCell, adapted
 from mindrepvgg.reparam.compare import check_tolerance, difference, leaves, worst_difference
 from mindrepvgg.reparam.finding import outer_blocks
-from mindrepvgg.reparam.maps import folded_pair
+from mindrepvgg.reparam.maps import folded_pair, is_norm
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 from mindrepvgg.text import counted, table
 
@@ -157,7 +157,7 @@ def _folds(train_net, deploy_net) -> list[_Fold]:
                 raise ValueError(f"the first network has no cell {path or 'at its top'} that an adapter knows")
             folds.append(_Fold(path, cell, cell, deployed, deployed.deploy_conv, lambda known=known: known.exact()[:2]))
             inside |= {id(inner) for _, inner in cell.cells_and_names()}
-        elif bn is not None and hasattr(bn, "moving_mean"):
+        elif bn is not None and is_norm(bn):
             if cell is None:
                 raise ValueError(f"the first network has no convolution {path}")
             folds.append(_Fold(path, cell, bn, deployed, deployed, lambda conv=cell, bn=bn: folded_pair(conv, bn)))

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from mindspore import nn
-
-from mindrepvgg.reparam.copying import is_sequential
-
-if TYPE_CHECKING:
-    from mindrepvgg.reparam.foldable import FoldableBlock
 
 
 def is_block(cell) -> bool:
@@ -23,12 +17,12 @@ def is_block(cell) -> bool:
     return isinstance(cell, nn.Cell) and hasattr(cell, "equivalent_conv")
 
 
-def rep_blocks(net: nn.Cell) -> dict[str, FoldableBlock]:
+def rep_blocks(net: nn.Cell) -> dict[str, nn.Cell]:
     """The blocks in a cell, at any depth, by their path in it; in either form."""
     return {name: cell for name, cell in net.cells_and_names() if is_block(cell)}
 
 
-def outer_blocks(net: nn.Cell) -> dict[str, FoldableBlock]:
+def outer_blocks(net: nn.Cell) -> dict[str, nn.Cell]:
     """`rep_blocks` without those that stand in a branch of another one, with which they are fused."""
     blocks = rep_blocks(net)
     inner = {id(cell) for block in blocks.values() for _, cell in block.cells_and_names() if cell is not block}
@@ -47,6 +41,11 @@ def hidden_blocks(net: nn.Cell) -> list[str]:
                 inner = hidden.cells_and_names(name_prefix=place)
                 found += [name for name, block in inner if is_block(block) and not block.deploy]
     return found
+
+
+def is_sequential(cell: nn.Cell) -> bool:
+    """Whether a cell is a SequentialCell, by name: automatic mixed precision O1 imports that class anew as well."""
+    return any(base.__name__ == "SequentialCell" for base in type(cell).__mro__)
 
 
 def _cells_within(value, path, seen) -> Iterator[tuple[str, nn.Cell]]:

@@ -22,6 +22,7 @@ from mindrepvgg.reparam.maps import (
     differentiable,
     fold_norm,
     is_convolution,
+    is_norm,
     map_of,
     norm_of,
 )
@@ -233,7 +234,7 @@ class FoldableBlock(nn.Cell):
         """
         for number, chain in enumerate(self.chains):
             cells = [cell for name in chain for _, cell in getattr(self, name).cells_and_names()]
-            norms = [norm_of(cell) for cell in cells if hasattr(norm_of(cell), "moving_mean")]
+            norms = [norm_of(cell) for cell in cells if is_norm(norm_of(cell))]
             if norms:
                 gamma = norms[-1].gamma
                 gamma.set_data(Tensor(np.full(gamma.shape, others if number else first), gamma.dtype))
@@ -253,7 +254,8 @@ class FoldableBlock(nn.Cell):
             ValueError: the block is in deploy form already, or its branches are no single convolution.
         """
         self.check_train_form()
-        cells = [(path, cell) for path, cell in self.cells_and_names() if path.partition(".")[0] in self.branches()]
+        branches = self.branches()
+        cells = [(path, cell) for path, cell in self.cells_and_names() if path.partition(".")[0] in branches]
         convs = {path: cell for path, cell in cells if is_convolution(cell)}
         for conv in convs.values():
             check_convolution(conv)
@@ -266,7 +268,7 @@ class FoldableBlock(nn.Cell):
         kernel, bias = self.fused_kernel_bias(trained.weight.asnumpy().dtype)
         with no_init_parameters():
             conv = self.make_conv(grouped_of(trained))
-        parameters = [p for branch in self.branches().values() for p in branch.get_parameters()]
+        parameters = [p for branch in branches.values() for p in branch.get_parameters()]
         prefix = trained.weight.name.removesuffix(f"{path}.weight")
         return fill_conv(conv, trained, kernel, bias, parameters, f"{prefix}{self.FUSED}.")
 

@@ -20,7 +20,7 @@ from mindrepvgg.reparam.finding import is_block, rep_blocks
 from mindrepvgg.reparam.foldable import FoldableBlock
 from mindrepvgg.reparam.keep_function import calibrate, take_over
 from mindrepvgg.reparam.layers import NORMS, batch_norm, epsilon_of, grouped_of, pair, set_grouped
-from mindrepvgg.reparam.maps import Exact, is_convolution, map_of
+from mindrepvgg.reparam.maps import Exact, is_convolution, is_norm, map_of
 from mindrepvgg.reparam.probe import folds_exactly
 from mindrepvgg.reparam.tracing import example_inputs, trace
 from mindrepvgg.text import counted, first_line, listed, nearest, quoted
@@ -221,7 +221,7 @@ def _settle(block, path, conv, bn):
     block.update_parameters_name(name.removesuffix("weight") if name.endswith(".weight") else f"{path}.")
     block.set_train(conv.training)
     for _, cell in block.cells_and_names():
-        like = bn if hasattr(cell, "moving_mean") else conv
+        like = bn if is_norm(cell) else conv
         cell.set_train(like.training)
         if is_convolution(cell) or like is bn:
             cell.add_flags_recursive(**{k: v for k, v in like.get_flags().items() if k in ("fp16", "fp32", "bf16")})

@@ -12,7 +12,7 @@ from mindrepvgg.reparam.compare import difference
 from mindrepvgg.reparam.foldable import FoldableBlock
 from mindrepvgg.reparam.layers import epsilon_of
 from mindrepvgg.reparam.leaves import BN_LEAVES
-from mindrepvgg.reparam.maps import folded_pair, is_convolution, norm_of
+from mindrepvgg.reparam.maps import folded_pair, is_convolution, is_norm, norm_of
 from mindrepvgg.reparam.parts import Sum
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 
@@ -45,7 +45,7 @@ def take_over(block: FoldableBlock, conv: nn.Cell, bn: nn.Cell) -> bool:
     for cells in branches:
         if cells is main:
             continue
-        if cells and hasattr(cells[-1], "moving_mean"):
+        if cells and is_norm(cells[-1]):
             _set(cells[-1], gamma=0, beta=0)
         else:
             bare = True
@@ -84,7 +84,7 @@ def _branches(block) -> list[list[nn.Cell]]:
         parts = [[cell] for cell in cells[0].cells()] if len(cells) == 1 and isinstance(cells[0], Sum) else [cells]
         for part in parts:
             inner = [norm_of(c) for cell in part for _, c in cell.cells_and_names()]
-            found.append([c for c in dict.fromkeys(inner) if is_convolution(c) or hasattr(c, "moving_mean")])
+            found.append([c for c in dict.fromkeys(inner) if is_convolution(c) or is_norm(c)])
     return found
 
 
@@ -136,8 +136,8 @@ def calibrate(net: nn.Cell, blocks: Iterable[nn.Cell], arguments: tuple):
         branches = _branches(block)
         main = _main(branches, block)
         for cells in branches:
-            if cells is not main and cells and hasattr(cells[-1], "moving_mean"):
-                norms = [cell for cell in cells if hasattr(cell, "moving_mean")]
+            if cells is not main and cells and is_norm(cells[-1]):
+                norms = [cell for cell in cells if is_norm(cell)]
                 handles += [norm.register_forward_pre_hook(observe) for norm in norms]
     try:
         with inference_mode(net), execution_mode(ms.PYNATIVE_MODE):

@@ -62,6 +62,11 @@ def norm_of(cell: nn.Cell) -> nn.Cell:
     return norm_of(cell._backbone) if hasattr(cell, "_backbone") else cell
 
 
+def is_norm(cell) -> bool:
+    """Whether a cell is a BN of any class: by the statistics that it keeps."""
+    return hasattr(cell, "moving_mean")
+
+
 def fold_norm(linear_map, norm, read):
     """The map with the BN after it; `norm` is the BN's cell."""
     bn = norm_of(norm)
@@ -92,7 +97,7 @@ def constant_scale(norm):
 
 def identity(channels, groups, read):
     """The map of a branch that returns its input."""
-    return read((channels, groups, (1, 1), 1.0), "identity"), None, (1, 1), (0, 0, 0, 0), (1, 1), groups
+    return average(channels, groups, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1), read)
 
 
 def average(channels, groups, size, stride, padding, dilation, read):
@@ -130,7 +135,7 @@ def sequence_map(cells, read, total=None):
         ValueError: what the cells compute is no single convolution.
     """
     for cell in cells:
-        if hasattr(cell, "map_after") or hasattr(norm_of(cell), "moving_mean"):
+        if hasattr(cell, "map_after") or is_norm(norm_of(cell)):
             if total is None:
                 raise ValueError("a BN with nothing before it says nothing of its groups")
             total = cell.map_after(total, read) if hasattr(cell, "map_after") else fold_norm(total, cell, read)
@@ -166,7 +171,7 @@ def chain_output(block, chain, x):
 def chain_map(block, chain, read):
     """The map of a chain of a block's cells over the block's input."""
     cells = [getattr(block, name) for name in chain]
-    starts_bare = not cells or hasattr(norm_of(cells[0]), "moving_mean") or cells[0].cls_name == "Identity"
+    starts_bare = not cells or is_norm(norm_of(cells[0])) or cells[0].cls_name == "Identity"
     start = identity(block.in_channels, block.groups, read) if starts_bare else None
     return sequence_map(cells, read, start)
 

@@ -19,7 +19,7 @@ from mindspore import Tensor, nn
 
 from mindrepvgg.errors import FusionError
 from mindrepvgg.reparam.compare import leaves, worst_difference
-from mindrepvgg.reparam.maps import is_convolution
+from mindrepvgg.reparam.maps import is_convolution, is_norm
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 from mindrepvgg.text import first_line
 
@@ -57,7 +57,7 @@ def trace(net: nn.Cell, inputs=None) -> Trace:
         FusionError: the network cannot be run on noise.
     """
     convs = {path: cell for path, cell in net.cells_and_names() if _is_conv2d(cell)}
-    norms = {path: cell for path, cell in net.cells_and_names() if hasattr(cell, "moving_mean")}
+    norms = {path: cell for path, cell in net.cells_and_names() if is_norm(cell)}
     arguments = example_inputs(net, inputs)
     with inference_mode(net), execution_mode(ms.PYNATIVE_MODE):
         run = _Run(convs, norms)
