@@ -8,7 +8,8 @@ class Augmentation:
     """What training does to its pictures, in the words of the recipe's section "augmentation", which checks the values.
 
     Attributes:
-        scale, ratio: see `crop.random_resized_crop`.
+        scale, ratio: see `crop.random_resized_crop`; without effect beside crop_padding.
+        crop_padding: see `crop.padded_crop`; 0: the random resized crop.
         hflip, vflip: probabilities of a flip.
         color_jitter: see `operations.color_jitter`; without effect beside auto_augment.
         auto_augment: a policy, see `mindrepvgg.recipe.auto_augment`.
@@ -20,6 +21,7 @@ class Augmentation:
     scale: tuple[float, float]
     ratio: tuple[float, float]
     hflip: float
+    crop_padding: int = 0
     vflip: float = 0.0
     color_jitter: float = 0.0
     auto_augment: str | None = None

@@ -1,4 +1,4 @@
-"""Geometry: the random crop of training and the resized centre of evaluation, on uint8 pictures (H, W) or (H, W, 3)."""
+"""Geometry: training's random crops and the resized centre of evaluation, on uint8 pictures (H, W) or (H, W, 3)."""
 
 import functools
 import math
@@ -53,6 +53,16 @@ def random_resized_crop(
     crop_width = max(1, min(width, round(height * aspect)))
     crop_height = max(1, min(height, round(width / aspect)))
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+
+def padded_crop(picture: np.ndarray, size: tuple[int, int], padding: int, rng: np.random.Generator) -> np.ndarray:
+    """Shift a picture of `size` (height, width) by up to `padding` pixels each way; what comes into view is black.
+
+    Source: arXiv:1512.03385, section 4.2, as torchvision's RandomCrop with padding has it.
+    """
+    top, left = rng.integers(2 * padding + 1, size=2)
+    wide = cv2.copyMakeBorder(picture, *[padding] * 4, cv2.BORDER_CONSTANT, value=0)
+    return wide[top : top + size[0], left : left + size[1]]
 
 
 def resize_fast(picture: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from mindrepvgg.data.augment import Augmentation
-from mindrepvgg.data.crop import OPENCV_KERNELS, random_resized_crop, resize_fast
+from mindrepvgg.data.crop import OPENCV_KERNELS, padded_crop, random_resized_crop, resize_fast
 from mindrepvgg.data.image_operations import color_jitter, random_erasing
 from mindrepvgg.data.loader import Loader
 from mindrepvgg.data.mix import draw_mix, mix_pair, soft_targets
@@ -27,7 +27,7 @@ _STAND_IN = 1 << 20
 class TrainLoader(Loader):
     """Shuffled, augmented training batches; a pure function of (seed, epoch, rank) and the arguments.
 
-    Augmentation (`Augmentation`): a random resized crop, resized to the network's image size, flips, then a policy or
+    Augmentation (`Augmentation`): a random crop, of the network's image size at last, flips, then a policy or
     colour jitter, normalisation, random erasing; at last the batch is mixed.
     num_classes: of soft targets; None: the source's. options: see `Loader`; `as_uint8` is not possible with erasing or
     mixing, which work on normalised values.
@@ -192,11 +192,14 @@ class TrainLoader(Loader):
         augmentation, preprocessing = self.augmentation, self.preprocessing
         picture = self._picture(index)
         rng = self._random(_AUGMENTATION, epoch, index, repeat)
-        top, left, height, width = random_resized_crop(
-            picture.shape[0], picture.shape[1], augmentation.scale, augmentation.ratio, rng
-        )
-        picture = picture[top : top + height, left : left + width]
+        padding = augmentation.crop_padding
+        if not padding:
+            shape = picture.shape[:2]
+            top, left, height, width = random_resized_crop(*shape, augmentation.scale, augmentation.ratio, rng)
+            picture = picture[top : top + height, left : left + width]
         picture = resize_fast(picture, preprocessing.image_size, preprocessing.interpolation)
+        if padding:
+            picture = padded_crop(picture, preprocessing.image_size, padding, rng)
         if rng.random() < augmentation.hflip:
             picture = cv2.flip(picture, 1)
         if rng.random() < augmentation.vflip:

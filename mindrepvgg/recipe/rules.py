@@ -38,6 +38,8 @@ def _images(recipe, shown) -> Iterator[str]:
             f"{shown['batch_size']} images of {shown['image_resize']} need more than {MOST_PIXELS >> 28} GiB a step; "
             "lower one of them"
         )
+    if recipe.crop_padding >= min(recipe.image_size):
+        yield f"{shown['crop_padding']} must be less than {shown['image_resize']}, so that some of the picture is seen"
     if recipe.auto_augment is not None:
         try:
             parse_policy(recipe.auto_augment)

@@ -73,6 +73,7 @@ class Recipe:
         (0.08, 1.0), "a random crop's share of area", section="augmentation", above=0, most=1
     )
     ratio: tuple[float, float] = key((0.75, 1.333), "width / height of a random crop before it is resized", above=0)
+    crop_padding: int = key(0, "instead: pixels by which the resized picture is shifted at most", least=0)
     hflip: float = key(0.5, "probability of a horizontal flip", least=0, most=1)
     vflip: float = key(0.0, "probability of a vertical flip", least=0, most=1)
     color_jitter: float = key(0.0, "most change of brightness, contrast, saturation; without a policy", least=0, most=1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindrepvgg.data.crop import CentreCrop, random_resized_crop
+from mindrepvgg.data.crop import CentreCrop, padded_crop, random_resized_crop
 from mindrepvgg.models.preprocessing import Preprocessing
 
 
@@ -40,6 +40,15 @@ def test_crops_stay_inside():
         top, left, crop_height, crop_width = random_resized_crop(height, width, (0.08, 1), (3 / 4, 4 / 3), rng)
         assert 0 <= top < top + crop_height <= height
         assert 0 <= left < left + crop_width <= width
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_a_padded_crop_is_each_shifted_picture_once_in_a_while(channels):
+    rng = np.random.default_rng(0)
+    picture = rng.integers(1, 256, (5, 7, *channels), np.uint8)
+    wide = np.pad(picture, ((2, 2), (2, 2), *[(0, 0)] * len(channels)))
+    windows = {wide[top : top + 5, left : left + 7].tobytes() for top in range(5) for left in range(5)}
+    assert {padded_crop(picture, (5, 7), 2, rng).tobytes() for _ in range(500)} == windows
 
 
 @pytest.mark.parametrize("backend", ["pillow", "opencv"])

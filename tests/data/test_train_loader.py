@@ -48,6 +48,15 @@ def test_a_crop_is_a_window_of_the_picture():
         np.testing.assert_array_equal(window[..., 1], columns[:32, left : left + 32])
 
 
+def test_with_padding_the_resized_picture_is_shifted_and_not_cropped():
+    source = Source("test", ("a",), np.zeros(20, np.int32), images=np.full((20, 64, 48, 3), 255, np.uint8))
+    ((images, _),) = train_loader(source, 20, (32, 32), **RGB, scale=(0.1, 0.1), crop_padding=3).epoch(0)
+    seen = pixels(images, RGB)[..., 0] > 254
+    assert seen[:, 3:-3, 3:-3].all()
+    sides = {(*(~window.any(1)).nonzero()[0], *(~window.any(0)).nonzero()[0]) for window in seen}
+    assert len(sides) > 10
+
+
 @pytest.mark.parametrize(("hflip", "low", "high"), [(0, 0, 0), (0.5, 60, 140), (1, 200, 200)])
 def test_pictures_are_mirrored_with_the_given_probability(hflip, low, high):
     source = memory_source(200)

@@ -36,6 +36,10 @@ def test_hints_for_names_of_other_programs_are_keys():
     ("overrides", "message"),
     [
         (
+            {"image_resize": "32,16", "crop_padding": 16},
+            "crop_padding (=16 on the command line) must be less than image_resize (=[32, 16] on the command line), so",
+        ),
+        (
             {"image_resize": 16384},
             "batch_size (=128, the default) images of image_resize (=16384 on the command line) need more than 8 GiB a "
             "step; lower one of them",
