@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from mindrepvgg.reparam.equivalence import verify_equivalence
     from mindrepvgg.weights.checkpoint import load_checkpoint, save_checkpoint
     from mindrepvgg.weights.load import create_model, load_weights
+    from mindrepvgg.weights.mindcv_registry import register_in_mindcv
 
 _HOMES = {
     **dict.fromkeys(("train", "validate", "predict", "convert", "export", "quantize"), "api"),
@@ -32,6 +33,7 @@ _HOMES = {
     "verify_equivalence": "reparam.equivalence",
     "save_checkpoint": "weights.checkpoint",
     "load_checkpoint": "weights.checkpoint",
+    "register_in_mindcv": "weights.mindcv_registry",
 }
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "load_weights",
     "predict",
     "quantize",
+    "register_in_mindcv",
     "save_checkpoint",
     "to_deploy",
     "train",

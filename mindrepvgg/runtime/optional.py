@@ -11,12 +11,12 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.text import printable
 
 
-def require_optional(package: str, extra: str, purpose: str, hint: str = "") -> None:
+def require_optional(package: str, extra: str | None, purpose: str, hint: str = "") -> None:
     """Check that an optional package is installed, without importing it.
 
     Args:
         package: the package's import name.
-        extra: the extra of this project that installs the package.
+        extra: the extra of this project that installs the package; None: it comes with this project.
         purpose: what needs the package; it starts the message.
         hint: what works without the package; it ends the message.
 
@@ -26,10 +26,11 @@ def require_optional(package: str, extra: str, purpose: str, hint: str = "") -> 
     if importlib.util.find_spec(package) is None:
         end = f"; {hint}" if hint else ""
         # By itself, pip takes the newest onnx with the newest NumPy, which MindSpore's readers of data do not bear.
-        raise UserError(f"{purpose} needs the package {package}: pip install {package} 'numpy<2' (extra: {extra}){end}")
+        of = f" (extra: {extra})" if extra else ""
+        raise UserError(f"{purpose} needs the package {package}: pip install {package} 'numpy<2'{of}{end}")
 
 
-def import_optional(module: str, extra: str, purpose: str, hint: str = "") -> ModuleType:
+def import_optional(module: str, extra: str | None, purpose: str, hint: str = "") -> ModuleType:
     """Import an optional package, or a module inside of one.
 
     Args:
