@@ -39,8 +39,10 @@ def to_trainable_deploy(net, batches: Iterable | None = None):
         The network in 'bn' form.
 
     Raises:
-        UserError: a RepVGGplus, whose auxiliary heads the deploy form has not.
+        UserError: a RepVGGplus, whose auxiliary heads the deploy form has not, or a features network.
     """
+    if net.variant.features:
+        raise UserError("a features network cannot be trained for INT8 by itself: train the network that classifies")
     if net.variant.aux_heads:
         raise UserError(f"{net.variant.name} is trained with auxiliary heads, which its deploy form has not")
     form = form_of(net)
@@ -131,7 +133,7 @@ def form_of(net) -> str:
     """The form of a network, one of `variants.FORMS`, told by its cells."""
     if net.deploy:
         return DEPLOY
-    if isinstance(net.linear, FakeQuantDense):
+    if isinstance(getattr(net, "linear", None), FakeQuantDense):
         return QAT
     return BN if any(isinstance(block, ConvBNBlock) for block in rep_blocks(net).values()) else TRAIN
 

@@ -10,15 +10,14 @@ from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.models.images import check_images
+from mindrepvgg.models.features import RepVGGFeatures
 from mindrepvgg.models.parameters import load_arrays
 from mindrepvgg.models.qat import to_fake_quantized, to_trainable_deploy
 from mindrepvgg.models.shapes import check_fit, check_size, parameter_shapes
+from mindrepvgg.models.stages import Stages
 from mindrepvgg.models.variants import BN, MOST_CHANNELS, MOST_CLASSES, QAT, TRAIN, Variant
-from mindrepvgg.reparam.blocks import QARepVGGBlock, RepVGGBlock
-from mindrepvgg.reparam.finding import rep_blocks
+from mindrepvgg.reparam.copying import forget_graphs
 from mindrepvgg.reparam.layers import bias_init, kernel_init
-from mindrepvgg.reparam.mobileone import MobileOneBlock
 from mindrepvgg.reparam.parts import ConvBN
 from mindrepvgg.text import quoted
 
@@ -27,7 +26,7 @@ def _linear(features, num_classes):
     return nn.Dense(features, num_classes, weight_init=kernel_init(), bias_init=bias_init(features))
 
 
-class RepVGG(nn.Cell):
+class RepVGG(Stages):
     """RepVGG: a stem and four stages of blocks, global average pooling, one linear layer.
 
     Input (N, in_channels, H, W), any H and W, each halved five times (rounded up); output (N, num_classes).
@@ -42,35 +41,14 @@ class RepVGG(nn.Cell):
     """
 
     def __init__(self, variant, num_classes=1000, in_channels=3, deploy=False, norm=nn.BatchNorm2d):
-        super().__init__()
-        self.variant = variant
+        super().__init__(variant, in_channels, deploy, norm)
         self.num_classes = num_classes
-        self.in_channels = in_channels
-        self.metadata = {}
-        blocks = {
-            spec.name: self.make_block(spec, se=spec.se, se_ratio=variant.se_ratio, deploy=deploy, norm=norm)
-            for spec in variant.block_specs(in_channels)
-        }
-        self.stage0 = blocks["stage0"]
-        for stage in variant.stages:
-            stage_blocks = [blocks[f"{stage.name}.{i}"] for i in range(stage.num_blocks)]
-            setattr(self, stage.name, nn.SequentialCell(stage_blocks))
-        self.linear = _linear(variant.widths[-1], num_classes)
-
-    def make_block(self, spec, **options):
-        """A block of a place and shape; `options`: of the block besides."""
-        return RepVGGBlock(spec.in_channels, spec.out_channels, spec.stride, spec.groups, **options)
-
-    def __call__(self, *args, **kwargs):
-        """Compute, see `construct`; what is no batch of images is refused in one line, a UserError."""
-        if args or "x" in kwargs:
-            check_images(self, args[0] if args else kwargs["x"])
-        return super().__call__(*args, **kwargs)
+        self.linear = _linear(self.num_features, num_classes)
 
     @property
-    def deploy(self):
-        """Whether the network is in deploy form."""
-        return self.stage0.deploy
+    def num_features(self) -> int:
+        """The channels of the last map, which the classifier takes."""
+        return self.variant.widths[-1]
 
     def forward_features(self, x):
         """The last stage's map: (N, in_channels, H, W) -> (N, widths[4], H / 32, W / 32)."""
@@ -80,9 +58,18 @@ class RepVGG(nn.Cell):
         x = self.stage3(x)
         return self.stage4(x)
 
-    def forward_head(self, x):
-        """Logits (N, num_classes) of the last stage's map."""
-        return self.linear(x.mean((2, 3)))
+    def forward_head(self, x, pre_logits=False):
+        """What follows the last stage's map (N, widths[4], H', W').
+
+        Args:
+            x: the map.
+            pre_logits: stop before the classifier.
+
+        Returns:
+            The logits (N, num_classes); with `pre_logits` the pooled features (N, num_features).
+        """
+        x = x.mean((2, 3))
+        return x if pre_logits else self.linear(x)
 
     def construct(self, x):
         """Classify images: (N, in_channels, H, W) -> (N, num_classes).
@@ -95,23 +82,30 @@ class RepVGG(nn.Cell):
         """
         return self.forward_head(self.forward_features(x))
 
-    def recompute_blocks(self):
-        """Let the backward pass recompute what is inside each block, except BN: less memory, more time.
+    def reset_classifier(self, num_classes: int):
+        """Put a fresh classifier, and fresh classifiers of auxiliary heads, in the place of the network's; in place.
 
-        For graph mode. PyNative mode can leave out no part of a block: BN's moving statistics would take in every batch
-        twice.
+        Compiled graphs that contain the network are forgotten. An optimizer made before still holds the old
+        classifier's parameters: make a new one. Set mixed precision afterwards.
+
+        Args:
+            num_classes: outputs of the new classifiers.
+
+        Raises:
+            UserError: `num_classes` cannot be used.
         """
-        for block in rep_blocks(self).values():
-            block.recompute()
-            for _, cell in block.cells_and_names():
-                if hasattr(cell, "bn_train"):
-                    # A BN that ran twice a step would move its statistics twice.
-                    cell.bn_train.recompute(False)
-
-    def switch_to_deploy(self):
-        """Switch every block to its deploy form, in place; see `RepVGGBlock.switch_to_deploy`."""
-        for block in rep_blocks(self).values():
-            block.switch_to_deploy()
+        check_count("num_classes", num_classes, MOST_CLASSES)
+        for _, head in list(self.cells_and_names()):
+            if head is not self and not isinstance(head, AuxHead):
+                continue
+            old = head.linear
+            new = _linear(old.in_channels, num_classes)
+            head.linear = new.set_train(old.training)
+            for parameter, before in zip(new.get_parameters(), old.get_parameters(), strict=True):
+                parameter.name = before.name
+        self.num_classes = num_classes
+        self.metadata = {key: value for key, value in self.metadata.items() if key != "class_names"}
+        forget_graphs(self)
 
 
 class AuxHead(nn.Cell):
@@ -183,21 +177,18 @@ class RepVGGPlus(RepVGG):
 class QARepVGG(RepVGG):
     """RepVGG with QARepVGG's blocks, whose weights suit INT8 better; arguments and methods are RepVGG's."""
 
-    def make_block(self, spec, **options):
-        """See `RepVGG.make_block`."""
-        return QARepVGGBlock(spec.in_channels, spec.out_channels, stride=spec.stride, groups=spec.groups, **options)
-
 
 class MobileOne(RepVGG):
     """MobileOne: stages of depthwise 3x3 and 1x1 blocks in turn; arguments and methods are RepVGG's."""
 
-    def make_block(self, spec, **options):
-        """See `RepVGG.make_block`."""
-        sizes = spec.in_channels, spec.out_channels, spec.kernel_size, spec.branches
-        return MobileOneBlock(*sizes, stride=spec.stride, groups=spec.groups, **options)
-
 
 _NETWORKS = {"repvgg": RepVGG, "qarepvgg": QARepVGG, "mobileone": MobileOne}
+
+
+def check_count(key: str, value, most: int):
+    """Raise UserError for what is no whole number from 1 to `most`."""
+    if type(value) is not int or not 1 <= value <= most:
+        raise UserError(f"{key} (={quoted(value)}) must be a whole number of at least 1 and at most {most}")
 
 
 def build(
@@ -211,12 +202,12 @@ def build(
     norm: type = nn.BatchNorm2d,
     source="the arrays",
     copy: bool = True,
-) -> RepVGG:
+) -> RepVGG | RepVGGFeatures:
     """Build a network: filled with `arrays`, or freshly initialised.
 
     Args:
-        variant: the layout, see `variants.find`.
-        num_classes: outputs of the classifier, at least 1.
+        variant: the layout, see `variants.find`; with `features` it makes a features network.
+        num_classes: outputs of the classifier, at least 1; a features network has none.
         in_channels: channels of the images, at least 1.
         form: one of `variants.FORMS`; 'bn' and 'qat' need arrays, as a fresh one says nothing.
         arrays: name -> array of every parameter; None initialises the network.
@@ -229,19 +220,22 @@ def build(
         UserError: a number cannot be used.
         CheckpointError: the arrays are not the network's; the message names each that is not.
     """
-    for key, value, most in (("num_classes", num_classes, MOST_CLASSES), ("in_channels", in_channels, MOST_CHANNELS)):
-        if type(value) is not int or not 1 <= value <= most:
-            raise UserError(f"{key} (={quoted(value)}) must be a whole number of at least 1 and at most {most}")
+    check_count("in_channels", in_channels, MOST_CHANNELS)
+    if not variant.features:
+        check_count("num_classes", num_classes, MOST_CLASSES)
     # Before memory is taken for what may be nonsense.
     shapes = parameter_shapes(variant, form, num_classes, in_channels, aux_heads)
     if arrays is not None:
         check_fit(shapes, arrays, source)
     check_size(shapes)
-    network = RepVGGPlus if variant.aux_heads else _NETWORKS[variant.block]
     # BN is inserted into a network that has values.
     with contextlib.nullcontext() if arrays is None or form in (BN, QAT) else no_init_parameters():
-        net = network(variant, num_classes, in_channels, form != TRAIN, norm)
-    if variant.aux_heads and not aux_heads:
+        if variant.features:
+            net = RepVGGFeatures(variant, in_channels, form != TRAIN, norm)
+        else:
+            network = RepVGGPlus if variant.aux_heads else _NETWORKS[variant.block]
+            net = network(variant, num_classes, in_channels, form != TRAIN, norm)
+    if variant.aux_heads and not aux_heads and not variant.features:
         net.drop_aux_heads()
     if form in (BN, QAT):
         net = to_trainable_deploy(net)

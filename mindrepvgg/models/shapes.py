@@ -25,7 +25,7 @@ def parameter_shapes(
     Args:
         variant: the layout.
         form: one of `variants.FORMS`.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier; a features network has none.
         in_channels: channels of the images.
         aux_heads: False leaves the auxiliary heads of a train-form RepVGGplus out; other networks have none.
 
@@ -45,6 +45,8 @@ def parameter_shapes(
             if stage.aux:
                 _add_conv_bn(shapes, f"{stage.name}_aux.downsample", (stage.width, stage.width, 3, 3))
                 _add_affine(shapes, f"{stage.name}_aux.linear", (num_classes, stage.width))
+    if variant.features:
+        return shapes
     _add_affine(shapes, "linear", (num_classes, variant.widths[-1]))
     if form == QAT:
         _add_quantizer(shapes, "linear.input_quantizer")

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.models.block_kinds import BlockSpec
+from mindrepvgg.models.feature_layout import FeatureInfo, FeatureLayout, feature_info, level_of
 from mindrepvgg.text import listed, printable, quoted
 
 # What a network can be: with its branches, fused, fused with BN inserted, and that with fake quantisation.
@@ -38,6 +39,11 @@ class Stage(NamedTuple):
     stride: int
     aux: bool = False
 
+    @property
+    def level(self) -> int:
+        """See `feature_layout`."""
+        return level_of(self.name)
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -55,6 +61,7 @@ class Variant:
         block: the kind of its blocks, one of `block_kinds.KINDS`.
         branches: how many convolutions of the full kernel a MobileOne block adds up; the stem has one.
         se_blocks: how many of the last in each of a MobileOne's stages 1 to 4, counted as `num_blocks`, have an SE.
+        features: of a network that gives maps and has no classes, which these are; it ends with the last of them.
     """
 
     name: str
@@ -67,6 +74,7 @@ class Variant:
     block: str = "repvgg"
     branches: int = 1
     se_blocks: tuple[int, int, int, int] = (0, 0, 0, 0)
+    features: FeatureLayout | None = None
 
     def __post_init__(self):
         _check_variant(self)
@@ -80,12 +88,26 @@ class Variant:
         third = [Stage("stage3", n3, w3, 2)]
         if self.aux_heads:
             third = [Stage("stage3_first", n3 // 2, w3, 2, aux=True), Stage("stage3_second", n3 - n3 // 2, w3, 1)]
-        return (
+        stages = (
             Stage("stage1", n1, w1, 2, aux=self.aux_heads),
             Stage("stage2", n2, w2, 2, aux=self.aux_heads),
             *third,
             Stage("stage4", n4, w4, 2),
         )
+        if self.features is None:
+            return stages
+        return tuple(stage._replace(aux=False) for stage in stages if stage.level <= self.features.last)
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """The maps of all levels; with `features`, those that are given."""
+        names = {0: "stage0"} | {stage.level: stage.name for stage in self.stages}
+        reductions, reduction = {}, 1
+        for spec in self.block_specs():
+            reduction *= spec.stride
+            reductions[level_of(spec.name)] = reduction
+        given = self.features.out_indices if self.features else names
+        return FeatureInfo(feature_info(names[level], self.widths[level], reductions[level]) for level in given)
 
     def block_specs(self, in_channels: int = 3) -> tuple[BlockSpec, ...]:
         """Every block from input to output, the stem (`stage0`) first.
@@ -113,7 +135,7 @@ class Variant:
     def _pairs(self) -> Iterator[BlockSpec]:
         """The blocks of a MobileOne after its stem."""
         width = self.widths[0]
-        for stage, with_se in zip(self.stages, self.se_blocks, strict=True):
+        for stage, with_se in zip(self.stages, self.se_blocks, strict=False):
             for i in range(0, stage.num_blocks, 2):
                 stride, se = stage.stride if i == 0 else 1, "pre" if i >= stage.num_blocks - 2 * with_se else None
                 own = self.block, self.branches, se

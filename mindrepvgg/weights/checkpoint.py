@@ -128,7 +128,7 @@ def _check_same_network(path, description, net):
     own = Description.of(net)
     if own.cell is None and description.cell is None:
         check_form(path, description.form, own.form)
-        for key in ("model", "num_classes", "in_channels", "model_args"):
+        for key in ("model", "num_classes", "in_channels", "model_args", "features"):
             has, wanted = getattr(description, key), getattr(own, key)
             if has != wanted:
                 raise CheckpointError(f"{path} holds {key} {has}, the network it is loaded into has {key} {wanted}")

@@ -13,13 +13,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from mindrepvgg.errors import CheckpointError, UserError
+from mindrepvgg.models.feature_layout import FeatureLayout
 from mindrepvgg.models.preprocessing import LARGEST_SIDE, SMALLEST_CROP
 from mindrepvgg.models.variants import BN, DEPLOY, FORMS, MOST_CHANNELS, MOST_CLASSES, QAT, TRAIN, Variant, find
 from mindrepvgg.text import counted, listed, printable, quoted
 from mindrepvgg.version import __version__, update_hint
 
 # Our networks' classes: MindSpore's automatic mixed precision O1 writes them anew, as RepVGGOpt and RepVGGOpt_1.
-_OURS = re.compile(r"((QA)?RepVGG|RepVGGPlus|MobileOne)(Opt(_\d+)?)?")
+_OURS = re.compile(r"((QA)?RepVGG|RepVGGPlus|MobileOne|RepVGGFeatures)(Opt(_\d+)?)?")
 
 # In the file, the forms 'bn' and 'qat' are the form 'train' with this key beside it.
 _QUANTIZATION = "quantization"
@@ -62,6 +63,7 @@ _NETWORK = {
 _FORM = {"form": (lambda value: value in FORMS, f"one of {', '.join(FORMS)}")}
 _OPTIONAL = {
     "cell": (_is_text, "the name of a class"),
+    "features": (_is_mapping, "a mapping of a features network's out_indices and the others"),
     "class_names": (lambda value: _is_list(value, _is_text), "a list of names"),
     "dataset": (_is_text, "the name of a data set"),
     "image_size": (_is_size, f"a height and a width from 1 to {LARGEST_SIDE} pixels"),
@@ -101,6 +103,8 @@ def _faults(values: Mapping) -> Iterator[str]:
     classes, channels = (values.get(key) for key in ("num_classes", "in_channels"))
     if names is not None and classes is not None and len(names) != classes:
         yield f"class_names holds {counted(len(names), 'name')}, the network has {counted(classes, 'class')}"
+    if values.get("features") is not None and values.get("form") in (BN, QAT):
+        yield f"a features network has no form {values['form']}"
     for key in ("mean", "std"):
         if key in prepared and channels is not None and len(prepared[key]) != channels:
             yield f"preprocessing's {key} holds {len(prepared[key])} numbers, the network has {channels} input channels"
@@ -114,6 +118,7 @@ class Description:
         form: one of `variants.FORMS`.
         model, model_args: the network's name, and for one of its own sizes these; together they are `variant`.
         num_classes, in_channels: the network's.
+        features: of a network that gives maps and has no classes, which these are: see `feature_layout.FeatureLayout`.
         cell: the class of a network that holds our blocks and is none of ours. `model` is then empty; the numbers are 0
             unless its owner told them.
         class_names: in the order of the logits.
@@ -133,6 +138,7 @@ class Description:
     model: str = ""
     num_classes: int = 0
     in_channels: int = 0
+    features: Mapping | None = None
     cell: str | None = None
     model_args: Mapping = dataclasses.field(default_factory=dict)
     class_names: list[str] | None = None
@@ -167,7 +173,9 @@ class Description:
         values = dict(values)
         if _QUANTIZATION in values:
             values["form"] = values.pop(_QUANTIZATION)
-        necessary = [*_FORM] if values.get("cell") is not None else [*_NETWORK, *_FORM]
+        of_network = () if values.get("cell") is not None else _NETWORK
+        no_classes = values.get("features") is not None
+        necessary = [key for key in (*of_network, *_FORM) if not (no_classes and key == "num_classes")]
         missing = [key for key in necessary if key not in values]
         if missing:
             raise CheckpointError(f"{source} does not tell its {', '.join(missing)}: it was written by another program")
@@ -201,7 +209,7 @@ class Description:
             net = net._backbone
         told = getattr(net, "metadata", None)
         values = {**told, **more} if isinstance(told, Mapping) else more
-        for key in ("model", "model_args", "cell", _QUANTIZATION):
+        for key in ("model", "model_args", "features", "cell", _QUANTIZATION):
             values.pop(key, None)
         packages = {package: importlib.metadata.version(package) for package in ("mindspore", "numpy")}
         values["versions"] = {"mindrepvgg": __version__, **packages}
@@ -209,10 +217,14 @@ class Description:
             values |= {
                 "model": net.variant.name,
                 "model_args": net.variant.model_args,
-                "num_classes": net.num_classes,
                 "in_channels": net.in_channels,
                 "form": form_of(net),
             }
+            if net.variant.features:
+                values["features"] = net.variant.features.to_dict()
+                values.pop("num_classes", None)
+            else:
+                values["num_classes"] = net.num_classes
         else:
             blocks = rep_blocks(net).values()
             hidden = hidden_blocks(net)
@@ -237,7 +249,10 @@ class Description:
     @property
     def variant(self) -> Variant:
         """The network's layout. Raises UserError for a `cell`, which has none."""
-        return find(self.model, **self.model_args)
+        variant = find(self.model, **self.model_args)
+        return (
+            variant if self.features is None else dataclasses.replace(variant, features=FeatureLayout(**self.features))
+        )
 
     def check_family(self, source):
         """Refuse a `cell` where the network is to be built.
@@ -257,7 +272,7 @@ class Description:
         others = values.pop("others")
         if self.form in (BN, QAT):
             values |= {"form": TRAIN, _QUANTIZATION: self.form}
-        if self.cell is not None:
+        if self.cell is not None or self.features is not None:
             values = {key: value for key, value in values.items() if value or key not in ("model_args", *_NETWORK)}
         return {**others, **{key: value for key, value in values.items() if value is not None}}
 

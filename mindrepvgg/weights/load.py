@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mindspore import nn
 
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models import repvgg
+from mindrepvgg.models.feature_layout import FEATURE_KEYS, FeatureLayout
+from mindrepvgg.models.features import RepVGGFeatures
 from mindrepvgg.models.parameters import load_arrays, network_arrays
 from mindrepvgg.models.qat import fold_bn
 from mindrepvgg.models.repvgg import RepVGG
-from mindrepvgg.models.shapes import check_finite
+from mindrepvgg.models.shapes import check_finite, parameter_shapes
 from mindrepvgg.models.variants import BN, DEPLOY, QAT, SHAPE_KEYS, TRAIN, Variant, find
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.layers import NATIVE, set_grouped
-from mindrepvgg.text import nearest, printable, quoted
+from mindrepvgg.text import listed, nearest, printable, quoted
 from mindrepvgg.weights import cache
 from mindrepvgg.weights.checkpoint import check_form, save_checkpoint, split_state
 from mindrepvgg.weights.containers import read_weights
@@ -57,7 +59,7 @@ class ImportedWeights:
     ignored: tuple[str, ...]
     description: Description | None = field(repr=False)
 
-    def network(self, form: str | None = None) -> RepVGG:
+    def network(self, form: str | None = None) -> RepVGG | RepVGGFeatures:
         """Build the network and fill it; the arrays become its memory. BN of 'bn' and 'qat' form is folded.
 
         Args:
@@ -71,7 +73,8 @@ class ImportedWeights:
         """
         found = self.recognised
         check_form(self.path, DEPLOY if found.form in (BN, QAT) else found.form, form)
-        has_heads = found.has_aux or not found.variant.aux_heads or found.form != TRAIN
+        knows_heads = found.variant.aux_heads and not found.variant.features
+        has_heads = found.has_aux or not knows_heads or found.form != TRAIN
         if not has_heads:
             log.warning("%s has no auxiliary heads; the network is built without them", self.path)
         facts = found.variant, found.num_classes, found.in_channels, found.form
@@ -111,7 +114,7 @@ def import_weights(
             raise CheckpointError(f"holds no {kind} weights; take the others with --weights {other}")
         if not allow_nonfinite:
             check_finite(chosen)
-        if description and description.form in (BN, QAT):  # no other project has these forms
+        if description and (description.form in (BN, QAT) or description.features):  # no other project has these
             recognised = recognise_described(chosen, description)
         else:
             told = description.variant if description else None
@@ -173,7 +176,9 @@ def _check_entries(path, arrays):
             )
 
 
-def load_weights(path, weights: str = "raw", form: str | None = None, allow_nonfinite: bool = False) -> RepVGG:
+def load_weights(
+    path, weights: str = "raw", form: str | None = None, allow_nonfinite: bool = False
+) -> RepVGG | RepVGGFeatures:
     """Build a network, ready to use, from a checkpoint of any project.
 
     Args:
@@ -199,8 +204,9 @@ def create_model(
     norm: type = nn.BatchNorm2d,
     grouped: str = NATIVE,
     pretrained: bool | str = False,
+    features_only: bool = False,
     **shape,
-) -> RepVGG:
+) -> RepVGG | RepVGGFeatures:
     """Create a network of the family.
 
     Args:
@@ -215,6 +221,8 @@ def create_model(
         grouped: how convolutions in groups are computed: 'native', or 'split' for a device that has plain ones only.
         pretrained: True: released weights of this network, from its default source, which `mindrepvgg weights` names;
             or a source, such as 'timm'; or what `weights` takes. They are downloaded once.
+        features_only: make a network that gives the maps of its levels, and has no classes: weights of a head are left
+            out. With `out_indices` and the others of `mindrepvgg.models.feature_layout.FeatureLayout`.
         **shape: for the names 'repvgg', 'qarepvgg' and 'mobileone' only: `num_blocks` and `widths`, and optionally
             the others of `mindrepvgg.models.variants.SHAPE_KEYS`, which `Variant` there explains.
 
@@ -223,7 +231,12 @@ def create_model(
         CheckpointError: the file is of another network.
     """
     _check_arguments(shape)
+    layout = {key: shape.pop(key) for key in FEATURE_KEYS if key in shape}
+    if layout and not features_only:
+        raise UserError(f"{listed(sorted(layout))} needs features_only=True")
     wanted = find(name, **shape)
+    if features_only:
+        wanted = replace(wanted, features=FeatureLayout(**layout))
     if pretrained:
         if weights is not None:
             raise UserError(f"create_model got both weights (={quoted(weights)}) and pretrained; give one of them")
@@ -250,8 +263,10 @@ def create_model(
     if not deploy:
         check_form(weights, form, TRAIN)
     net = repvgg.build(wanted, num_classes, in_channels, form, norm=norm)
-    fresh = _fresh_heads(net, found)
-    if fresh:
+    if features_only:
+        known = parameter_shapes(wanted, form, in_channels=in_channels)
+        arrays = {name: array for name, array in arrays.items() if name in known}
+    elif fresh := _fresh_heads(net, found):
         text = "%s is for %d classes, the network for %d: fresh weights for %s"
         log.warning(text, weights, found.num_classes, num_classes, ", ".join(f"{prefix}*" for prefix in fresh))
         arrays |= {name: array for name, array in network_arrays(net).items() if name.startswith(fresh)}
@@ -262,9 +277,10 @@ def create_model(
 def _check_arguments(shape):
     """Raise UserError for what `create_model` does not take, whatever the network's name is."""
     sizes = dict.fromkeys(key for keys in SHAPE_KEYS.values() for key in keys)
-    unknown = sorted(set(shape) - set(sizes))
+    unknown = sorted(set(shape) - {*sizes, *FEATURE_KEYS})
     if unknown:
-        taken = ("num_classes", "in_channels", "deploy", "weights", "norm", "grouped", "pretrained", *sizes)
+        own = ("num_classes", "in_channels", "deploy", "weights", "norm", "grouped", "pretrained", "features_only")
+        taken = (*own, *FEATURE_KEYS, *sizes)
         near = nearest(unknown[0], taken)
         hint = f"did you mean {near}?" if near else f"it takes {', '.join(taken)}"
         raise UserError(f"create_model does not know {printable(unknown[0])}; {hint}")

@@ -79,14 +79,5 @@ def _entry(name, model):
 
 
 def _network(fill, **arguments):
-    """A network with what MindCV asks of one for its `features_only`.
-
-    MindCV makes such a network of a classifier's cells, and keeps the parameters' names.
-    """
-    net = create_model(pretrained=fill, **arguments)
-    names = ["stage0", *(stage.name for stage in net.variant.stages if stage.name != "stage3_first")]
-    net.feature_info = [
-        {"chs": width, "reduction": 2**number, "name": name}
-        for number, (name, width) in enumerate(zip(names, net.variant.widths, strict=True), 1)
-    ]
-    return net
+    """A network; MindCV makes another of its cells for `features_only`, by its `feature_info`, with the same names."""
+    return create_model(pretrained=fill, **arguments)

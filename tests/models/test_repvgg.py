@@ -351,3 +351,40 @@ def test_another_decay_rule_gives_other_weights(pynative_mode, rule):
     identity = {name for name in vectors if name.endswith("rbr_identity.gamma")}
     for name in vectors - identity if rule == "all" else identity:
         assert relative_difference(weights(net)[name], state[torch_reference.torch_name(name)]) > 1e-4, name
+
+
+@compat
+@pytest.mark.parametrize("kind", ["repvgg_nano", "plus"])
+def test_another_classifier(pynative_mode, kind):
+    net, x = randomise_bn(build(kind)), Tensor(images())
+    net.metadata = {"class_names": ["name"] * CLASSES, "dataset": "mine"}
+    holder = ms.nn.SequentialCell(net)  # in a cell of one's own the names have a prefix
+    before = weights(net)
+    features = net.set_train(False).forward_features(x)
+    pooled = net.forward_head(features, pre_logits=True)
+    np.testing.assert_allclose(array(pooled), array(features).mean((2, 3)), rtol=1e-5, atol=1e-6)
+    assert pooled.shape == (2, net.num_features)
+    net.reset_classifier(3)
+    after = weights(net)
+    assert list(after) == list(before)
+    changed = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert changed == [name for name in before if "linear." in name]
+    assert [cell(x).shape for cell in (net, holder)] == [(2, 3)] * 2
+    assert not net.linear.training
+    assert net.set_train().linear.training
+    np.testing.assert_allclose(array(net.linear(pooled)), array(net.set_train(False)(x)), rtol=1e-4, atol=1e-5)
+    assert net.metadata == {"dataset": "mine"}
+    assert mindrepvgg.to_deploy(net)(x).shape == (2, 3)
+
+
+def test_a_compiled_network_answers_with_its_new_classifier(graph_mode):
+    net, x = build("repvgg_nano").set_train(False), Tensor(images())
+    assert net(x).shape == (2, CLASSES)
+    net.reset_classifier(3)
+    assert net(x).shape == (2, 3)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, "3", True, None])
+def test_a_number_of_classes_that_cannot_be(count):
+    with pytest.raises(UserError, match="num_classes"):
+        build("repvgg_nano").reset_classifier(count)

@@ -1,0 +1,180 @@
+"""Features networks: their maps against an independent PyTorch RepVGG, and everything around them."""
+
+import logging
+
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+from support import BOTH_FORMS, OTHER_SMALL, SMALL, images, randomise_bn, relative_difference, weights
+from support.torch_features import maps, reference_of
+
+import mindrepvgg
+from mindrepvgg import create_model
+from mindrepvgg.errors import CheckpointError, UserError
+from mindrepvgg.models.feature_layout import FeatureLayout
+from mindrepvgg.weights.description import Description
+
+compat, slow = pytest.mark.compat, pytest.mark.slow
+
+LEVELS = (0, 1, 2, 3, 4)
+
+
+def classifier_of(kind, deploy=False, classes=5):
+    """A network that classifies, with a random history: one of SMALL or OTHER_SMALL, or by its name."""
+    name, shape = ("repvgg", SMALL[kind]) if kind in SMALL else (kind, OTHER_SMALL.get(kind, {}))
+    return randomise_bn(create_model(name, classes, deploy=deploy, **shape)).set_train(False)
+
+
+def features_of(classifier, tmp_path, **options):
+    """A features network with a classifier's weights."""
+    mindrepvgg.save_checkpoint(classifier, tmp_path / "classifier.safetensors")
+    name, shape = classifier.variant.name, classifier.variant.model_args
+    options = {"deploy": classifier.deploy, **options, **shape}
+    net = create_model(name, features_only=True, weights=tmp_path / "classifier.safetensors", **options)
+    return net.set_train(False)
+
+
+def check_maps(actual, expected, rtol=1e-5):
+    assert isinstance(actual, tuple)
+    for level, (one, truth) in enumerate(zip(actual, expected, strict=True)):
+        assert relative_difference(one, truth) < rtol, level
+        # A map that does not move with the image would agree whatever the network computes.
+        assert relative_difference(one[:1], one[1:2]) > 0.02
+
+
+@compat
+@BOTH_FORMS
+@pytest.mark.parametrize("kind", ["g4", "d2se", "plus"])
+def test_every_map_equals_pytorchs(pynative_mode, tmp_path, kind, deploy):
+    classifier = classifier_of(kind, deploy)
+    net, x = features_of(classifier, tmp_path), images(2, 3, 65, 47)
+    expected = maps(reference_of(classifier), x)
+    check_maps(net(Tensor(x)), expected)
+    if not deploy:
+        check_maps(mindrepvgg.to_deploy(net)(Tensor(x)), expected)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_each_map_alone(pynative_mode, tmp_path, level):
+    classifier, x = classifier_of("g4"), images()
+    net = features_of(classifier, tmp_path, out_indices=(level,))
+    check_maps(net(Tensor(x)), maps(reference_of(classifier), x)[level : level + 1])
+
+
+@compat
+@pytest.mark.parametrize("kind", ["qarepvgg", "mobileone"])
+def test_the_other_blocks_networks_give_the_maps_that_their_classifiers_make(pynative_mode, tmp_path, kind):
+    classifier, x = classifier_of(kind), Tensor(images())
+    net = features_of(classifier, tmp_path)
+    expected = []
+    y = x
+    for level in LEVELS:
+        y = getattr(classifier, f"stage{level}")(y)
+        expected.append(y.asnumpy())
+    check_maps(net(x), expected)
+    check_maps(mindrepvgg.to_deploy(net)(x), expected)
+
+
+def test_one_map_of_a_network_in_graph_mode(graph_mode, tmp_path):
+    classifier, x = classifier_of("plus"), images(2, 3, 33, 33)
+    net = features_of(classifier, tmp_path, out_indices=(3,))
+    check_maps(net(Tensor(x)), maps(reference_of(classifier), x)[3:4])
+
+
+@pytest.mark.parametrize("kind", ["repvgg_nano", "plus"])
+def test_names_are_the_classifiers_and_nothing_follows_the_last_map(kind, tmp_path, caplog):
+    classifier = classifier_of(kind)
+    caplog.set_level(logging.WARNING)
+    whole, cut = features_of(classifier, tmp_path), features_of(classifier, tmp_path, out_indices=[0, 2])
+    assert not caplog.records  # a head that is left out is no news
+    everything = weights(classifier)
+    assert list(weights(whole)) == [name for name in everything if not name.startswith("linear") and "_aux" not in name]
+    assert list(weights(cut)) == [name for name in weights(whole) if name.startswith(("stage0", "stage1", "stage2"))]
+    for name, value in weights(whole).items():
+        np.testing.assert_array_equal(value, everything[name])
+
+
+def test_what_a_network_tells_of_its_maps():
+    net = create_model("repvgg_a0", features_only=True, out_indices=(1, 4), deploy=True)
+    # MindCV finds chs, reduction and name; timm num_chs, reduction and module, and the methods.
+    told = {"name": "stage4", "channels": 1280, "reduction": 32, "chs": 1280, "num_chs": 1280, "module": "stage4"}
+    assert net.feature_info[1] == told
+    assert net.feature_info.channels() == net.out_channels == [48, 1280]
+    assert net.feature_info.reduction() == [4, 32]
+    assert net.num_classes == 0
+    assert create_model("repvgg_nano").feature_info.reduction() == [2, 4, 8, 16, 32]
+    names = [info["name"] for info in create_model("repvgg", **SMALL["plus"]).feature_info]
+    assert names == ["stage0", "stage1", "stage2", "stage3_second", "stage4"]
+
+
+@BOTH_FORMS
+@pytest.mark.parametrize("kind", ["d2se", "plus"])
+def test_a_checkpoint_rebuilds_the_features_network(pynative_mode, tmp_path, kind, deploy):
+    net, x = features_of(classifier_of(kind, deploy), tmp_path, out_indices=(1, 3)), Tensor(images())
+    mindrepvgg.save_checkpoint(net, tmp_path / "features.ckpt", dataset="mine")
+    expected = [one.asnumpy() for one in net(x)]
+    for again in (
+        mindrepvgg.load_checkpoint(tmp_path / "features.ckpt"),
+        mindrepvgg.load_weights(tmp_path / "features.ckpt"),
+        mindrepvgg.load_checkpoint(tmp_path / "features.ckpt", net),
+    ):
+        assert again.variant == net.variant
+        assert again.metadata["features"] == net.variant.features.to_dict()
+        assert "num_classes" not in again.metadata
+        assert again.metadata["dataset"] == "mine"
+        check_maps(again(x), expected, 1e-6)
+    other = create_model(net.variant.name, features_only=True, deploy=deploy, **net.variant.model_args)
+    with pytest.raises(CheckpointError, match=r"holds features .*1, 3"):
+        mindrepvgg.load_checkpoint(tmp_path / "features.ckpt", other)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"out_indices": [2, 1]}, r"out_indices \(=\[2, 1\]\) must be rising"),
+        ({"out_indices": 3}, r"out_indices \(=3\)"),
+        ({"unheard": 3}, "describes a network that cannot be built"),
+        ([], r"features \(=\[\]\) must be a mapping"),
+    ],
+)
+def test_a_description_that_cannot_be(features, message):
+    told = {"model": "repvgg_a0", "in_channels": 3, "form": "train", "features": features}
+    with pytest.raises(CheckpointError, match=message):
+        Description.read(told, "the file")
+
+
+@pytest.mark.parametrize("indices", [(), (4, 0), (1, 1), (5,), (-1,), (True,), 3, "01", (1.0,)])
+def test_indices_that_cannot_be(indices):
+    with pytest.raises(UserError, match="out_indices"):
+        FeatureLayout(out_indices=indices)
+
+
+def test_arguments_of_features_networks_alone():
+    with pytest.raises(UserError, match="out_indices needs features_only=True"):
+        create_model("repvgg_nano", out_indices=(1, 2))
+    with pytest.raises(UserError, match="did you mean out_indices"):
+        create_model("repvgg_nano", features_only=True, out_indexes=(1, 2))
+
+
+@compat
+def test_in_a_cell_of_ones_own(pynative_mode, tmp_path):
+    class Pooled(nn.Cell):
+        """Counts on two maps."""
+
+        def __init__(self):
+            super().__init__()
+            self.backbone = create_model("repvgg", features_only=True, out_indices=(1, 3), **SMALL["d2se"])
+            self.heads = nn.CellList([nn.Dense(channels, 2) for channels in self.backbone.out_channels])
+
+        def construct(self, x):
+            first, second = self.backbone(x)
+            return self.heads[0](first.mean((2, 3))) + self.heads[1](second.mean((2, 3)))
+
+    net, x = randomise_bn(Pooled()).set_train(False), Tensor(images())
+    assert "backbone.stage0.rbr_dense.conv.weight" in weights(net)
+    fused = mindrepvgg.to_deploy(net)
+    assert mindrepvgg.verify_equivalence(net, fused, x).passed
+    mindrepvgg.save_checkpoint(fused, tmp_path / "own.ckpt")
+    again = mindrepvgg.to_deploy(Pooled())
+    mindrepvgg.load_checkpoint(tmp_path / "own.ckpt", again)
+    assert relative_difference(again(x), fused(x)) < 1e-6
