@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from mindrepvgg.models.shapes import check_fit
+from mindrepvgg.reparam.layers import fill_parameter
 
 
 def network_arrays(net) -> dict[str, np.ndarray]:
@@ -42,4 +43,4 @@ def load_arrays(parameters: Iterable[Parameter], arrays: Mapping[str, np.ndarray
         array = arrays[name]
         shared = not copy and array.flags.writeable and array.flags.c_contiguous and array.dtype == np.float32
         tensor = Tensor.from_numpy(array) if shared else Tensor(array)
-        parameter.set_data(tensor if tensor.dtype == parameter.dtype else tensor.astype(parameter.dtype))
+        fill_parameter(parameter, tensor if tensor.dtype == parameter.dtype else tensor.astype(parameter.dtype))

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 from mindspore import nn
 
+# What a block can be hidden in.
+_MAY_HIDE = (nn.Cell, list, tuple, set, dict)
+
 
 def is_block(cell) -> bool:
     """Whether a cell is a block that can be fused.
@@ -35,7 +38,8 @@ def hidden_blocks(net: nn.Cell) -> list[str]:
     found = []
     for path, cell in net.cells_and_names():
         for attribute, value in vars(cell).items():
-            if attribute == "cell_list" and is_sequential(cell):
+            # Asked first: most of a cell's attributes are neither, and a large network has many of them.
+            if not isinstance(value, _MAY_HIDE) or (attribute == "cell_list" and is_sequential(cell)):
                 continue
             for place, hidden in _cells_within(value, f"{path}.{attribute}".lstrip("."), seen):
                 inner = hidden.cells_and_names(name_prefix=place)

@@ -16,6 +16,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import HeUniform, Uniform, initializer
+from mindspore.nn.utils import no_init_parameters
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.reparam.leaves import BN_LEAVES
@@ -107,7 +108,7 @@ def fill_conv(
     Args:
         conv: has a bias; its parameters need no values.
         trained: one of the convolutions it stands for; it computes in its precision.
-        kernel, bias: (out, in // groups, kh, kw) and (out,).
+        kernel, bias: (out, in // groups, kh, kw) and (out,); arrays that own their data become the parameters' memory.
         parameters: of the cells it stands for. The weight is trainable where a kernel or a gamma is, and the bias where
             a beta or a bias is.
         prefix: what the names of its parameters begin with.
@@ -121,9 +122,24 @@ def fill_conv(
     leaves = {parameter.name.rpartition(".")[2] for parameter in parameters if parameter.requires_grad}
     shifts = {"beta", "bias"}
     for leaf, value, trainable in (("weight", kernel, leaves - shifts), ("bias", bias, leaves & shifts)):
-        tensor = Tensor.from_numpy(value)
-        setattr(conv, leaf, Parameter(tensor, name=f"{prefix}{leaf}", requires_grad=bool(trainable)))
+        tensor = Tensor.from_numpy(np.require(value, requirements=("C", "W", "O")))
+        with no_init_parameters():
+            empty = initializer("zeros", tensor.shape, tensor.dtype)
+            parameter = Parameter(empty, name=f"{prefix}{leaf}", requires_grad=bool(trainable))
+        setattr(conv, leaf, fill_parameter(parameter, tensor))
     return conv
+
+
+def fill_parameter(parameter: Parameter, tensor: Tensor) -> Parameter:
+    """Give a parameter, which may have been without values, those of a tensor; its memory becomes the parameter's.
+
+    Returns:
+        `parameter`.
+    """
+    parameter.set_data(tensor)
+    # What it was to be initialised with: MindSpore's clone, copy and pickle would make their parameters of that.
+    parameter.init_mode = None
+    return parameter
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """What a block keeps when it is fused, and what is found, or said, of cells that cannot be."""
 
 import logging
+import pickle
 
 import mindspore as ms
 import numpy as np
@@ -123,6 +124,24 @@ def test_the_fused_kernel_is_rounded_once_at_the_end():
     for rounded, exact in zip(block.fused_kernel_bias(np.float32), block.fused_kernel_bias(), strict=True):
         assert (rounded.dtype, exact.dtype) == (np.float32, np.float64)
         np.testing.assert_array_equal(rounded, exact.astype(np.float32))
+
+
+def test_arrays_that_others_have_become_no_parameters():
+    class Seen(RepVGGBlock):
+        def fused_kernel_bias(self, dtype=np.float64):
+            return self.rbr_dense.conv.weight.asnumpy(), self.rbr_dense.bn.beta.asnumpy()
+
+    block = ready(Seen(8, 8))
+    conv, given = block.equivalent_conv(), block.fused_kernel_bias()
+    for parameter, part in zip((conv.weight, conv.bias), given, strict=True):
+        np.testing.assert_array_equal(parameter.asnumpy(), part)
+        assert not np.shares_memory(parameter.asnumpy(), part)
+
+
+def test_mindspores_own_copies_of_a_fused_parameter_have_its_values():
+    for parameter in ready(RepVGGBlock(8, 8)).equivalent_conv().get_parameters():
+        for copied in (parameter.clone(), pickle.loads(pickle.dumps(parameter))):
+            np.testing.assert_array_equal(copied.asnumpy(), parameter.asnumpy())
 
 
 def test_flags_and_the_training_mode_stay():

@@ -70,6 +70,12 @@ def test_small_networks(tmp_path, dialect, kind, deploy):
     check_every_container(tmp_path, dialect, kind, deploy)
 
 
+def test_mindspores_own_copies_of_a_loaded_parameter_have_its_values(tmp_path):
+    net = load_weights(write(tmp_path / "w.pth", theirs("official", "g4", False), "zip"))
+    for parameter in net.get_parameters():
+        np.testing.assert_array_equal(parameter.clone().asnumpy(), parameter.asnumpy())
+
+
 CASES = [(name, deploy, d) for name in FAMILY for deploy in (False, True) for d in NAMES if knows(d, variant_of(name))]
 
 
