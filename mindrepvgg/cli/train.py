@@ -69,7 +69,8 @@ def _show(recipe, arguments):
 
         # Without data, the network of ImageNet's classes: only the head's shape differs.
         net = build_network(recipe if recipe.num_classes else recipe.replace(num_classes=1000), Ranks())
-        print(format_parameter_groups(parameter_groups(net, recipe.weight_decay, recipe.decay_rule)))
+        rows = parameter_groups(net, recipe.weight_decay, recipe.decay_rule, recipe.layer_decay)
+        print(format_parameter_groups(rows))
     return 0
 
 

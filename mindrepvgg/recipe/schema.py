@@ -107,6 +107,7 @@ class Recipe:
     eps: float = key(1e-8, "term in adamw's denominator", above=0)
     weight_decay: float = key(1e-4, "weight decay", least=0)
     weight_decay_filter: str = key("paper", "parameters that decay", choices.WEIGHT_DECAY_FILTERS)
+    layer_decay: float = key(1.0, "factor of lr from a block to the one before it; head: 1", above=0, most=1)
     custom_l2: bool = key(False, "decay each block's equivalent kernel, in the loss, not its branches' kernels")
     loss: str = key("CE", "loss of each head", choices.LOSSES)
     label_smoothing: float = key(0.0, "share of the target spread evenly over all classes", least=0, below=1)

@@ -117,6 +117,7 @@ def build_step(recipe, net, learning_rates, ranks) -> TrainStep:
         eps=recipe.eps,
         weight_decay=recipe.weight_decay,
         weight_decay_filter=recipe.decay_rule,
+        layer_decay=recipe.layer_decay,
     )
     return TrainStep(
         NetworkWithLoss(

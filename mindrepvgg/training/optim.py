@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from mindrepvgg.text import table
 from mindrepvgg.training.custom_l2 import is_block_kernel
+from mindrepvgg.training.layer_decay import RateTable, ScaledRate, rate_factors
 
 _NORM = ("gamma", "beta")
 _STATISTICS = ("moving_mean", "moving_variance")
@@ -44,22 +45,31 @@ def _decays(name, rule):
 
 
 class ParameterRow(NamedTuple):
-    """One parameter of a network, with the weight decay it is trained with; None: it is frozen."""
+    """One parameter of a network, with the weight decay it is trained with; None: it is frozen.
+
+    rate_factor: what the learning rate is multiplied by, see `rate_factors`.
+    """
 
     name: str
     shape: tuple[int, ...]
     size: int
     weight_decay: float | None
+    rate_factor: float = 1.0
 
 
-def parameter_groups(net, weight_decay: float, rule: str) -> list[ParameterRow]:
-    """A row for each parameter in the network's order, BN's moving statistics left out; rule: see `decay_groups`."""
+def parameter_groups(net, weight_decay: float, rule: str, layer_decay: float = 1.0) -> list[ParameterRow]:
+    """A row for each parameter in the network's order, BN's moving statistics left out.
+
+    rule: see `decay_groups`. layer_decay: see `rate_factors`.
+    """
+    factors = rate_factors(net, layer_decay)
     return [
         ParameterRow(
             parameter.name,
             tuple(parameter.shape),
             math.prod(parameter.shape),
             weight_decay * _decays(parameter.name, rule) if parameter.requires_grad else None,
+            factors.get(parameter.name, 1.0),
         )
         for parameter in net.get_parameters()
         if parameter.name.rpartition(".")[2] not in _STATISTICS
@@ -67,13 +77,19 @@ def parameter_groups(net, weight_decay: float, rule: str) -> list[ParameterRow]:
 
 
 def format_parameter_groups(rows: Iterable[ParameterRow]) -> str:
-    """The rows as a table of name, shape and weight decay; the last line counts what each weight decay falls on."""
+    """The rows as a table of name, shape and weight decay; the last line counts what each weight decay falls on.
+
+    Where learning rates differ, their factors have a column.
+    """
+    rows = list(rows)
     parameters, elements = Counter(), Counter()
-    cells = [("parameter", "shape", "weight decay")]
+    headings, scaled = ("parameter", "shape", "weight decay"), any(row.rate_factor != 1 for row in rows)
+    cells = [(*headings, "lr factor") if scaled else headings]
     for row in rows:
         parameters[row.weight_decay] += 1
         elements[row.weight_decay] += row.size
-        cells.append((row.name, "x".join(map(str, row.shape)), _decay_in_words(row.weight_decay)))
+        factor = (f"{row.rate_factor:.4g}",) if scaled else ()
+        cells.append((row.name, "x".join(map(str, row.shape)), _decay_in_words(row.weight_decay), *factor))
     totals = [
         f"{_decay_in_words(decay)}: {parameters[decay]} ({elements[decay]:,})"
         for decay in sorted(parameters, key=lambda decay: -1 if decay is None else decay, reverse=True)
@@ -96,6 +112,7 @@ def build_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     weight_decay_filter: str = "all",
+    layer_decay: float = 1.0,
 ) -> nn.Optimizer:
     """The optimizer over the network's trainable parameters, in their order.
 
@@ -112,9 +129,13 @@ def build_optimizer(
         betas, eps: of adamw.
         weight_decay: of the parameters that decay.
         weight_decay_filter: which these are, see `decay_groups`.
+        layer_decay: below 1, learning rates fall from the head to the stem, see `rate_factors`.
 
     Returns:
         The optimizer. Its own parameters, moments and counts, have names of their own and hold all of its state.
+
+    Raises:
+        RecipeError: `layer_decay` is for the networks of this package.
     """
     decayed, free = decay_groups(net, weight_decay_filter)
     # Always in explicit groups: without them MindSpore leaves out every gamma and beta on its own account.
@@ -123,14 +144,29 @@ def build_optimizer(
         for parameters, decay in ((decayed, weight_decay), (free, 0.0))
         if parameters
     ]
-    groups.append({"order_params": net.trainable_params()})
     rates = learning_rates.tolist()
+    if layer_decay != 1:
+        rates = RateTable(learning_rates)
+        groups = _by_rate(groups, rates, rate_factors(net, layer_decay))
+    groups.append({"order_params": net.trainable_params()})
     if opt == "adamw":
         return AdamW(groups, rates, betas, eps)
     if use_nesterov and momentum:
         # Not nn.Momentum(use_nesterov=True), which on a CPU takes the plain step all the same (2.8 to 2.10).
         return nn.SGD(groups, rates, momentum, nesterov=True)
     return nn.Momentum(groups, rates, momentum)
+
+
+def _by_rate(groups, table, factors) -> list[dict]:
+    """The same groups parted by learning rate."""
+    schedules = {factor: ScaledRate(table, factor) for factor in set(factors.values())}
+    parted = []
+    for group in groups:
+        of_factor = defaultdict(list)
+        for parameter in group["params"]:
+            of_factor[factors[parameter.name]].append(parameter)
+        parted += [{**group, "params": some, "lr": schedules[factor]} for factor, some in of_factor.items()]
+    return parted
 
 
 class AdamW(nn.Optimizer):
@@ -168,9 +204,13 @@ class AdamW(nn.Optimizer):
         ops.assign(self.weight2, weight2)
         # The kernel's step with m and v as they are: the corrections go into its rate, eps and decay.
         root = ops.sqrt(weight2)
-        update = ops.partial(self._update, lr * root / weight1, self.eps * root, weight1 / root)
+        correction, eps, decay_factor = root / weight1, self.eps * root, weight1 / root
+        if self.is_group_lr:
+            update = ops.partial(self._update, correction, eps, decay_factor)
+            return self.hyper_map(update, lr, self.parameters, self.moments1, self.moments2, gradients, self.decays)
+        update = ops.partial(self._update, correction, eps, decay_factor, lr)
         return self.hyper_map(update, self.parameters, self.moments1, self.moments2, gradients, self.decays)
 
-    def _update(self, lr, eps, decay_factor, w, m, v, gradient, decay):
-        self.fused(w, m, v, lr, self.beta1, self.beta2, eps, decay * decay_factor, gradient)
+    def _update(self, correction, eps, decay_factor, lr, w, m, v, gradient, decay):
+        self.fused(w, m, v, lr * correction, self.beta1, self.beta2, eps, decay * decay_factor, gradient)
         return True

@@ -325,7 +325,7 @@ def test_values_are_put_into_our_keys(load, given, expected):
         ({"re_max_attempts": 3}, "re_max_attempts (=3 in x.yaml) would try another number of places to erase"),
         ({"drop_rate": 0.2}, "drop_rate (=0.2 in x.yaml) would drop features at random; RepVGG has no dropout"),
         ({"drop_path_rate": 0.2}, "drop_path_rate (=0.2 in x.yaml) would drop blocks at random; RepVGG cannot"),
-        ({"layer_decay": 0.75}, "layer_decay (=0.75 in x.yaml) would give each layer a learning rate of its own"),
+        ({"layer_decay": 0.75}, "layer_decay (=0.75 in x.yaml) counts layers as MindCV does; here it counts blocks"),
         ({"reduction": "sum"}, "reduction (='sum' in x.yaml) would not average the loss over a batch"),
         ({"val_amp_level": "O2"}, "val_amp_level (='O2' in x.yaml) would have validation compute in half precision"),
         ({"amp_cast_list": "[nn.Conv2d]"}, "amp_cast_list (='[nn.Conv2d]' in x.yaml) would choose the cells"),
