@@ -125,6 +125,18 @@ def mode(request):
 
 
 @pytest.fixture
+def rewriting(tmp_path, monkeypatch):
+    """For MindSpore's mixed precision O1: it writes a folder of code, and imports modules again under other names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    known = set(sys.modules)
+    yield
+    for name in set(sys.modules) - known:
+        if "." not in name:
+            del sys.modules[name]
+
+
+@pytest.fixture
 def call(capfd):
     """A function (verb, *arguments) that runs `mindrepvgg VERB ...` in this process: (exit status, stdout, stderr).
 

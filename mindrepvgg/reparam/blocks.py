@@ -96,27 +96,6 @@ class RepVGGBlock(FoldableBlock):
         size = ops.maximum(t3 * t3 + t1 * t1, 1e-12)
         return (around * around).sum(), (equivalent * equivalent / size).sum()
 
-    # These two compute what the base's do. They are spelled out for MindSpore's automatic mixed precision O1, which
-    # rewrites what stands in a cell's own class alone, and there the cells that are called by their names.
-    def construct(self, x):
-        """See `FoldableBlock.construct`."""
-        y = self.convolve(x)
-        if self.se_place == "pre":
-            y = self.se(y)
-        y = self.activation(y)
-        if self.se_place == "post":
-            y = self.post_se(y)
-        return y
-
-    def convolve(self, x):
-        """See `FoldableBlock.convolve`."""
-        if self.deploy:
-            return self.rbr_reparam(x)
-        y = self.rbr_dense(x) + self.rbr_1x1(x)
-        if len(self.chains) == 3:
-            y = y + self.rbr_identity(x)
-        return y
-
 
 class QARepVGGBlock(FoldableBlock):
     """RepVGG's block whose activations and kernels can be quantised: BN(BN(conv kxk) + conv 1x1 + x), then SE and ReLU.

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from mindspore import nn
-
+from mindrepvgg.reparam.container import Container
 from mindrepvgg.reparam.foldable import FoldableBlock
 from mindrepvgg.reparam.layers import conv2d
 from mindrepvgg.reparam.parts import Average, BorderBN, ConvBN, PointThenConv
@@ -73,7 +72,7 @@ class DiverseBranchBlock(FoldableBlock):
             before["bn"] = BorderBN(self.out_channels, self.padding, norm)
         padding = self.padding if self.depthwise else 0
         average = Average(self.out_channels, size, stride, padding, dilation, groups)
-        self.dbb_avg = nn.SequentialCell(OrderedDict(**before, avg=average, avgbn=norm(self.out_channels)))
+        self.dbb_avg = Container(OrderedDict(**before, avg=average, avgbn=norm(self.out_channels)))
         width = self.internal_channels or self.in_channels * (2 if self.depthwise else 1)
         place = size, stride, self.padding, dilation, groups
         self.dbb_1x1_kxk = PointThenConv(*channels, *place, width, norm)

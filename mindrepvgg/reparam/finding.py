@@ -13,8 +13,8 @@ _MAY_HIDE = (nn.Cell, list, tuple, set, dict)
 def is_block(cell) -> bool:
     """Whether a cell is a block that can be fused.
 
-    By its methods: MindSpore's automatic mixed precision O1 imports a block's module anew, under another name. It
-    writes a block's methods anew, with the imports of the block's module but without its functions: so no method of a
+    By its methods: a block that is the whole network gets another class from MindSpore's automatic mixed precision O1.
+    Its methods are written anew, with the imports of the block's module but without its functions: so no method of a
     block calls a function of its own module.
     """
     return isinstance(cell, nn.Cell) and hasattr(cell, "equivalent_conv")

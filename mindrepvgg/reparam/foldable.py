@@ -11,6 +11,7 @@ from mindspore.nn.utils import no_init_parameters
 from mindrepvgg.errors import FusionError
 from mindrepvgg.reparam import algebra
 from mindrepvgg.reparam.algebra import LinearMap
+from mindrepvgg.reparam.container import Container
 from mindrepvgg.reparam.copying import copy_fused, forget_graphs, fused_block
 from mindrepvgg.reparam.finding import is_block
 from mindrepvgg.reparam.layers import NATIVE, batch_norm, conv2d, fill_conv, grouped_of, pair, sides
@@ -34,7 +35,7 @@ from mindrepvgg.text import quoted
 _CHANNELS_AT_ONCE = 64
 
 
-class FoldableBlock(nn.Cell):
+class FoldableBlock(Container):
     """A block of branches that equal one convolution in inference: branches -- + -- [BN] -- [SE] -- activation.
 
     (N, in_channels, H, W) -> (N, out_channels, H', W'). A subclass makes its branches and says what they are, see
@@ -303,6 +304,7 @@ class FoldableBlock(nn.Cell):
         # Not setattr: it would put the attribute's name, and nothing of what is around the block, before the names.
         self.insert_child_to_cell(self.FUSED, conv)
         self._cells.move_to_end(self.FUSED, last=False)
+        self.cell_list = []  # where automatic mixed precision O1 and O2 leave the branches
         self.deploy = True
 
     def switch_to_deploy(self):

@@ -7,6 +7,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindrepvgg.reparam import algebra
+from mindrepvgg.reparam.container import Container
 from mindrepvgg.reparam.layers import batch_norm, conv2d
 from mindrepvgg.reparam.maps import average, differentiable, fold_norm, identity, map_of, padding_of, sequence_map
 
@@ -35,34 +36,25 @@ class ConvBN(nn.Cell):
         return sequence_map((self.conv, self.bn), read)
 
 
-class Sum(nn.Cell):
-    """The sum of cells over one input; the cells are called `0`, `1`, ...
-
-    Not a CellList: a slice of one gives its parameters other names, and in graph mode its `construct` is not seen.
-    """
-
-    def __init__(self, cells):
-        super().__init__()
-        self.names = tuple(str(i) for i in range(len(cells)))
-        for name, cell in zip(self.names, cells, strict=True):
-            setattr(self, name, cell)
+class Sum(Container):
+    """The sum of cells over one input; the cells are called `0`, `1`, ..."""
 
     def construct(self, x):
         """(N, in, H, W) -> (N, out, H', W')."""
-        total = getattr(self, self.names[0])(x)
-        for name in self.names[1:]:
-            total = total + getattr(self, name)(x)
+        total = self.cell_list[0](x)
+        for cell in self.cell_list[1:]:
+            total = total + cell(x)
         return total
 
     def linear_map(self, read):
         """The sum of the cells' maps, see `maps.map_of`."""
-        total = map_of(getattr(self, self.names[0]), read)
-        for name in self.names[1:]:
-            total = algebra.add(total, map_of(getattr(self, name), read))
+        total = map_of(self.cell_list[0], read)
+        for cell in self.cell_list[1:]:
+            total = algebra.add(total, map_of(cell, read))
         return total
 
 
-class BorderBN(nn.Cell):
+class BorderBN(Container):
     """A BN, and around its output a border of what it makes of zeros in inference, instead of zeros.
 
     (N, C, H, W) -> (N, C, top + H + bottom, left + W + right). With it a convolution, this BN and another convolution
@@ -103,7 +95,7 @@ class BorderBN(nn.Cell):
         return algebra.fill_border(fold_norm(linear_map, self.bn, read), *self.padding)
 
 
-class PointThenConv(nn.Cell):
+class PointThenConv(Container):
     """A 1x1 convolution, a BN that fills the border, a convolution, a BN: (N, C_in, H, W) -> (N, C_out, H', W').
 
     Where the 1x1 keeps the number of channels, the input is added to what it gives, and its weights are zeros at first:

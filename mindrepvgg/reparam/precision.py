@@ -13,11 +13,13 @@ from mindspore import nn
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.reparam.layers import NORMS
+from mindrepvgg.reparam.parts import Average
 
 DTYPES = {"float16": ms.float16, "bfloat16": ms.bfloat16}
 
-# Everything between two BNs. A convolution takes what the ReLU before it gives, and gives what the BN after it takes.
-_HALF_CELLS = (nn.Conv2d, nn.Dense, nn.ReLU, nn.Sigmoid)
+# Everything between two BNs. A convolution takes what the activation before it gives, and gives what the BN after it
+# takes.
+_HALF_CELLS = (nn.Conv2d, Average, nn.Dense, nn.ReLU, nn.SiLU, nn.Sigmoid)
 
 
 def set_precision(net, level="O0", dtype="float16"):

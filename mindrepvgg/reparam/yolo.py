@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from mindspore import nn
 
+from mindrepvgg.reparam.container import Container
 from mindrepvgg.reparam.foldable import FoldableBlock
 from mindrepvgg.reparam.layers import conv2d
 from mindrepvgg.reparam.parts import ConvBN
@@ -58,7 +59,7 @@ class RepConv(FoldableBlock):
     def _pair(self, size, padding, dilation, norm):
         """A convolution and its BN, which YOLOv7 calls 0 and 1."""
         conv = conv2d(self.in_channels, self.out_channels, size, self.stride, padding, dilation, self.groups)
-        return nn.SequentialCell(conv, norm(self.out_channels))
+        return Container(conv, norm(self.out_channels))
 
 
 class RepConvN(RepConv):
