@@ -328,10 +328,10 @@ def test_a_block_whose_cells_o1_rewrote_is_fused(pynative_mode, rewriting):
     block, x = randomise_bn(RepVGGBlock(8, 8)).set_train(False), Tensor(images(2, 8, 9, 7))
     expected = block.fused_kernel_bias()
     net = ms.amp.auto_mixed_precision(nn.SequentialCell(block), "O1", ms.float16)
-    assert type(net[0].rbr_dense).__module__ != ConvBN.__module__
+    assert type(net.cell_list[0].rbr_dense).__module__ != ConvBN.__module__
     half, deployed = net(x), to_deploy(net)
     assert 1e-5 < relative_difference(deployed(x), half) < 5e-3
-    for value, truth in zip(net[0].get_equivalent_kernel_bias(), expected, strict=True):
+    for value, truth in zip(net.cell_list[0].get_equivalent_kernel_bias(), expected, strict=True):
         assert relative_difference(value, truth) < 1e-6
 
 

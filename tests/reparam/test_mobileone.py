@@ -116,7 +116,7 @@ def leave_out_the_skip(block):
 
 
 def leave_out_one_branch(block):
-    block.rbr_conv.names = block.rbr_conv.names[:-1]
+    block.rbr_conv.cell_list = block.rbr_conv.cell_list[:-1]
 
 
 def move_the_scale(block):
