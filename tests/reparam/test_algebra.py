@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from mindspore import Tensor, nn
-from support import array, relative_difference
+from support import relative_difference
+from support.linear_maps import EPS, around, batch_norm, bn_vectors, convolved, error, pictures, random_map
+from support.wrong_folds import CLEARLY
 from torch.nn import functional
 
 from mindrepvgg.reparam import algebra
@@ -31,51 +33,7 @@ from mindrepvgg.reparam.algebra import (
 
 pytestmark = pytest.mark.compat
 
-torch.set_num_threads(1)  # two pools of threads on the same cores would wait for each other
-
 EXACT = 1e-12
-CLEARLY = 1e-2
-EPS = 1e-5
-
-
-def random_map(rng, out=8, inputs=8, size=(3, 3), groups=1, bias=True, **place):
-    kernel = rng.normal(size=(out, inputs // groups, *size))
-    return LinearMap(kernel, rng.normal(size=out) if bias else None, groups=groups, **place)
-
-
-def bn_vectors(rng, channels):
-    """A BN with a history: gamma (some negative), beta, mean, variance."""
-    gamma = rng.uniform(0.5, 1.5, channels) * rng.choice([1, -1], channels)
-    return gamma, rng.normal(size=channels), rng.normal(size=channels), rng.uniform(0.1, 3, channels)
-
-
-def pictures(rng, channels=8, size=(13, 16)):
-    return torch.tensor(rng.normal(size=(2, channels, *size)))
-
-
-def around(x, padding, value=0.0):
-    """X with its border: negative padding cuts, and `value` may be one for each channel."""
-    top, bottom, left, right = padding
-    value = torch.as_tensor(value, dtype=x.dtype).reshape(1, -1, 1, 1)
-    return functional.pad(x - value, (left, right, top, bottom)) + value
-
-
-def convolved(linear_map, x):
-    """What PyTorch computes of a map."""
-    found = LinearMap(*linear_map)
-    bias = None if found.bias is None else torch.tensor(array(found.bias))
-    kernel = torch.tensor(array(found.kernel))
-    return functional.conv2d(around(x, found.padding), kernel, bias, found.stride, 0, found.dilation, found.groups)
-
-
-def batch_norm(y, vectors, eps=EPS):
-    gamma, beta, mean, var = map(torch.tensor, vectors)
-    return functional.batch_norm(y, mean, var, gamma, beta, training=False, eps=eps)
-
-
-def error(linear_map, expected, x):
-    return relative_difference(convolved(linear_map, x), expected)
-
 
 SIZES = [(1, 1), (3, 3), (1, 5), (4, 2)]
 PLACES = [
@@ -106,8 +64,6 @@ def test_the_average_kernel_is_pytorchs_pooling(size, groups, stride):
     pooled = LinearMap(kernel, None, (stride, stride), (padding[0], padding[0], padding[1], padding[1]), groups=groups)
     expected = functional.avg_pool2d(x, size, stride, padding)
     assert error(pooled, expected, x) < EXACT
-    uncounted = functional.avg_pool2d(x, size, stride, padding, count_include_pad=False)
-    assert error(pooled, uncounted, x) > CLEARLY
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -144,9 +100,6 @@ def test_a_scaled_map_is_its_output_times_the_factor(place, bias):
     linear_map, factor, x = random_map(rng, groups=2, bias=bias, **place), rng.normal(size=8), pictures(rng)
     expected = convolved(linear_map, x) * torch.tensor(factor).reshape(1, 8, 1, 1)
     assert error(scale(linear_map, factor), expected, x) < EXACT
-    if bias:
-        kernel, _, *rest = scale(linear_map, factor)
-        assert error((kernel, linear_map.bias, *rest), expected, x) > CLEARLY
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -157,9 +110,6 @@ def test_an_enlarged_kernel_computes_the_same(grown, place):
     enlarged = enlarge(linear_map, *grown)
     assert enlarged[0].shape[2:] == (3 + grown[0] + grown[1], 2 + grown[2] + grown[3])
     assert error(enlarged, convolved(linear_map, x), x) < EXACT
-    kernel, bias, stride, padding, dilation, groups = enlarged
-    shifted = padding[0] + 1, padding[1] - 1, *padding[2:]
-    assert error((kernel, bias, stride, shifted, dilation, groups), convolved(linear_map, x), x) > CLEARLY
 
 
 @pytest.mark.parametrize(("dilation", "left"), [((2, 2), (1, 1)), ((1, 3), (1, 1)), ((4, 6), (2, 3)), ((2, 3), (2, 3))])
@@ -271,7 +221,6 @@ def test_concatenated_maps_are_outputs_side_by_side(place, bias):
     expected = torch.cat([convolved(one, x) for one in maps], 1)
     assert together[0].shape[0] == 12
     assert error(together, expected, x) < EXACT
-    assert error(concatenate(maps[1], maps[0], maps[2]), expected, x) > CLEARLY
 
 
 def test_a_filled_border_has_what_zeros_become():
@@ -280,7 +229,6 @@ def test_a_filled_border_has_what_zeros_become():
     filled = fill_border(point, 1, 0, 2, 3)
     expected = around(convolved(point, x), (1, 0, 2, 3), torch.tensor(point.bias))
     assert error(filled, expected, x) < EXACT
-    assert error(filled, around(convolved(point, x), (1, 0, 2, 3)), x) > CLEARLY
 
 
 def compose_filled(first, second):
@@ -301,10 +249,6 @@ def test_a_pointwise_map_and_then_another(size, groups, place):
     composed = LinearMap(*compose_filled(first, second))
     assert composed.kernel.shape == (16, 8 // groups, *size)
     assert error(composed, expected, x) < EXACT
-    if any(second.padding):  # zeros at the border are another network
-        assert error(composed, convolved(second, convolved(first, x)), x) > CLEARLY
-    swapped = first._replace(kernel=first.kernel[::-1].copy())
-    assert error(compose_filled(swapped, second), expected, x) > CLEARLY
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])

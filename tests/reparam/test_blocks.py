@@ -1,7 +1,6 @@
 """The blocks of RepVGG and QARepVGG against PyTorch; and the traps of changing a cell that others contain."""
 
 import functools
-import itertools
 
 import mindspore as ms
 import numpy as np
@@ -9,20 +8,9 @@ import pytest
 import torch
 from mindspore import Tensor, nn
 from support import array, context_mode, images, noise, randomise_bn, relative_difference, torch_reference, weights
-from support.folds import (
-    CLEARLY,
-    EXACT,
-    KernelPenalty,
-    check_fold,
-    check_gradient,
-    check_graph,
-    check_training,
-    fold_error,
-    noise_for,
-    with_history,
-    with_se,
-)
-from support.torch_branches import QARepVGG
+from support.block_pairs import both, noise_for
+from support.folds import KernelPenalty, check_fold, check_gradient, check_graph, check_training
+from support.wrong_folds import CLEARLY
 
 from mindrepvgg.reparam.blocks import QARepVGGBlock, RepVGGBlock
 from mindrepvgg.reparam.layers import batch_norm, conv2d
@@ -47,7 +35,7 @@ def block_and_reference(place, groups=1, se=None, dilation=1, deploy=False, norm
     return block.set_train(False), reference.eval()
 
 
-def both(block, reference, x):
+def outputs(block, reference, x):
     """The two outputs, as arrays."""
     with torch.no_grad():
         return array(block(Tensor(x))), array(reference(torch.tensor(x)))
@@ -55,7 +43,7 @@ def both(block, reference, x):
 
 def check_forward(place, groups, se, dilation, deploy):
     block, reference = block_and_reference(place, groups, se, dilation, deploy)
-    actual, expected = both(block, reference, images(2, place[0], 9, 7))
+    actual, expected = outputs(block, reference, images(2, place[0], 9, 7))
     assert actual.shape == (2, place[1], -(-9 // place[2]), -(-7 // place[2]))
     assert relative_difference(actual, expected) < 1e-4
 
@@ -79,7 +67,7 @@ def check_three_steps(place, groups, se, dilation):
     reference.train()
     for step in range(3):
         x = 2 * images(4, place[0], 9, 7, seed=step) + 1
-        assert relative_difference(*both(block, reference, x)) < 1e-4
+        assert relative_difference(*outputs(block, reference, x)) < 1e-4
     state = reference.state_dict()
     statistics = [p for p in block.get_parameters() if p.name.rpartition(".")[2].startswith("moving_")]
     assert len(statistics) == 6 if place == PLACES[0] else 4
@@ -104,7 +92,7 @@ def test_se_takes_the_mean_over_a_map_of_any_shape(mode):
     se, reference = SqueezeExcite(8, 2), torch_reference.SqueezeExcite(8, 2)
     torch_reference.copy_weights(se, reference)
     for shape in ((2, 8, 5, 5), (1, 8, 3, 11), (2, 8, 1, 1)):
-        assert relative_difference(*both(se, reference, images(*shape))) < 1e-5
+        assert relative_difference(*outputs(se, reference, images(*shape))) < 1e-5
 
 
 @compat
@@ -174,8 +162,8 @@ def test_deployed_gives_a_new_block_and_leaves_the_old_one(mode, place, groups, 
     before = weights(block)
     new = block.deployed()
     x = images(2, place[0], 9, 7)
-    assert relative_difference(*both(new, reference, x)) < 1e-4
-    assert relative_difference(*both(block, reference, x)) < 1e-4
+    assert relative_difference(*outputs(new, reference, x)) < 1e-4
+    assert relative_difference(*outputs(block, reference, x)) < 1e-4
     assert weights(block).keys() == before.keys()
     assert all(np.array_equal(value, before[name]) for name, value in weights(block).items())
     assert list(weights(new)) == list(weights(RepVGGBlock(*place, groups, dilation, se, 4, deploy=True)))
@@ -318,10 +306,6 @@ def test_impossible_blocks_are_refused(options, text):
         RepVGGBlock(8, 12, **options)
 
 
-def qarepvgg(*place, **options):
-    return with_history(QARepVGGBlock(*place, **options), QARepVGG(*place, **options))
-
-
 # in, out, kernel, stride; and options.
 QAREPVGG = [
     ((8, 8, 3, 1), {}),
@@ -337,37 +321,27 @@ QAREPVGG = [
 @compat
 @pytest.mark.parametrize(("place", "options"), QAREPVGG)
 def test_qarepvgg_is_what_pytorch_says_and_what_it_folds_into(pynative_mode, place, options):
-    check_fold(*qarepvgg(*place, **options))
-
-
-GRID = with_se(itertools.product((1, 3, 5, 7), (1, 2), ((8, 8), (8, 16)), (1, 2, 4, 8), (1, 2), (None, 0)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("size", "stride", "channels", "groups", "dilation", "padding", "se"), GRID)
-def test_the_whole_grid_of_qarepvgg(pynative_mode, size, stride, channels, groups, dilation, padding, se):
-    options = {"stride": stride, "groups": groups, "dilation": dilation, "padding": padding, "se": se, "se_ratio": 4}
-    check_fold(*qarepvgg(*channels, size, **options), (15, 14))
+    check_fold(*both(QARepVGGBlock, *place, **options))
 
 
 @compat
 def test_qarepvgg_in_graph_mode(graph_mode):
-    check_graph(*qarepvgg(8, 8, groups=2, se="pre", se_ratio=4))
+    check_graph(*both(QARepVGGBlock, 8, 8, groups=2, se="pre", se_ratio=4))
 
 
 @compat
 def test_qarepvgg_trains_as_pytorchs_does(pynative_mode):
-    check_training(*qarepvgg(8, 8, groups=2, se="pre", se_ratio=4))
+    check_training(*both(QARepVGGBlock, 8, 8, groups=2, se="pre", se_ratio=4))
 
 
 @compat
 def test_qarepvggs_kernel_has_pytorchs_gradient(pynative_mode):
-    check_gradient(*qarepvgg(8, 6, groups=2, padding=0))
+    check_gradient(*both(QARepVGGBlock, 8, 6, groups=2, padding=0))
 
 
 @compat
 def test_names_of_qarepvgg_are_those_of_the_authors(pynative_mode):
-    block, _ = qarepvgg(8, 8)
+    block, _ = both(QARepVGGBlock, 8, 8)
     leaves = "moving_mean", "moving_variance", "gamma", "beta"
     expected = [f"{norm}.{leaf}" for norm in ("rbr_dense.bn", "bn") for leaf in leaves]
     assert sorted(weights(block)) == sorted(["rbr_dense.conv.weight", "rbr_1x1.weight", *expected])
@@ -376,39 +350,10 @@ def test_names_of_qarepvgg_are_those_of_the_authors(pynative_mode):
     assert list(weights(block)) == ["rbr_reparam.weight", "rbr_reparam.bias"]
 
 
-def identity_left_out(reference):
-    reference.adds_input = False
-
-
-def outer_scale_left_out(reference):
-    reference.bn.weight.data.fill_(1)
-
-
-def inner_scale_left_out(reference):
-    reference.rbr_dense.bn.weight.data.fill_(1)
-
-
-def outer_bn_on_the_3x3_alone(reference):
-    bn, reference.bn = reference.bn, torch.nn.Identity()
-    reference.rbr_dense = torch.nn.Sequential(reference.rbr_dense, bn)
-
-
-@compat
-@pytest.mark.parametrize(
-    "damage", [identity_left_out, outer_scale_left_out, inner_scale_left_out, outer_bn_on_the_3x3_alone]
-)
-def test_another_block_is_told_from_qarepvggs(damage):
-    block, reference = qarepvgg(8, 8, groups=2)
-    _, x = noise_for(block, (12, 11))
-    assert fold_error(block, reference, x) < EXACT
-    damage(reference)
-    assert fold_error(block, reference, x) > CLEARLY
-
-
 @compat
 def test_se_before_the_outer_bn_would_be_another_block(pynative_mode):
     """The trap of the authors' code, which trains one order and deploys the other."""
-    block, reference = qarepvgg(8, 8, se="pre", se_ratio=4)
+    block, reference = both(QARepVGGBlock, 8, 8, se="pre", se_ratio=4)
     x, exact_x = noise_for(block, (12, 11))
     bn, se = reference.bn, reference.se
     reference.bn, reference.se = torch.nn.Sequential(se, bn), torch.nn.Identity()

@@ -5,23 +5,13 @@ import numpy as np
 import pytest
 import torch
 from mindspore import Tensor, nn
-from support import array, images, randomise_bn, relative_difference
-from torch.nn import functional
+from support import images, randomise_bn, relative_difference
+from support.linear_maps import convolved
 
-from mindrepvgg.reparam.algebra import LinearMap
 from mindrepvgg.reparam.layers import GROUPED, batch_norm, conv2d
 from mindrepvgg.reparam.maps import Exact, check_convolution, differentiable, map_of
 
 pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("pynative_mode")]
-
-
-def convolved(linear_map, x):
-    found = LinearMap(*linear_map)
-    top, bottom, left, right = found.padding
-    x = functional.pad(torch.tensor(x, dtype=torch.float64), (left, right, top, bottom))
-    kernel = torch.tensor(array(found.kernel))
-    bias = None if found.bias is None else torch.tensor(array(found.bias))
-    return functional.conv2d(x, kernel, bias, found.stride, 0, found.dilation, found.groups)
 
 
 CELLS = {
@@ -40,7 +30,7 @@ CELLS = {
 @pytest.mark.parametrize("kind", CELLS)
 def test_the_map_of_a_cell_computes_what_the_cell_does(kind):
     cell, x = randomise_bn(CELLS[kind]()).set_train(False), images(2, 8, 12, 14)
-    computed = cell(Tensor(x))
+    computed, x = cell(Tensor(x)), torch.tensor(x, dtype=torch.float64)
     for read, tolerance in ((Exact(), 1e-6), (differentiable, 1e-5)):
         assert relative_difference(convolved(map_of(cell, read), x), computed) < tolerance
 

@@ -1,35 +1,15 @@
-"""YOLO's blocks against PyTorch in float64: their folds, both forms, training, names, and folds that are wrong."""
-
-import itertools
+"""YOLO's blocks against PyTorch in float64: their folds, both forms, training and names."""
 
 import pytest
 from mindspore import nn
 from support import weights
-from support.folds import (
-    CLEARLY,
-    EXACT,
-    check_fold,
-    check_graph,
-    check_training,
-    fold_error,
-    noise_for,
-    with_history,
-    with_se,
-)
-from support.torch_large_blocks import YoloV7, YoloV9, YoloV10
+from support.block_pairs import both
+from support.folds import check_fold, check_graph, check_training
 from torch import nn as torch_nn
 
 from mindrepvgg.reparam.yolo import RepConv, RepConvN, RepVGGDW
 
 pytestmark = pytest.mark.compat
-
-KINDS = {RepConv: YoloV7, RepConvN: YoloV9, RepVGGDW: YoloV10}
-
-
-def both(kind, *place, activation=None, **options):
-    ours, theirs = ({}, {}) if activation is None else ({"activation": part} for part in activation)
-    return with_history(kind(*place, **options, **ours), KINDS[kind](*place, **options, **theirs))
-
 
 CASES = [
     (RepConv, (8, 8), {}),
@@ -50,30 +30,6 @@ CASES = [
 @pytest.mark.parametrize(("kind", "place", "options"), CASES)
 def test_a_block_is_what_pytorch_says_and_what_it_folds_into(pynative_mode, kind, place, options):
     check_fold(*both(kind, *place, **options))
-
-
-WIDTHS = [((8, 8), 1), ((8, 8), 8), ((8, 12), 4)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "size", "stride", "dilation", "width", "identity", "se"),
-    with_se(itertools.product((RepConv, RepConvN), (1, 3, 5), (1, 2), (1, 2), WIDTHS, (True, False))),
-)
-def test_the_whole_grid_of_repconv(pynative_mode, kind, size, stride, dilation, width, identity, se):
-    channels, groups = width
-    options = {"dilation": dilation, "groups": groups, "se": se, "se_ratio": 4}
-    check_fold(*both(kind, *channels, size, stride, identity, **options))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sizes", "stride", "dilation", "groups", "se"),
-    with_se(itertools.product([(7, 3), (7, 5), (5, 1), (3, 3), (6, 3)], (1, 2), (1, 2), (None, 1, 2))),
-)
-def test_the_whole_grid_of_repvggdw(pynative_mode, sizes, stride, dilation, groups, se):
-    options = {"stride": stride, "dilation": dilation, "groups": groups, "se": se, "se_ratio": 4}
-    check_fold(*both(RepVGGDW, 8, *sizes, **options))
 
 
 @pytest.mark.parametrize(("kind", "place"), [(RepConv, (8, 8)), (RepVGGDW, (8,))])
@@ -117,39 +73,3 @@ def test_plain_blocks_vouch_for_themselves(pynative_mode):
     assert not needs_probe(block)
     block.rbr_dense.append(nn.ReLU())
     assert needs_probe(block)
-
-
-def leave_out_the_pointwise(block):
-    block.chains = tuple(chain for chain in block.chains if chain not in (("rbr_1x1",), ("conv1",)))
-
-
-def leave_out_the_identity(block):
-    block.chains = tuple(chain for chain in block.chains if chain != ("rbr_identity",))
-
-
-def move_the_small_kernel(block):
-    block.conv1.conv.padding = (2, 0, 1, 1)
-
-
-def take_the_usual_eps(block):
-    for _, cell in block.cells_and_names():
-        if hasattr(cell, "bn_infer"):
-            cell.bn_infer.epsilon = 1e-5
-
-
-@pytest.mark.parametrize(
-    ("kind", "place", "damage", "clearly"),
-    [
-        (RepConv, (8, 8), leave_out_the_pointwise, CLEARLY),
-        (RepConv, (8, 8), leave_out_the_identity, CLEARLY),
-        (RepVGGDW, (8,), leave_out_the_pointwise, CLEARLY),
-        (RepVGGDW, (8,), move_the_small_kernel, CLEARLY),
-        (RepConv, (8, 8), take_the_usual_eps, 1e-4),
-    ],
-)
-def test_a_wrong_fold_is_found(pynative_mode, kind, place, damage, clearly):
-    block, reference = both(kind, *place)
-    _, x = noise_for(block, (12, 11))
-    assert fold_error(block, reference, x) < EXACT
-    damage(block)
-    assert fold_error(block, reference, x) > clearly

@@ -4,60 +4,36 @@ import mindspore as ms
 import numpy as np
 import torch
 from mindspore import Tensor, nn
-from torch.nn import functional
 
-from support import array, images, noise, randomise_bn, relative_difference, weights
-from support.torch_reference import copy_weights, torch_name
+from support import array, images, noise, relative_difference, weights
+from support.block_pairs import fold_error, noise_for
+from support.torch_reference import torch_name
 
 # Over the largest: of sums in float64, of a kernel in float32, of an output in float32, of gradients and statistics.
 EXACT, KERNEL, OUTPUT, TRAINED = 1e-12, 1e-6, 1e-5, 1e-4
 
-# SE stands outside of the fold: in a grid, each place has one of the three in turn.
-SE = (None, "pre", "post")
 
-
-def with_se(grid):
-    """The rows of a grid, each with one of SE."""
-    return [(*row, SE[i % 3]) for i, row in enumerate(grid)]
-
-
-# What a wrong fold must be off by at least.
-CLEARLY = 1e-2
-
-
-def with_history(block, reference, seed=0):
-    """The two with one set of weights and random statistics, in evaluation; the reference in float64."""
-    randomise_bn(block, seed)
-    return block.set_train(False), copy_weights(block, reference.double()).eval()
-
-
-def fold_error(block, reference, x):
-    """How far the block's exact fold is from the reference's branches, SE and activation left out."""
-    kernel, bias = (torch.from_numpy(part) for part in block.fused_kernel_bias())
+def fold_errors(block, reference, size=(12, 11)):
+    """How far a block is from PyTorch's in float64, over the largest: its exact fold, and both forms; and its deploy
+    form, in the current mode.
+    """
+    x, exact_x = noise_for(block, size)
     with torch.no_grad():
-        expected = reference.branch_sum(x)
-        y = functional.conv2d(reference.padded(x), kernel, bias, reference.stride, 0, reference.steps, reference.groups)
-    return relative_difference(y, expected)
-
-
-def noise_for(block, size):
-    """A float32 picture for a block, and the same in float64 for PyTorch."""
-    x = images(2, block.in_channels, *size)
-    return Tensor(x), torch.tensor(x, dtype=torch.float64)
+        expected = reference(exact_x)
+    deployed = block.deployed()
+    outputs = relative_difference(block(x), expected), relative_difference(deployed(x), expected)
+    return fold_error(block, reference, exact_x), *outputs, deployed
 
 
 def check_fold(block, reference, size=(12, 11)):
     """Fold, outputs of both forms, and the differentiable kernel, in the current mode; returns the deploy form."""
-    x, exact_x = noise_for(block, size)
-    assert fold_error(block, reference, exact_x) < EXACT
-    with torch.no_grad():
-        expected = reference(exact_x)
-    deployed = block.deployed()
-    assert relative_difference(block(x), expected) < OUTPUT
-    assert relative_difference(deployed(x), expected) < OUTPUT
+    exact, branches, fused, deployed = fold_errors(block, reference, size)
+    assert exact < EXACT
+    assert branches < OUTPUT
+    assert fused < OUTPUT
     check_kernel(block.get_equivalent_kernel_bias(), block)
-    for exact, leaf in zip(block.fused_kernel_bias(), ("weight", "bias"), strict=True):
-        assert relative_difference(weights(deployed)[f"{block.FUSED}.{leaf}"], exact) < KERNEL
+    for truth, leaf in zip(block.fused_kernel_bias(), ("weight", "bias"), strict=True):
+        assert relative_difference(weights(deployed)[f"{block.FUSED}.{leaf}"], truth) < KERNEL
     return deployed
 
 

@@ -1,4 +1,4 @@
-"""QARepVGG's, ACNet's and the diverse branch block in PyTorch, for the tests to compare with.
+"""RepVGG's, QARepVGG's, ACNet's and the diverse branch block in PyTorch, for the tests to compare with.
 
 Written from the papers; parameters carry the names of the authors' code. What a BN puts around its output is asked of
 PyTorch's own batch_norm, a mean of windows of its own avg_pool2d or unfold: so no formula is shared with the package.
@@ -11,6 +11,19 @@ from torch import nn
 from torch.nn import functional
 
 from support.torch_large_blocks import Block
+
+
+class RepVGG(Block):
+    """Of any kernel size; the networks' own is `torch_reference.Block`."""
+
+    def __init__(self, in_channels, out_channels, kernel_size=3, activation=nn.ReLU, **options):
+        super().__init__(in_channels, out_channels, kernel_size, activation=activation, **options)
+        self.rbr_dense, self.rbr_1x1 = self.new_pair(kernel_size), self.new_pair(1)
+        self.rbr_identity = self.new_bn() if self.keeps_shape() else None
+
+    def branch_sum(self, x):
+        total = self.rbr_dense(self.padded(x)) + self.rbr_1x1(self.under(self.padded(x), 1))
+        return total if self.rbr_identity is None else total + self.rbr_identity(x)
 
 
 class QARepVGG(Block):
