@@ -24,9 +24,14 @@ class FeatureLayout:
 
     Attributes:
         out_indices: the levels whose maps it gives, from large maps to small ones.
+        frozen_stages: the last level that is not trained, with those before it; -1: all are. As mmpretrain's.
+        norm_eval: whether every BN keeps normalising with its moving statistics, and keeps these; its gamma and beta
+            are trained. As mmpretrain's.
     """
 
     out_indices: tuple[int, ...] = tuple(LEVELS)
+    frozen_stages: int = -1
+    norm_eval: bool = False
 
     def __post_init__(self):
         indices = self.out_indices
@@ -36,6 +41,13 @@ class FeatureLayout:
                 f"out_indices (={quoted(indices)}) must be rising whole numbers from 0 (the stem) to 4 (stage 4)"
             )
         object.__setattr__(self, "out_indices", tuple(indices))
+        if type(self.frozen_stages) is not int or self.frozen_stages not in (-1, *LEVELS):
+            raise UserError(
+                f"frozen_stages (={quoted(self.frozen_stages)}) must be -1 (none), 0 (the stem), or up to 4 (the stem "
+                "and stages 1 to 4)"
+            )
+        if type(self.norm_eval) is not bool:
+            raise UserError(f"norm_eval (={quoted(self.norm_eval)}) must be True or False")
 
     @property
     def last(self) -> int:

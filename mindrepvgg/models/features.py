@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from mindspore import nn
 
+from mindrepvgg.models.feature_layout import level_of
 from mindrepvgg.models.stages import Stages
+from mindrepvgg.reparam.layers import NORMS
 
 
 class RepVGGFeatures(Stages):
@@ -12,7 +14,8 @@ class RepVGGFeatures(Stages):
 
     (N, in_channels, H, W) -> a tuple of maps (N, channels, H / reduction, W / reduction), rounded up, of the levels in
     `net.variant.features.out_indices`; `net.feature_info` has their channels, reductions and names. Parameters are
-    called as in the network that classifies.
+    called as in the network that classifies. Whenever the network, or one around it, is set to training, what
+    `frozen_stages` and `norm_eval` say is frozen again.
 
     Args:
         variant: the layout, with `features`.
@@ -27,11 +30,32 @@ class RepVGGFeatures(Stages):
         self.last = variant.features.last
         self.out_indices = variant.features.out_indices
         self.has_halves = variant.aux_heads
+        self.freeze_again()
 
     @property
     def out_channels(self) -> list[int]:
         """The channels of each map it gives."""
         return self.feature_info.channels()
+
+    def add_flags_recursive(self, **flags):
+        """Set flags of all cells; by this way `set_train` of a network around this one comes here."""
+        super().add_flags_recursive(**flags)
+        if flags.get("training"):
+            self.freeze_again()
+        return self
+
+    def freeze_again(self):
+        """Set to inference what `frozen_stages` and `norm_eval` say, and keep the weights of stages from training."""
+        layout = self.variant.features
+        for name, stage in self.name_cells().items():
+            if level_of(name) <= layout.frozen_stages:
+                stage.add_flags_recursive(training=False)
+                for parameter in stage.get_parameters():
+                    parameter.requires_grad = False
+        if layout.norm_eval:
+            for _, cell in self.cells_and_names():
+                if isinstance(cell, NORMS):
+                    cell.add_flags(training=False)
 
     def construct(self, x):
         """The maps of images (N, in_channels, H, W), see the class."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mindrepvgg.errors import RecipeError
+from mindrepvgg.errors import RecipeError, UserError
+from mindrepvgg.models.features import RepVGGFeatures
 from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.reparam.layers import NORMS
 
@@ -22,7 +23,15 @@ def freeze(net: RepVGG, stages: int = 0, bn: bool = False) -> RepVGG:
 
     Raises:
         RecipeError: nothing is left to train.
+        UserError: `net` is or holds a features network that was made with `frozen_stages` or `norm_eval`.
     """
+    for _, cell in net.cells_and_names():
+        layout = cell.variant.features if isinstance(cell, RepVGGFeatures) else None
+        if layout and (layout.frozen_stages >= 0 or layout.norm_eval):
+            raise UserError(
+                f"the features network freezes itself, with frozen_stages (={layout.frozen_stages}) and norm_eval "
+                f"(={layout.norm_eval}); make it without them, or do not call freeze"
+            )
     frozen = tuple(f"stage{number}" for number in range(stages))
     for name, cell in net.cells_and_names():
         is_norm = isinstance(cell, NORMS)

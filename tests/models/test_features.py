@@ -2,16 +2,18 @@
 
 import logging
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
-from support import BOTH_FORMS, OTHER_SMALL, SMALL, images, randomise_bn, relative_difference, weights
-from support.torch_features import maps, reference_of
+from support import BOTH_FORMS, OTHER_SMALL, SMALL, context_mode, images, randomise_bn, relative_difference, weights
+from support.torch_features import maps, reference_of, training_steps, values
 
 import mindrepvgg
 from mindrepvgg import create_model
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models.feature_layout import FeatureLayout
+from mindrepvgg.training.freeze import freeze
 from mindrepvgg.weights.description import Description
 
 compat, slow = pytest.mark.compat, pytest.mark.slow
@@ -178,3 +180,92 @@ def test_in_a_cell_of_ones_own(pynative_mode, tmp_path):
     again = mindrepvgg.to_deploy(Pooled())
     mindrepvgg.load_checkpoint(tmp_path / "own.ckpt", again)
     assert relative_difference(again(x), fused(x)) < 1e-6
+
+
+FROZEN = {
+    "none": {},  # negative control: everything moves
+    "stem": {"frozen_stages": 0},
+    "stages": {"frozen_stages": 3},
+    "norms": {"norm_eval": True},
+    "both": {"frozen_stages": 1, "norm_eval": True},
+}
+
+
+def our_steps(net, batches, lr, momentum, wrapped):
+    """As `training_steps`, of a features network, or of one within a cell of one's own."""
+    holder = nn.SequentialCell(net) if wrapped else net
+    holder.set_train()
+    optimizer = nn.Momentum(net.trainable_params(), lr, momentum)
+
+    def loss(x):
+        outputs = holder(x)
+        return sum([(one**2).mean() for one in outputs]), outputs
+
+    step, found = ms.value_and_grad(loss, None, optimizer.parameters, has_aux=True), []
+    for x in batches:
+        holder.set_train()
+        (_, outputs), gradients = step(Tensor(x))
+        optimizer(gradients)
+        found.append([one.asnumpy() for one in outputs])
+        holder.set_train(False)  # a validation in between
+    return found
+
+
+@compat
+@pytest.mark.parametrize(
+    ("mode", "kind", "frozen"),
+    [
+        *(("pynative", "d2se", case) for case in ("none", "both")),
+        *(pytest.param("pynative", "d2se", case, marks=slow) for case in ("stem", "stages", "norms")),
+        ("pynative", "plus", "stages"),
+        ("graph", "g4", "both"),
+    ],
+)
+def test_two_training_steps_equal_pytorchs(tmp_path, mode, kind, frozen):
+    with context_mode(mode):
+        classifier = classifier_of(kind)
+        batches = [images(4, 3, 64, 64, seed=seed) for seed in (0, 1)]
+        net = features_of(classifier, tmp_path, **FROZEN[frozen])
+        before = weights(net)
+        reference = reference_of(classifier)
+        expected = training_steps(reference, batches, 0.01, 0.9, **FROZEN[frozen])
+        for step, one in enumerate(our_steps(net, batches, 0.01, 0.9, wrapped=frozen == "both")):
+            check_maps(tuple(one), expected[step])
+    after, truth = {name.removeprefix("0."): value for name, value in weights(net).items()}, values(reference)
+    for name, value in after.items():
+        assert relative_difference(value, truth(name)) < 1e-5, name
+    stages, norms = FROZEN[frozen].get("frozen_stages", -1), FROZEN[frozen].get("norm_eval", False)
+    still = {name for name in before if int(name[5]) <= stages or (norms and "moving" in name)}
+    same = {name for name, value in after.items() if np.array_equal(value, before[name])}
+    # SE's one squeezed channel may be dead here.
+    assert same - {name for name in same - still if ".se." in name} == still
+
+
+def test_what_was_unfrozen_is_frozen_again(tmp_path):
+    net = features_of(classifier_of("g4"), tmp_path, frozen_stages=1)
+    frozen = [p for p in net.get_parameters() if p.name.startswith(("stage0", "stage1"))]
+    assert frozen
+    for parameter in frozen:
+        parameter.requires_grad = True
+    nn.SequentialCell(net).set_train()
+    assert not any(parameter.requires_grad for parameter in frozen)
+    # The fused network's convolutions are frozen as their branches were.
+    fused = mindrepvgg.to_deploy(net)
+    assert not any(p.requires_grad for p in fused.get_parameters() if "stage1." in p.name)
+    assert all(p.requires_grad for p in fused.get_parameters() if "stage2." in p.name)
+
+
+def test_frozen_in_one_way_only():
+    net = create_model("repvgg", features_only=True, norm_eval=True, **SMALL["g4"])
+    with pytest.raises(UserError, match=r"freezes itself, with frozen_stages \(=-1\) and norm_eval \(=True\)"):
+        freeze(nn.SequentialCell(net), stages=1)
+    net = freeze(create_model("repvgg", features_only=True, **SMALL["g4"]), stages=1)
+    assert not net.set_train().stage0.rbr_dense.conv.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"frozen_stages": 5}, {"frozen_stages": -2}, {"frozen_stages": True}, {"norm_eval": 1}]
+)
+def test_freezing_that_cannot_be(wrong):
+    with pytest.raises(UserError, match=f"^{next(iter(wrong))} "):
+        FeatureLayout(**wrong)

@@ -2,7 +2,7 @@
 
 import torch
 
-from support.torch_reference import Network, copy_weights
+from support.torch_reference import Network, copy_weights, torch_name
 
 
 def reference_of(classifier):
@@ -22,3 +22,40 @@ def maps(network, x):
             else:
                 found.append(after)
     return found
+
+
+def set_to_training(network, frozen_stages=-1, norm_eval=False):
+    """Mmpretrain's `train()`: the stem is stage 0 of those that are frozen; with `norm_eval` no BN sees the batch."""
+    network.train()
+    for number, name in enumerate(("stage0", "stage1", "stage2", "stage3", "stage4")):
+        if number <= frozen_stages:
+            for module_name, module in network.named_children():
+                if module_name.startswith(name):
+                    module.eval().requires_grad_(False)
+    if norm_eval:
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eval()
+    return network
+
+
+def training_steps(network, batches, lr, momentum, **frozen):
+    """Steps of SGD on the sum of the maps' mean squares, set to training before each; the maps of each step."""
+    optimizer, found = None, []
+    for x in batches:
+        set_to_training(network, **frozen)
+        if optimizer is None:
+            trained = [p for n, p in network.named_parameters() if p.requires_grad and not n.startswith("linear")]
+            optimizer = torch.optim.SGD(trained, lr, momentum)
+        outputs = maps(network, x)
+        optimizer.zero_grad()
+        sum((one**2).mean() for one in outputs).backward()
+        optimizer.step()
+        found.append([one.detach() for one in outputs])
+    return found
+
+
+def values(network):
+    """Name of ours -> array, of every parameter and statistic of the stages."""
+    state = {name: value.numpy() for name, value in network.state_dict().items()}
+    return lambda name: state[torch_name(name, network.plus)]
