@@ -2,6 +2,7 @@
 
     mindrepvgg summary repvgg_b3 --image_size 320 --batch_size 32
     mindrepvgg summary repvgg --model_args '{num_blocks: [1, 1, 2, 1], widths: [8, 8, 16, 24, 32]}' --csv own.csv
+    mindrepvgg summary repvgg_a0 --block acb --block_where 'stage1.*'
     mindrepvgg summary best.ckpt --json
 
 The lines below the table say what is counted.
@@ -14,6 +15,7 @@ from pathlib import Path
 from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.errors import UserError
+from mindrepvgg.models.variants import BLOCK_KEYS
 from mindrepvgg.recipe.schema import KEYS
 from mindrepvgg.text import counted, quoted
 
@@ -23,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser("summary", description=__doc__)
     parser.add_checkpoint("NAME|CKPT", f"repvgg_a0 ..., or a {options.CHECKPOINT}")
     parser.add_argument("--model_args", metavar="MAPPING", help="sizes of a network of your own, as in the recipe")
+    for key in BLOCK_KEYS:
+        parser.add_argument(f"--{key}", metavar=KEYS[key].kind.metavar, help="as in the recipe")
     parser.add_argument("--num_classes", metavar="N", help="default: the checkpoint's, or 1000")
     parser.add_argument("--image_size", metavar="N|H,W", help="pixels; default: what the checkpoint says, or 224")
     parser.add_argument(
@@ -38,14 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     asked = (("num_classes", "num_classes"), ("image_size", "image_resize"), ("batch_size", "batch_size"))
     sizes = {name: _read(name, key, getattr(arguments, name)) for name, key in asked if getattr(arguments, name)}
+    layout = options.given(arguments, ("model_args", *BLOCK_KEYS))
     name, path = arguments.ckpt_path, Path(arguments.ckpt_path)
     if variants.normalise_name(name) in variants.list_models() or not (path.exists() or path.suffix):
-        recipe = load_recipe(None, {"model": name, "model_args": arguments.model_args or {}})
+        recipe = load_recipe(None, {"model": name, "model_args": {}, **layout})
         found, facts = summary.summarise(recipe.variant, **sizes), None
-    elif arguments.model_args:
-        raise UserError(
-            f"--model_args is for the names {', '.join(variants.SHAPE_KEYS)}; a checkpoint, as {path}, knows its sizes"
-        )
+    elif layout:
+        raise UserError(f"--{next(iter(layout))} is for the names of networks; a checkpoint, as {path}, knows its own")
     else:
         found, facts = _of_checkpoint(path, arguments.weights, sizes)
     if arguments.csv:

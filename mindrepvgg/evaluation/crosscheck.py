@@ -157,7 +157,7 @@ def cross_check_file(
     else:
         tensors = read_tensors(source, averaged)
         try:
-            other = TorchReference(tensors)
+            other = TorchReference(tensors, net.variant.strides)
         except CheckpointError as error:
             raise CheckpointError(f"{source}: {error}") from None
         num_classes, in_channels = other.num_classes, other.in_channels

@@ -97,10 +97,11 @@ class TorchReference:
     """A callable network: images (N, C, H, W) float32 array -> logits (N, classes) float32 array, computed by PyTorch.
 
     tensors: name -> torch tensor, as the checkpoint holds them, in any project's names. Raises CheckpointError when
-    they do not spell out a RepVGG.
+    they do not spell out a RepVGG. strides: of the first block of each stage, which no tensor shows.
     """
 
-    def __init__(self, tensors):
+    def __init__(self, tensors, strides=(2, 2, 2, 2, 2)):
+        self._strides = strides
         self._torch = import_torch()
         self._blocks: dict[tuple, dict[str, dict]] = {}
         self._head = {}
@@ -159,7 +160,8 @@ class TorchReference:
         with torch.no_grad():
             x = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
             for place in sorted(self._blocks):
-                x = self._block(x, self._blocks[place], 1 if _keeps_size(place) else 2)
+                stride = 1 if _keeps_size(place) else self._strides[place[0]]
+                x = self._block(x, self._blocks[place], stride)
             logits = torch.nn.functional.linear(x.mean((2, 3)), self._head["weight"], self._head["bias"])
         return logits.numpy()
 
@@ -218,7 +220,7 @@ def _locate(name):
 
 
 def _keeps_size(place):
-    """Stages start with a stride of 2; the second half of RepVGGplus's stage 3 goes on where the first ended."""
+    """Stages start with their stride; the second half of RepVGGplus's stage 3 goes on where the first ended."""
     _, half, block = place
     return block > 0 or half == 1
 

@@ -38,7 +38,7 @@ from mindrepvgg.reparam.precision import DTYPES, set_precision
 from mindrepvgg.runtime.ranks import Ranks
 
 # Those whose blocks the synthetic weights are made for, see `synthetic.parameter_value`.
-NETWORKS = tuple(name for name in variants.published_models() if variants.find(name).block == "repvgg")
+NETWORKS = tuple(name for name in variants.published_models() if variants.find(name).family == "repvgg")
 SMALLEST = ("repvgg_nano",)
 
 # For each precision: its level in `precision.set_precision`, the scale of the loss, and the tolerances of gradients and

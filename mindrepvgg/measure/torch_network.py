@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from mindrepvgg.models.block_kinds import KINDS
+from mindrepvgg.errors import UserError
+from mindrepvgg.models.block_kinds import FAMILIES, KINDS
 from mindrepvgg.models.variants import Variant
 from mindrepvgg.reparam.leaves import BN_LEAVES
 
@@ -45,24 +45,26 @@ def torch_network(variant: Variant, arrays: Mapping[str, np.ndarray]):
         variant: the layout.
         arrays: name -> array, as `parameters.network_arrays` gives them, of the train or the deploy form. They become
             the network's memory.
+
+    Raises:
+        UserError: a block in train form has a branch of several convolutions.
     """
     import torch
     from torch import nn
 
-    kind = KINDS[variant.block]
-    deploy = f"stage0.{kind.fused}.weight" in arrays
+    family = FAMILIES[variant.family]
+    deploy = f"stage0.{family.fused}.weight" in arrays
 
-    def convolution(spec, size, bias=False):
-        sizes = spec.in_channels, spec.out_channels, size, spec.stride, size // 2
+    def convolution(spec, kernel, bias=False):
+        sizes = spec.in_channels, spec.out_channels, kernel, spec.stride, tuple(size // 2 for size in kernel)
         return nn.Conv2d(*sizes, groups=spec.groups, bias=bias)
 
-    def module_of(spec, branch):
-        if branch.kernel_size is None:
-            return nn.BatchNorm2d(spec.out_channels)
-        conv = convolution(spec, branch.kernel_size)
-        if not branch.norm:
-            return conv
-        return nn.Sequential(OrderedDict(conv=conv, bn=nn.BatchNorm2d(spec.out_channels)))
+    def module_of(spec, part):
+        if part.inner:
+            raise UserError(
+                f"PyTorch is measured without blocks of the kind {spec.kind}, as {spec.name} is in train form"
+            )
+        return convolution(spec, part.shape[2:]) if part.is_kernel else nn.BatchNorm2d(*part.shape)
 
     class SqueezeExcite(nn.Module):
         def __init__(self, channels):
@@ -78,31 +80,37 @@ def torch_network(variant: Variant, arrays: Mapping[str, np.ndarray]):
             super().__init__()
             self.keeps = spec.keeps
             if deploy:
-                modules = {kind.fused: convolution(spec, spec.kernel_size, bias=True)}
+                branches = [{family.fused: convolution(spec, spec.kernel_shape[2:], bias=True)}]
             else:
-                modules = {branch.name: module_of(spec, branch) for branch in spec.train_branches}
-            for path, module in modules.items():
+                branches = [{part.name: module_of(spec, part) for part in branch} for branch in spec.train_branches]
+            for path, module in (item for branch in branches for item in branch.items()):
                 place, _, name = path.rpartition(".")
                 if place and not hasattr(self, place):
                     self.add_module(place, nn.Module())
                 self.get_submodule(place).add_module(name, module)
             # In tuples, so that they are not listed twice.
-            self.after = tuple(module for name, module in modules.items() if name == kind.outer)
-            self.branches = tuple(module for name, module in modules.items() if name != kind.outer)
+            outer = None if deploy else KINDS[spec.kind].outer
+            self.after = tuple(branch[outer] for branch in branches if outer in branch)
+            self.branches = tuple(tuple(branch.values()) for branch in branches if outer not in branch)
             self.se = SqueezeExcite(spec.out_channels) if spec.se == "pre" else nn.Identity()
             self.post_se = SqueezeExcite(spec.out_channels) if spec.se == "post" else nn.Identity()
 
         def forward(self, x):
-            y = self.branches[0](x)
-            for branch in self.branches[1:]:
-                y = y + branch(x)
+            y = None
+            for branch in self.branches:
+                made = x
+                for module in branch:
+                    made = module(made)
+                y = made if y is None else y + made
             for norm in self.after:
                 y = norm(y + x if self.keeps else y)
             return self.post_se(torch.relu_(self.se(y)))
 
-    stem = f"stage0.{kind.fused if deploy else kind.dense}.weight"
+    in_channels = next(
+        array.shape[1] for name, array in arrays.items() if name.startswith("stage0.") and array.ndim == 4
+    )
     with torch.device("meta"):  # without values of its own, which would only be replaced
-        blocks = {spec.name: Block(spec) for spec in variant.block_specs(arrays[stem].shape[1])}
+        blocks = {spec.name: Block(spec) for spec in variant.block_specs(in_channels)}
         net = nn.Sequential()
         net.add_module("stage0", blocks["stage0"])
         for stage in variant.stages:

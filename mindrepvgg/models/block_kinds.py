@@ -9,18 +9,27 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 
-class Branch(NamedTuple):
-    """A module of a block's train form.
+class Part(NamedTuple):
+    """A cell with parameters in a block's train form.
 
     Attributes:
-        name: its attribute in the block.
-        kernel_size: of its convolution, which has no bias; None for a BN alone.
-        norm: whether a BN follows the convolution; then the two are called `name`.conv and `name`.bn.
+        name: its place in the block.
+        shape: of a convolution's kernel, (out, in // groups, kh, kw), which has no bias; of a BN, (channels,).
+        inner: another convolution or a pooling follows in the branch, and has the block's stride.
     """
 
     name: str
-    kernel_size: int | None
-    norm: bool = True
+    shape: tuple[int, ...]
+    inner: bool = False
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a convolution."""
+        return len(self.shape) == 4
+
+
+# What the input goes through, from the first part to the last.
+Branch = tuple[Part, ...]
 
 
 class BlockSpec(NamedTuple):
@@ -32,6 +41,7 @@ class BlockSpec(NamedTuple):
         kind: one of `KINDS`.
         branches: how many convolutions of the full kernel a MobileOne block adds up.
         se: None, 'pre' (before the ReLU) or 'post' (after it).
+        family: the network's, one of `FAMILIES`.
     """
 
     name: str
@@ -43,6 +53,7 @@ class BlockSpec(NamedTuple):
     kind: str = "repvgg"
     branches: int = 1
     se: str | None = None
+    family: str = "repvgg"
 
     @property
     def keeps(self) -> bool:
@@ -52,7 +63,7 @@ class BlockSpec(NamedTuple):
     @property
     def fused(self) -> str:
         """The prefix of the deploy form's convolution."""
-        return f"{self.name}.{KINDS[self.kind].fused}"
+        return f"{self.name}.{FAMILIES[self.family].fused}"
 
     @property
     def squeeze_excite(self) -> str | None:
@@ -66,49 +77,112 @@ class BlockSpec(NamedTuple):
 
     @property
     def train_branches(self) -> tuple[Branch, ...]:
-        """The modules of its train form that have parameters, in their order in the network."""
+        """The branches of its train form that have parameters, in the parameters' order in the network."""
         return KINDS[self.kind].train_branches(self)
 
 
 class BlockKind(NamedTuple):
-    """A kind of block, and of networks made of it.
+    """A kind of block.
+
+    Attributes:
+        train_branches: see `BlockSpec`.
+        outer: the BN after the sum of the branches, to which the bare input is added where the block keeps its shape;
+            it is listed as a branch of its own.
+    """
+
+    train_branches: Callable[[BlockSpec], tuple[Branch, ...]]
+    outer: str | None = None
+
+
+class Family(NamedTuple):
+    """Networks of one layout and one kind of block, which has the family's name unless another is chosen.
 
     Attributes:
         title: the network's name in words.
-        fused: the deploy form's convolution in a block.
-        dense: a convolution of the full kernel that every block has in train form.
-        train_branches: see `BlockSpec`.
-        outer: the BN after the sum of the branches, to which the bare input is added where the block keeps its shape.
+        fused: the deploy form's convolution in a block, whatever the block's kind.
+        dense: a convolution of the full kernel that every block of the family's own kind has in train form.
     """
 
     title: str
     fused: str
     dense: str
-    train_branches: Callable[[BlockSpec], tuple[Branch, ...]]
-    outer: str | None = None
 
 
 # An SE's attribute in a block by its place.
 SE_NAMES = {"pre": "se", "post": "post_se"}
 
+# How many large convolutions a MobileOne block has in a network of another family: as many as in MobileOne-S0. With one
+# it would be RepVGG's block under other names.
+MOBILEONE_BRANCHES = 4
+
+
+def _kernel(spec, name, height, width=None) -> Part:
+    return Part(name, (*spec.kernel_shape[:2], height, height if width is None else width))
+
+
+def _bn(spec, name) -> Part:
+    return Part(name, (spec.out_channels,))
+
+
+def _conv_bn(spec, name, size) -> Branch:
+    """A convolution and its BN, as one cell."""
+    return _kernel(spec, f"{name}.conv", size), _bn(spec, f"{name}.bn")
+
+
+def _plain(spec):
+    return (_conv_bn(spec, "rbr_dense", spec.kernel_size),)
+
 
 def _repvgg(spec):
-    branches = Branch("rbr_dense", spec.kernel_size), Branch("rbr_1x1", 1)
-    return (*branches, Branch("rbr_identity", None)) if spec.keeps else branches
+    branches = *_plain(spec), _conv_bn(spec, "rbr_1x1", 1)
+    return (*branches, (_bn(spec, "rbr_identity"),)) if spec.keeps else branches
 
 
 def _qarepvgg(spec):
-    return Branch("rbr_dense", spec.kernel_size), Branch("rbr_1x1", 1, norm=False), Branch("bn", None)
+    return *_plain(spec), (_kernel(spec, "rbr_1x1", 1),), (_bn(spec, "bn"),)
 
 
 def _mobileone(spec):
-    skip = (Branch("rbr_skip", None),) if spec.keeps else ()
-    scale = (Branch("rbr_scale", 1),) if spec.kernel_size > 1 else ()
-    return (*skip, *(Branch(f"rbr_conv.{i}", spec.kernel_size) for i in range(spec.branches)), *scale)
+    skip = ((_bn(spec, "rbr_skip"),),) if spec.keeps else ()
+    scale = (_conv_bn(spec, "rbr_scale", 1),) if spec.kernel_size > 1 else ()
+    return (*skip, *(_conv_bn(spec, f"rbr_conv.{i}", spec.kernel_size) for i in range(spec.branches)), *scale)
+
+
+def _acb(spec):
+    size = spec.kernel_size
+    kernels = {"square": (size, size), "ver": (size, 1), "hor": (1, size)}
+    return tuple((_kernel(spec, f"{name}_conv", *of), _bn(spec, f"{name}_bn")) for name, of in kernels.items())
+
+
+def _dbb(spec):
+    channels, out, per_group, size = spec.in_channels, spec.out_channels, *spec.kernel_shape[1:3]
+    depthwise = spec.groups == channels == out
+    width = 2 * channels if depthwise else channels
+    point, average = (), (_bn(spec, "dbb_avg.avgbn"),)
+    if not depthwise:
+        point = (_conv_bn(spec, "dbb_1x1", 1),)
+        first = Part("dbb_avg.conv", (out, per_group, 1, 1), inner=True), Part("dbb_avg.bn.bn", (out,))
+        average = *first, *average
+    sequence = (
+        Part(f"dbb_1x1_kxk.{'conv1' if depthwise else 'idconv1'}", (width, per_group, 1, 1), inner=True),
+        Part("dbb_1x1_kxk.bn1.bn", (width,)),
+        Part("dbb_1x1_kxk.conv2", (out, width // spec.groups, size, size)),
+        _bn(spec, "dbb_1x1_kxk.bn2"),
+    )
+    return _conv_bn(spec, "dbb_origin", size), *point, average, sequence
 
 
 KINDS = {
-    "repvgg": BlockKind("RepVGG", "rbr_reparam", "rbr_dense.conv", _repvgg),
-    "qarepvgg": BlockKind("QARepVGG", "rbr_reparam", "rbr_dense.conv", _qarepvgg, "bn"),
-    "mobileone": BlockKind("MobileOne", "reparam_conv", "rbr_conv.0.conv", _mobileone),
+    "repvgg": BlockKind(_repvgg),
+    "qarepvgg": BlockKind(_qarepvgg, "bn"),
+    "mobileone": BlockKind(_mobileone),
+    "acb": BlockKind(_acb),
+    "dbb": BlockKind(_dbb),
+    "plain": BlockKind(_plain),
+}
+
+FAMILIES = {
+    "repvgg": Family("RepVGG", "rbr_reparam", "rbr_dense.conv"),
+    "qarepvgg": Family("QARepVGG", "rbr_reparam", "rbr_dense.conv"),
+    "mobileone": Family("MobileOne", "reparam_conv", "rbr_conv.0.conv"),
 }

@@ -1,4 +1,4 @@
-"""The networks: RepVGG, RepVGGplus with its auxiliary heads, QARepVGG and MobileOne, from a `Variant`."""
+"""The networks, from a `Variant`: of RepVGG, QARepVGG and MobileOne, and RepVGGplus with its auxiliary heads."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def _linear(features, num_classes):
 
 
 class RepVGG(Stages):
-    """RepVGG: a stem and four stages of blocks, global average pooling, one linear layer.
+    """A stem and four stages of blocks, global average pooling, one linear layer: RepVGG, and what has its layout.
 
-    Input (N, in_channels, H, W), any H and W, each halved five times (rounded up); output (N, num_classes).
+    Input (N, in_channels, H, W), any H and W, each halved (rounded up) by every stage of stride 2; output (N,
+    num_classes). Which kinds of blocks it has, and their sizes, `variant` says.
     `net.variant` is the layout. `net.metadata` is what a checkpoint told of the network, empty in a fresh one.
 
     Args:
@@ -51,7 +52,7 @@ class RepVGG(Stages):
         return self.variant.widths[-1]
 
     def forward_features(self, x):
-        """The last stage's map: (N, in_channels, H, W) -> (N, widths[4], H / 32, W / 32)."""
+        """The last stage's map: (N, in_channels, H, W) -> (N, widths[4], H / 32, W / 32), see `Variant.strides`."""
         x = self.stage0(x)
         x = self.stage1(x)
         x = self.stage2(x)
@@ -137,7 +138,7 @@ class RepVGGPlus(RepVGG):
                     setattr(self, f"{stage.name}_aux", AuxHead(stage.width, num_classes, norm))
 
     def forward_features(self, x):
-        """The last stage's map: (N, in_channels, H, W) -> (N, widths[4], H / 32, W / 32)."""
+        """The last stage's map: (N, in_channels, H, W) -> (N, widths[4], H / 32, W / 32), see `Variant.strides`."""
         x = self.stage2(self.stage1(self.stage0(x)))
         return self.stage4(self.stage3_second(self.stage3_first(x)))
 
@@ -172,17 +173,6 @@ class RepVGGPlus(RepVGG):
         """Switch every block to its deploy form and drop the auxiliary heads, in place."""
         super().switch_to_deploy()
         self.drop_aux_heads()
-
-
-class QARepVGG(RepVGG):
-    """RepVGG with QARepVGG's blocks, whose weights suit INT8 better; arguments and methods are RepVGG's."""
-
-
-class MobileOne(RepVGG):
-    """MobileOne: stages of depthwise 3x3 and 1x1 blocks in turn; arguments and methods are RepVGG's."""
-
-
-_NETWORKS = {"repvgg": RepVGG, "qarepvgg": QARepVGG, "mobileone": MobileOne}
 
 
 def check_count(key: str, value, most: int):
@@ -233,7 +223,7 @@ def build(
         if variant.features:
             net = RepVGGFeatures(variant, in_channels, form != TRAIN, norm)
         else:
-            network = RepVGGPlus if variant.aux_heads else _NETWORKS[variant.block]
+            network = RepVGGPlus if variant.aux_heads else RepVGG
             net = network(variant, num_classes, in_channels, form != TRAIN, norm)
     if variant.aux_heads and not aux_heads and not variant.features:
         net.drop_aux_heads()

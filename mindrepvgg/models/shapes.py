@@ -71,18 +71,15 @@ def check_size(shapes: Mapping[str, tuple[int, ...]]):
 
 
 def _add_block(shapes, spec: BlockSpec, variant, form):
-    out, per_group = spec.kernel_shape[:2]
+    out = spec.out_channels
     if form == DEPLOY:
         _add_affine(shapes, spec.fused, spec.kernel_shape)
     elif form == TRAIN:
-        for branch in spec.train_branches:
-            name, size = f"{spec.name}.{branch.name}", branch.kernel_size
-            if size is None:
-                _add_bn(shapes, name, out)
-            elif branch.norm:
-                _add_conv_bn(shapes, name, (out, per_group, size, size))
+        for part in (part for branch in spec.train_branches for part in branch):
+            if part.is_kernel:
+                shapes[f"{spec.name}.{part.name}.weight"] = part.shape
             else:
-                shapes[f"{name}.weight"] = (out, per_group, size, size)
+                _add_bn(shapes, f"{spec.name}.{part.name}", *part.shape)
     else:
         _add_conv_bn(shapes, f"{spec.name}.rbr_dense", spec.kernel_shape)
     if spec.se:

@@ -6,24 +6,20 @@ from mindspore import nn
 
 from mindrepvgg.models.feature_layout import FeatureInfo
 from mindrepvgg.models.images import check_images
-from mindrepvgg.reparam.blocks import QARepVGGBlock, RepVGGBlock
 from mindrepvgg.reparam.finding import rep_blocks
-from mindrepvgg.reparam.mobileone import MobileOneBlock
+from mindrepvgg.reparam.named_blocks import block_class
 
 
-def _repvgg(spec, **options):
-    return RepVGGBlock(spec.in_channels, spec.out_channels, **options)
-
-
-def _qarepvgg(spec, **options):
-    return QARepVGGBlock(spec.in_channels, spec.out_channels, **options)
-
-
-def _mobileone(spec, **options):
-    return MobileOneBlock(spec.in_channels, spec.out_channels, spec.kernel_size, spec.branches, **options)
-
-
-_BLOCKS = {"repvgg": _repvgg, "qarepvgg": _qarepvgg, "mobileone": _mobileone}
+def _block(spec, **options):
+    """A block of a place, shape and kind; `options`: of the block besides."""
+    make = block_class(spec.kind)
+    if spec.kind == "mobileone":
+        options["num_branches"] = spec.branches
+    fused = spec.fused.rpartition(".")[2]
+    if fused != make.FUSED:
+        options["fused"] = fused  # a deploy checkpoint is the family's, whatever its blocks were
+    place = {"kernel_size": spec.kernel_size, "stride": spec.stride, "groups": spec.groups}
+    return make(spec.in_channels, spec.out_channels, **place, se=spec.se, activation=nn.ReLU, **options)
 
 
 class Stages(nn.Cell):
@@ -45,7 +41,7 @@ class Stages(nn.Cell):
         self.metadata = {}
         options = {"se_ratio": variant.se_ratio, "deploy": deploy, "norm": norm}
         blocks = {
-            spec.name: _BLOCKS[spec.kind](spec, stride=spec.stride, groups=spec.groups, se=spec.se, **options)
+            spec.name: _block(spec, **options)
             for spec in variant.block_specs(in_channels)
         }
         self.stage0 = blocks["stage0"]

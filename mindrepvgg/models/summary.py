@@ -7,8 +7,8 @@ Wino MULs: MACs of which a 3x3 convolution of stride 1 needs 4/9, by Winograd's 
 are the deploy form's. Source: RepVGG, arXiv:2101.03697, section 2.4, tables 4 and 5.
 Activations: elements of all feature maps alive while a layer runs in inference, one operation after the other: its
 inputs and outputs, and what later ones still read. BN, additions, ReLU, sigmoid and SE's scaling write over their
-operand. A train-form block so keeps its input and two branches' outputs, a deploy-form block its input and output, as
-does a block of one convolution in train form.
+operand. So RepVGG's block keeps its input and two branches' outputs in train form, a deploy-form block its input and
+output, as does a block of one convolution in train form. Padding makes no copy.
 Auxiliary heads count in the train form's parameters and MACs; inference does not run them, so they keep nothing alive.
 """
 
@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write
+from mindrepvgg.models.block_kinds import Part
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, TRAIN, Variant
 from mindrepvgg.text import counted, quoted, table
@@ -112,7 +114,7 @@ class Summary:
         ]
         figures = table(rows, rules=(1, -1), spans=(("", 1), ("", 1), *((heading, 2) for heading in _HEADINGS)))
         classes, size = counted(self.num_classes, "class"), f"{self.in_channels} x {height} x {width}"
-        title = f"{self.variant.name}: {classes}, images of {size}"
+        title = f"{self.variant.label}: {classes}, images of {size}"
         return "\n".join((title, "", figures, "", self._memory_table(), "", NOTES))
 
     def _memory_table(self) -> str:
@@ -172,7 +174,16 @@ def write_csv(summary: Summary, path):
 
 
 class _Place(NamedTuple):
-    """Where a layer's weights work: `area` output positions of every kernel; alive: activations in (train, deploy)."""
+    """Where a layer's weights work.
+
+    Attributes:
+        name, output_shape: see `Layer`.
+        area: output positions of every kernel but the inner ones.
+        stride: of these kernels.
+        alive: activations in (train, deploy).
+        only_train: the deploy form has no such layer.
+        inner: the output positions of kernels that stand before others in a branch, by the parameters' names.
+    """
 
     name: str
     output_shape: tuple[int, ...]
@@ -180,6 +191,7 @@ class _Place(NamedTuple):
     stride: int
     alive: tuple[int, int]
     only_train: bool = False
+    inner: Mapping[str, int] = MappingProxyType({})
 
 
 def _places(variant, num_classes, in_channels, size, aux_heads) -> Iterator[_Place]:
@@ -187,14 +199,14 @@ def _places(variant, num_classes, in_channels, size, aux_heads) -> Iterator[_Pla
     height, width = size
     aux = {f"{s.name}.{s.num_blocks - 1}": s for s in variant.stages if s.aux and aux_heads}
     for spec in variant.block_specs(in_channels):
-        entering = spec.in_channels * height * width
+        area = height * width
+        entering = spec.in_channels * area
         height, width = -(-height // spec.stride), -(-width // spec.stride)
         channels, shape = spec.out_channels, (spec.out_channels, height, width)
         leaving = math.prod(shape)
-        # BN of the input alone writes over it, as nothing reads it after that branch.
-        convolved = sum(branch.kernel_size is not None for branch in spec.train_branches)
-        alive = entering + min(convolved, 2) * leaving, entering + leaving
-        yield _Place(spec.name, shape, height * width, spec.stride, alive)
+        alive = _alive_in_train(spec, area, leaving), entering + leaving
+        inner = {f"{spec.name}.{part.name}.weight": area for part in _parts(spec) if part.inner}
+        yield _Place(spec.name, shape, height * width, spec.stride, alive, inner=inner)
         if spec.se:
             squeezed = channels // variant.se_ratio
             yield _Place(spec.squeeze_excite, shape, 1, 1, (leaving + channels + squeezed,) * 2)
@@ -203,6 +215,27 @@ def _places(variant, num_classes, in_channels, size, aux_heads) -> Iterator[_Pla
             yield _Place(f"{aux[spec.name].name}_aux", (num_classes,), area, 2, (0, 0), only_train=True)
     yield _Place("pool", (channels,), 1, 1, (leaving + channels,) * 2)
     yield _Place("linear", (num_classes,), 1, 1, (channels + num_classes,) * 2)
+
+
+def _parts(spec) -> Iterator[Part]:
+    """The cells of a block's train form that have parameters."""
+    return (part for branch in spec.train_branches for part in branch)
+
+
+def _alive_in_train(spec, area, leaving) -> int:
+    """Activations alive at once in a train-form block, of `area` positions before it and `leaving` elements after it.
+
+    BN of the input alone writes over it, as nothing reads it after that branch.
+    """
+    branches = [branch for branch in spec.train_branches if any(part.is_kernel for part in branch)]
+    entering, most = spec.in_channels * area, 0
+    for number, branch in enumerate(branches):
+        total = leaving if number else 0
+        maps = [part.shape[0] * area for part in branch if part.inner] + [leaving]
+        for before, after in zip([0, *maps], maps, strict=False):
+            read_later = entering if not before or number + 1 < len(branches) else 0
+            most = max(most, read_later + total + before + after)
+    return most
 
 
 def _figures(places, shapes, form) -> dict[str, Figures]:
@@ -214,7 +247,8 @@ def _figures(places, shapes, form) -> dict[str, Figures]:
             owner = owner.rpartition(".")[0]
         place = places[owner]
         # Kernels work at every output position, matrices once; vectors, which are BN's and biases, count nothing.
-        macs = math.prod(shape) * {4: place.area, 2: 1}.get(len(shape), 0)
+        area = place.inner.get(name, place.area)
+        macs = math.prod(shape) * {4: area, 2: 1}.get(len(shape), 0)
         winograd = shape[2:] == (3, 3) and place.stride == 1
         learned = 0 if ".moving_" in name else math.prod(shape)
         for i, count in enumerate((learned, macs, macs // 9 * 4 if winograd else macs)):

@@ -8,15 +8,16 @@ Loads no MindSpore: names and sizes answer at once.
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.models.block_kinds import BlockSpec
+from mindrepvgg.models.block_kinds import KINDS, MOBILEONE_BRANCHES, BlockSpec
 from mindrepvgg.models.feature_layout import FeatureInfo, FeatureLayout, feature_info, level_of
-from mindrepvgg.text import listed, printable, quoted
+from mindrepvgg.text import listed, nearest, printable, quoted
 
 # What a network can be: with its branches, fused, fused with BN inserted, and that with fake quantisation.
 FORMS = TRAIN, DEPLOY, BN, QAT = ("train", "deploy", "bn", "qat")
@@ -24,6 +25,8 @@ PLAIN_FORMS = (TRAIN, DEPLOY)
 
 # The largest of the family has 24 blocks in a stage, and 2560 channels. Far above that a network fits no memory.
 MOST_BLOCKS, MOST_CHANNELS, MOST_CLASSES = 1000, 1 << 16, 1_000_000
+
+STRIDES = (2, 2, 2, 2, 2)  # of every published network
 
 _BLOCKS_A = (2, 4, 14, 1)
 _BLOCKS_B = (4, 6, 16, 1)
@@ -58,9 +61,12 @@ class Variant:
         se: None, 'pre' (between the branch sum and the ReLU) or 'post' (after the ReLU).
         se_ratio: SE squeezes to channels // se_ratio.
         aux_heads: stage 3 is split in two halves, and training adds heads after stages 1, 2 and 3's first half.
-        block: the kind of its blocks, one of `block_kinds.KINDS`.
-        branches: how many convolutions of the full kernel a MobileOne block adds up; the stem has one.
+        family: its layout and the kind of its blocks, one of `block_kinds.FAMILIES`.
+        branches: how many convolutions of the full kernel a MobileOne's block adds up; the stem has one.
         se_blocks: how many of the last in each of a MobileOne's stages 1 to 4, counted as `num_blocks`, have an SE.
+        strides: of the first block of stages 0 to 4, each 1 or 2. Networks for small pictures begin with 1.
+        block: another kind for some blocks, one of `block_kinds.KINDS`; None: all are the family's own.
+        block_where: which: patterns of the blocks' names, as of `fnmatch`; None: all.
         features: of a network that gives maps and has no classes, which these are; it ends with the last of them.
     """
 
@@ -71,9 +77,12 @@ class Variant:
     se: str | None = None
     se_ratio: int = 16
     aux_heads: bool = False
-    block: str = "repvgg"
+    family: str = "repvgg"
     branches: int = 1
     se_blocks: tuple[int, int, int, int] = (0, 0, 0, 0)
+    strides: tuple[int, int, int, int, int] = STRIDES
+    block: str | None = None
+    block_where: tuple[str, ...] | None = None
     features: FeatureLayout | None = None
 
     def __post_init__(self):
@@ -82,17 +91,18 @@ class Variant:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages in order. Stage 0 is one block whose parameters carry no index: `stage0.rbr_dense...`."""
-        each = 2 if self.block == "mobileone" else 1
+        each = 2 if self.family == "mobileone" else 1
         n1, n2, n3, n4 = (each * number for number in self.num_blocks)
         _, w1, w2, w3, w4 = self.widths
-        third = [Stage("stage3", n3, w3, 2)]
+        _, s1, s2, s3, s4 = self.strides
+        third = [Stage("stage3", n3, w3, s3)]
         if self.aux_heads:
-            third = [Stage("stage3_first", n3 // 2, w3, 2, aux=True), Stage("stage3_second", n3 - n3 // 2, w3, 1)]
+            third = [Stage("stage3_first", n3 // 2, w3, s3, aux=True), Stage("stage3_second", n3 - n3 // 2, w3, 1)]
         stages = (
-            Stage("stage1", n1, w1, 2, aux=self.aux_heads),
-            Stage("stage2", n2, w2, 2, aux=self.aux_heads),
+            Stage("stage1", n1, w1, s1, aux=self.aux_heads),
+            Stage("stage2", n2, w2, s2, aux=self.aux_heads),
             *third,
-            Stage("stage4", n4, w4, 2),
+            Stage("stage4", n4, w4, s4),
         )
         if self.features is None:
             return stages
@@ -114,9 +124,11 @@ class Variant:
 
         Blocks are counted through from the stem, which is number 0. Those with an even number above 0 are grouped.
         """
-        specs = [BlockSpec("stage0", in_channels, self.widths[0], 2, 1, kind=self.block, se=self.se)]
-        if self.block == "mobileone":
-            return (*specs, *self._pairs())
+        own = {"kind": self.family, "family": self.family}
+        stem = BlockSpec("stage0", in_channels, self.widths[0], self.strides[0], 1, se=self.se, **own)
+        if self.family == "mobileone":
+            return (stem, *self._pairs(own))
+        specs = [stem]
         for stage in self.stages:
             for i in range(stage.num_blocks):
                 specs.append(
@@ -126,32 +138,65 @@ class Variant:
                         out_channels=stage.width,
                         stride=stage.stride if i == 0 else 1,
                         groups=self.group_size if len(specs) % 2 == 0 else 1,
-                        kind=self.block,
                         se=self.se,
+                        **own,
                     )
                 )
-        return tuple(specs)
+        if self.block is None:
+            return tuple(specs)
+        other = {"kind": self.block, "branches": MOBILEONE_BRANCHES if self.block == "mobileone" else 1}
+        return tuple(spec._replace(**other) if self._chooses(spec.name) else spec for spec in specs)
 
-    def _pairs(self) -> Iterator[BlockSpec]:
+    def _chooses(self, name) -> bool:
+        """Whether the block of this name is of the kind `block`."""
+        where = ("*",) if self.block_where is None else self.block_where
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in where)
+
+    def _pairs(self, own) -> Iterator[BlockSpec]:
         """The blocks of a MobileOne after its stem."""
         width = self.widths[0]
         for stage, with_se in zip(self.stages, self.se_blocks, strict=False):
             for i in range(0, stage.num_blocks, 2):
                 stride, se = stage.stride if i == 0 else 1, "pre" if i >= stage.num_blocks - 2 * with_se else None
-                own = self.block, self.branches, se
-                yield BlockSpec(f"{stage.name}.{i}", width, width, stride, width, 3, *own)
-                yield BlockSpec(f"{stage.name}.{i + 1}", width, stage.width, 1, 1, 1, *own)
+                both = {"branches": self.branches, "se": se, **own}
+                yield BlockSpec(f"{stage.name}.{i}", width, width, stride, width, 3, **both)
+                yield BlockSpec(f"{stage.name}.{i + 1}", width, stage.width, 1, 1, 1, **both)
                 width = stage.width
 
     @property
     def model_args(self) -> dict:
-        """The sizes that the network's name does not tell, see `find`; empty for those of fixed sizes."""
-        return self.to_dict() if self.name in SHAPE_KEYS else {}
+        """What the network's name does not tell, the other arguments of `find`; empty for those of fixed sizes."""
+        return {**self.size_args, **_plain(self._choice)}
+
+    @property
+    def size_args(self) -> dict:
+        """Those of `model_args` that are sizes."""
+        return _plain(self._sizes) if self.name in SHAPE_KEYS else {}
 
     def to_dict(self) -> dict:
-        """The keyword arguments of `custom` that rebuild this network's shape."""
-        values = {key: getattr(self, key) for key in SHAPE_KEYS[self.block]}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        """The arguments of `find`, after the family's name, that rebuild this network's shape."""
+        return _plain({**self._sizes, **self._choice})
+
+    @property
+    def label(self) -> str:
+        """The name, and what blocks it has where they are not its family's."""
+        where = "" if self.block_where is None else f" at {', '.join(self.block_where)}"
+        return f"{self.name} with {self.block} blocks{where}" if self.block else self.name
+
+    @property
+    def _sizes(self) -> dict:
+        # Versions up to 0.1 have no strides, and read what does not tell them.
+        keys = [key for key in SHAPE_KEYS[self.family] if key != "strides" or self.strides != STRIDES]
+        return {key: getattr(self, key) for key in keys}
+
+    @property
+    def _choice(self) -> dict:
+        return {key: getattr(self, key) for key in BLOCK_KEYS if getattr(self, key) is not None}
+
+
+def _plain(values) -> dict:
+    """The same in types that JSON has."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def _check_variant(variant: Variant):
@@ -189,6 +234,9 @@ def _check_variant(variant: Variant):
         raise UserError(
             f"se_blocks (={quoted(counts)}) must be 4 whole numbers, none above the blocks of its stage, for stages 1-4"
         )
+    strides = variant.strides
+    if len(strides) != 5 or not all(type(stride) is int and stride in (1, 2) for stride in strides):
+        raise UserError(f"strides (={quoted(strides)}) must be 5 numbers, each 1 or 2, for stages 0-4")
     for spec in variant.block_specs():
         if spec.in_channels % spec.groups or spec.out_channels % spec.groups:
             raise UserError(
@@ -206,7 +254,7 @@ def _scaled(name: str, num_blocks, a: float, b: float, **options) -> Variant:
 def _mobileone(name: str, factors, **options) -> Variant:
     """A MobileOne from the paper's width factors of stages 1 to 4, over 64, 128, 256 and 512."""
     w1, w2, w3, w4 = (int(base * factor) for base, factor in zip((64, 128, 256, 512), factors, strict=True))
-    return Variant(name, (2, 8, 10, 1), (min(64, w1), w1, w2, w3, w4), block="mobileone", **options)
+    return Variant(name, (2, 8, 10, 1), (min(64, w1), w1, w2, w3, w4), family="mobileone", **options)
 
 
 _REPVGG = (
@@ -235,7 +283,7 @@ _VARIANTS = {
     for variant in (
         *_REPVGG,
         *(
-            replace(variant, name=f"qa{variant.name}", block="qarepvgg")
+            replace(variant, name=f"qa{variant.name}", family="qarepvgg")
             for variant in _REPVGG
             if variant.name.removeprefix("repvgg_") in _QAREPVGG
         ),
@@ -250,12 +298,16 @@ _VARIANTS = {
 }
 
 
-# What a network of one's own size is described by, under the name of its kind of block; see `custom`.
+# What a network of one's own size is described by, under the name of its family; see `custom`.
 SHAPE_KEYS = {
-    "repvgg": ("num_blocks", "widths", "group_size", "se", "se_ratio", "aux_heads"),
-    "qarepvgg": ("num_blocks", "widths", "group_size", "se", "se_ratio"),
+    "repvgg": ("num_blocks", "widths", "group_size", "se", "se_ratio", "aux_heads", "strides"),
+    "qarepvgg": ("num_blocks", "widths", "group_size", "se", "se_ratio", "strides"),
     "mobileone": ("num_blocks", "widths", "branches", "se_blocks", "se_ratio"),
 }
+_LISTS = ("num_blocks", "widths", "se_blocks", "strides")
+
+# What gives blocks of a network another kind, see `find`.
+BLOCK_KEYS = ("block", "block_where")
 
 
 def list_models() -> list[str]:
@@ -273,28 +325,68 @@ def normalise_name(name: str) -> str:
     return str(name).strip().lower().replace("-", "_")
 
 
-def find(name: str, **shape) -> Variant:
+def find(name: str, block: str | None = None, block_where=None, **shape) -> Variant:
     """The variant called `name`, in either spelling.
 
     Args:
         name: 'repvgg_a0' or 'RepVGG-A0'.
+        block: the kind of block in the place of the family's own, one of `block_kinds.KINDS`; None: the family's own.
+        block_where: a pattern of blocks' names, or several, as of `fnmatch` ('stage1.*'): only these; None: all.
         **shape: for the names of `SHAPE_KEYS` only, the keyword arguments of `custom`.
 
     Raises:
-        UserError: there is none, and the message has the nearest names; or a shape is given to a fixed network.
+        UserError: there is none, and the message has the nearest names; or a shape is given to a fixed network; or the
+            blocks cannot be of this kind.
     """
+    return with_block(_find(name, shape), block, block_where)
+
+
+def _find(name, shape) -> Variant:
     key = normalise_name(name)
     if key in SHAPE_KEYS:
-        return custom(block=key, **shape)
+        return custom(family=key, **shape)
     if key not in _VARIANTS:
         near = difflib.get_close_matches(key[:100], list_models(), n=3, cutoff=0.4)  # comparing takes quadratic time
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         known = ", ".join(list_models())
         raise UserError(f"model (={quoted(name)}) is not a network of the family; {hint}known: {known}")
     if shape:
-        own = _VARIANTS[key].block
+        own = _VARIANTS[key].family
         raise UserError(f"{key} has a fixed shape and takes no {_names(shape)}; the name {own!r} does")
     return _VARIANTS[key]
+
+
+def with_block(variant: Variant, block: str | None, where=None) -> Variant:
+    """A network with blocks of another kind; arguments and errors: see `find`."""
+    if block is None:
+        if where is not None:
+            raise UserError(f"block_where (={quoted(where)}) needs block, the kind of these blocks")
+        return variant
+    if not isinstance(block, str) or block not in KINDS:
+        near = nearest(str(block), KINDS)
+        hint = f"; did you mean {near}?" if near else ""
+        raise UserError(f"block (={quoted(block)}) must be one of {', '.join(KINDS)}{hint}")
+    if variant.family == "mobileone":
+        raise UserError(
+            f"{variant.name} takes no block (={quoted(block)}): its layout, pairs of a depthwise 3x3 and a 1x1, is "
+            "MobileOne's own; networks of RepVGG and QARepVGG do"
+        )
+    patterns = (where,) if isinstance(where, str) else where
+    if patterns is not None and not (
+        isinstance(patterns, (list, tuple)) and all(isinstance(pattern, str) for pattern in patterns)
+    ):
+        raise UserError(f"block_where (={quoted(where)}) must be a pattern of blocks' names, or a list of them")
+    names = [spec.name for spec in variant.block_specs()]
+    for pattern in patterns or ():
+        if not fnmatch.filter(names, pattern):
+            raise UserError(
+                f"block_where (={quoted(pattern)}) matches no block of {variant.name}; they are {listed(names, 60)}"
+            )
+    if patterns is not None and not patterns:
+        raise UserError("block_where is empty and so chooses no block; leave it out for all of them")
+    if block == variant.family:
+        return variant
+    return replace(variant, block=block, block_where=None if patterns is None else tuple(patterns))
 
 
 def _names(keys) -> str:
@@ -302,26 +394,27 @@ def _names(keys) -> str:
     return listed([printable(key) for key in sorted(keys)])
 
 
-def custom(num_blocks=None, widths=None, block="repvgg", **options) -> Variant:
-    """A network of one's own size, which is called as its kind of block.
+def custom(num_blocks=None, widths=None, family="repvgg", **options) -> Variant:
+    """A network of one's own size, which is called as its family.
 
     Args:
         num_blocks: blocks in stages 1 to 4.
         widths: channels of stages 0 to 4.
-        block: one of `SHAPE_KEYS`.
-        **options: the others of `SHAPE_KEYS[block]`, as in `Variant`.
+        family: one of `SHAPE_KEYS`.
+        **options: the others of `SHAPE_KEYS[family]`, as in `Variant`.
 
     Raises:
         UserError: they are missing, unknown or do not fit each other.
     """
-    keys = SHAPE_KEYS[block]
+    keys = SHAPE_KEYS[family]
     unknown = set(options) - set(keys)
     if unknown:
-        raise UserError(f"{block} does not know {_names(unknown)}; it takes {', '.join(keys)}")
+        raise UserError(f"{family} does not know {_names(unknown)}; it takes {', '.join(keys)}")
     if num_blocks is None or widths is None:
-        raise UserError(f"{block} needs num_blocks (four numbers, stages 1-4) and widths (five numbers, stages 0-4)")
-    lists = {"num_blocks": num_blocks, "widths": widths, **{k: v for k, v in options.items() if k == "se_blocks"}}
-    for key, value in lists.items():
-        if not isinstance(value, (list, tuple)):
-            raise UserError(f"{key} (={quoted(value)}) must be a list of whole numbers")
-    return Variant(block, block=block, **{**options, **{key: tuple(value) for key, value in lists.items()}})
+        raise UserError(f"{family} needs num_blocks (four numbers, stages 1-4) and widths (five numbers, stages 0-4)")
+    values = {"num_blocks": num_blocks, "widths": widths, **options}
+    for key in set(_LISTS).intersection(values):
+        if not isinstance(values[key], (list, tuple)):
+            raise UserError(f"{key} (={quoted(values[key])}) must be a list of whole numbers")
+        values[key] = tuple(values[key])
+    return Variant(family, family=family, **values)

@@ -131,6 +131,14 @@ def _read_text(value, allow_empty: bool) -> str:
     return value
 
 
+def _read_patterns(value) -> tuple[str, ...]:
+    """Patterns; text with commas is several. A pattern may hold brackets, so that both brackets make a list."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        value = value[1:-1]
+    items = value.split(",") if isinstance(value, str) else _items(value)
+    return tuple(_read_text(item.strip() if isinstance(item, str) else item, allow_empty=False) for item in items)
+
+
 def _read_mapping(value) -> dict[str, Any]:
     value = strict_yaml.load(value) if isinstance(value, str) else value
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
@@ -146,6 +154,7 @@ _KINDS = {
     "int": (_read_whole, "a whole number{}", "N"),
     "float": (_read_number, "a number{}", "X"),
     "tuple[float, ...]": (_read_numbers, "a list of numbers{}", "X,X,..."),
+    "tuple[str, ...]": (_read_patterns, "a pattern of names, or a list of them", "PATTERN,..."),
     "tuple[float, float]": (_read_interval, "two numbers [low, high]{}, low <= high", "LOW,HIGH"),
     "int | tuple[int, int]": (_read_size, f"a whole number from 1 to {LARGEST_SIDE}, or two [height, width]", "N|H,W"),
     "Mapping[str, Any]": (_read_mapping, _SIZES, "MAPPING"),

@@ -22,8 +22,9 @@ def recipe_of(net, overrides: Mapping) -> Recipe:
     values.update(described_keys(known))
     if "dataset" in known:
         values["dataset"] = known["dataset"]
-    values["model"] = net.variant.name
-    values["model_args"] = net.variant.model_args
+    variant = net.variant
+    values |= {"model": variant.name, "model_args": variant.size_args}
+    values |= {"block": variant.block, "block_where": variant.block_where}
     values["num_classes"], values["in_channels"] = net.num_classes, net.in_channels
     try:
         return recipe_from_dict(values, overrides=overrides, given=CODE)

@@ -137,17 +137,25 @@ def _checkpoints(recipe, shown) -> Iterator[str]:
 
 def find_variant(recipe) -> variants.Variant:
     """The variant `model` and `model_args` describe; RecipeError, naming where they were given, when there is none."""
+    for key in variants.BLOCK_KEYS:
+        if key in recipe.model_args:
+            raise RecipeError(f"model_args{place(recipe.sources['model_args'])} holds {key}, which is a key of its own")
     own_sizes = variants.normalise_name(recipe.model) in variants.SHAPE_KEYS
     name = "model_args" if recipe.model_args or own_sizes else "model"
     start = f"{name}{place(recipe.sources[name])}"
     try:
-        return recipe.variant
+        variant = recipe.own_blocks
     except UserError as error:
         raise RecipeError(f"{start}: {error}") from error
     except TypeError as error:
         raise RecipeError(
             f"{start}: num_blocks and widths must be lists, the others single values ({error})"
         ) from error
+    try:
+        return variants.with_block(variant, recipe.block, recipe.block_where)
+    except UserError as error:
+        key = "block" if recipe.block else "block_where"
+        raise RecipeError(f"{error}{place(recipe.sources[key])}") from error
 
 
 # The data sets that lie nowhere but in data_dir, and what it holds then.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.models import variants
+from mindrepvgg.models.block_kinds import KINDS
 from mindrepvgg.models.preprocessing import INTERPOLATIONS, RESIZE_BACKENDS, SMALLEST_CROP, Preprocessing
 from mindrepvgg.recipe import choices, rules
 from mindrepvgg.recipe.kinds import Kind, kind_of
@@ -44,6 +45,11 @@ class Recipe:
     model_args: Mapping[str, Any] = key(
         {}, "sizes of the networks 'repvgg', 'qarepvgg', 'mobileone': num_blocks, widths..."
     )
+    block: str | None = key(
+        None,
+        f"other kind of block for RepVGG or QARepVGG: {', '.join(KINDS)} (one convolution); null: the network's own",
+    )
+    block_where: tuple[str, ...] | None = key(None, "which blocks: patterns of names as 'stage1.*'; null: all")
     num_classes: int | None = key(None, "classes; null: as many as the data have", least=1, most=variants.MOST_CLASSES)
     in_channels: int = key(3, "channels of an image", least=1, most=variants.MOST_CHANNELS)
     pretrained: str = key("", "start: a file, address or name (mindrepvgg weights); other classes: a fresh head")
@@ -171,6 +177,11 @@ class Recipe:
     @property
     def variant(self) -> variants.Variant:
         """The layout of the network the recipe names."""
+        return variants.with_block(self.own_blocks, self.block, self.block_where)
+
+    @property
+    def own_blocks(self) -> variants.Variant:
+        """The same with its family's own blocks."""
         return variants.find(self.model, **self.model_args)
 
     @property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
     from mindrepvgg.reparam.adapters import register
     from mindrepvgg.reparam.asymmetric import ACBlock
-    from mindrepvgg.reparam.blocks import QARepVGGBlock, RepVGGBlock
+    from mindrepvgg.reparam.blocks import PlainBlock, QARepVGGBlock, RepVGGBlock
     from mindrepvgg.reparam.deploy import to_deploy
     from mindrepvgg.reparam.diverse_branch import DiverseBranchBlock
     from mindrepvgg.reparam.equivalence import verify_equivalence
@@ -27,6 +27,7 @@ _HOMES = {
     "Insertion": "insertion",
     "LargeKernelBlock": "large_kernel",
     "MobileOneBlock": "mobileone",
+    "PlainBlock": "blocks",
     "QARepVGGBlock": "blocks",
     "RepConv": "yolo",
     "RepConvN": "yolo",
@@ -47,6 +48,7 @@ __all__ = [
     "Insertion",
     "LargeKernelBlock",
     "MobileOneBlock",
+    "PlainBlock",
     "QARepVGGBlock",
     "RepConv",
     "RepConvN",

@@ -1,4 +1,4 @@
-"""The blocks of RepVGG and of QARepVGG.
+"""The blocks of RepVGG and of QARepVGG, and one without further branches.
 
     train form                                   deploy form
 
@@ -95,6 +95,19 @@ class RepVGGBlock(FoldableBlock):
         # A channel whose gammas are both zero is no division by zero, which no device should meet.
         size = ops.maximum(t3 * t3 + t1 * t1, 1e-12)
         return (around * around).sum(), (equivalent * equivalent / size).sum()
+
+
+class PlainBlock(FoldableBlock):
+    """One convolution and its BN: what the other blocks are measured against. (N, in, H, W) -> (N, out, H', W').
+
+    Arguments: see `FoldableBlock`.
+    """
+
+    def make_branches(self, norm):
+        """See `FoldableBlock.make_branches`."""
+        place = self.kernel_size, self.stride, self.groups, self.dilation
+        self.rbr_dense = ConvBN(self.in_channels, self.out_channels, *place, norm, self.padding)
+        return (("rbr_dense",),)
 
 
 class QARepVGGBlock(FoldableBlock):

@@ -17,9 +17,8 @@ import copy
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from mindrepvgg.reparam.foldable import FoldableBlock
+from mindrepvgg.reparam.blocks import PlainBlock
 from mindrepvgg.reparam.layers import grouped_of, set_grouped
-from mindrepvgg.reparam.parts import ConvBN
 
 # Activations are uint8 and weights int8 without -128, so that a weight's negative is a weight too.
 ACTIVATIONS, WEIGHTS, BIASES = (0, 255), (-127, 127), (-(2**31), 2**31 - 1)
@@ -151,7 +150,7 @@ class _WeightQuantizer(nn.Cell):
         return {"scale": [float(one) for one in scale], "axis": 0 if self.per_channel else None, "dtype": "int8"}
 
 
-class ConvBNBlock(FoldableBlock):
+class ConvBNBlock(PlainBlock):
     """A deploy-form block with BN after its convolution, which computes the same in inference.
 
     gamma = sqrt(variance + eps) and beta = mean undo the normalisation, whatever the two are; the moving mean is `mean`
@@ -192,13 +191,6 @@ class ConvBNBlock(FoldableBlock):
             parameter.set_data(Tensor(values[parameter.name].astype(np.float32)))
         _rename(self, prefix)
         self.set_train(block.training)
-
-    def make_branches(self, norm):
-        """See `FoldableBlock.make_branches`."""
-        channels = self.in_channels, self.out_channels
-        place = self.kernel_size, self.stride, self.groups, self.dilation
-        self.rbr_dense = ConvBN(*channels, *place, norm, self.padding)
-        return (("rbr_dense",),)
 
     def take(self, conv):
         """See `FoldableBlock.take`; without its BN the block is a plain one."""

@@ -39,8 +39,7 @@ class FoldableBlock(Container):
     """A block of branches that equal one convolution in inference: branches -- + -- [BN] -- [SE] -- activation.
 
     (N, in_channels, H, W) -> (N, out_channels, H', W'). A subclass makes its branches and says what they are, see
-    `make_branches`; the forward pass, the fold, the proof and the deploy form follow from that. In deploy form the
-    convolution is called as the class attribute FUSED says.
+    `make_branches`; the forward pass, the fold, the proof and the deploy form follow from that.
 
     Args:
         in_channels, out_channels: channels of the input and the output.
@@ -51,6 +50,7 @@ class FoldableBlock(Container):
         deploy: build the single convolution instead of the branches.
         norm, eps, momentum: the BN's class and numbers, see `layers.batch_norm`.
         own: attributes of the subclass, which `make_branches` needs.
+        fused: what the convolution of the deploy form is called; None: as the class says (FUSED).
 
     Raises:
         ValueError: `groups` does not divide the channels, or `se` is unknown.
@@ -78,6 +78,7 @@ class FoldableBlock(Container):
         eps=1e-5,
         momentum=0.1,
         own=None,
+        fused=None,
     ):
         super().__init__()
         if in_channels % groups or out_channels % groups:
@@ -97,6 +98,8 @@ class FoldableBlock(Container):
         self.se_place = se
         self.se_ratio = se_ratio
         self.deploy = deploy
+        if fused is not None:
+            self.FUSED = fused
         for name, value in (own or {}).items():
             setattr(self, name, value)
         self.chains: tuple[tuple[str, ...], ...] = ()

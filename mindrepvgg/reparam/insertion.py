@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import importlib
 import inspect
 import logging
 import math
@@ -14,31 +13,19 @@ from typing import NamedTuple
 
 from mindspore import nn
 
-from mindrepvgg.errors import FusionError, UserError
+from mindrepvgg.errors import FusionError
 from mindrepvgg.reparam.copying import copy_with
 from mindrepvgg.reparam.finding import is_block, rep_blocks
 from mindrepvgg.reparam.foldable import FoldableBlock
 from mindrepvgg.reparam.keep_function import calibrate, take_over
 from mindrepvgg.reparam.layers import NORMS, batch_norm, epsilon_of, grouped_of, pair, set_grouped
 from mindrepvgg.reparam.maps import Exact, is_convolution, is_norm, map_of
+from mindrepvgg.reparam.named_blocks import block_class
 from mindrepvgg.reparam.probe import folds_exactly
 from mindrepvgg.reparam.tracing import example_inputs, trace
-from mindrepvgg.text import counted, first_line, listed, nearest, quoted
+from mindrepvgg.text import counted, first_line, listed, quoted
 
 log = logging.getLogger(__name__)
-
-# The blocks that have a name: the module and the class.
-BLOCKS = {
-    "repvgg": "blocks.RepVGGBlock",
-    "qarepvgg": "blocks.QARepVGGBlock",
-    "acb": "asymmetric.ACBlock",
-    "dbb": "diverse_branch.DiverseBranchBlock",
-    "mobileone": "mobileone.MobileOneBlock",
-    "large": "large_kernel.LargeKernelBlock",
-    "dilated": "large_kernel.DilatedBlock",
-    "repconv": "yolo.RepConv",
-    "repvggdw": "yolo.RepVGGDW",
-}
 
 
 class Insertion(NamedTuple):
@@ -82,10 +69,10 @@ def insert(
 
     Args:
         net: any cell.
-        block: the name of a block, one of BLOCKS; a `FoldableBlock`, or a function that returns one. It is called with
-            those of these arguments that it takes: in_channels, out_channels, kernel_size, stride, padding, dilation,
-            groups, activation (None), norm (makes a BN like the one that is replaced, of a number of channels); with
-            channels in the place of the first two where it takes that.
+        block: the name of a block, one of `named_blocks.BLOCKS`; a `FoldableBlock`, or a function that returns one. It
+            is called with those of these arguments that it takes: in_channels, out_channels, kernel_size, stride,
+            padding, dilation, groups, activation (None), norm (makes a BN like the one that is replaced, of a number of
+            channels); with channels in the place of the first two where it takes that.
         where: which convolutions: a pattern of paths, or several, as of `fnmatch` ('layer1.*'), or a function
             (path, convolution) -> bool. None: those whose kernel is larger than 1x1, outside of blocks.
         inputs: what `net` is called with, a Tensor or array, or a tuple of arguments; None: see `trace`.
@@ -102,7 +89,7 @@ def insert(
         UserError: `block` is unknown.
         FusionError: nothing was replaced, or the network cannot be run or copied.
     """
-    make, arguments = _maker(block), example_inputs(net, inputs)
+    make, arguments = block_class(block) if isinstance(block, str) else block, example_inputs(net, inputs)
     cells = dict(net.cells_and_names())
     chosen = _chosen(net, where)
     found = trace(net, inputs if inputs is None else arguments)
@@ -150,18 +137,6 @@ _INFERENCE_ALONE = (
 def _why(report):
     reasons = [f"{path}: {why}" for path, why in report.refused.items()]
     return listed(reasons, 3, "; ") or "where chooses none"
-
-
-def _maker(block):
-    """A function that makes a block."""
-    if not isinstance(block, str):
-        return block
-    if block not in BLOCKS:
-        like = nearest(block, BLOCKS)
-        hint = f"; did you mean {like}?" if like else ""
-        raise UserError(f"block (={quoted(block)}) must be one of {', '.join(BLOCKS)}{hint}")
-    module, _, name = BLOCKS[block].rpartition(".")
-    return getattr(importlib.import_module(f"mindrepvgg.reparam.{module}"), name)
 
 
 def _chosen(net, where) -> list[str]:

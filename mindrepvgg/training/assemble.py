@@ -77,25 +77,27 @@ def _new_network(recipe, ranks, weights):
     if recipe.sync_bn and ranks.size > 1:
         norm = nn.SyncBatchNorm
     try:
-        return create_model(
-            recipe.model, recipe.num_classes, recipe.in_channels, weights=weights, norm=norm, **recipe.model_args
-        )
+        return create_model(*_network_of(recipe), weights=weights, norm=norm, **recipe.variant.model_args)
     except ValueError as error:
         if norm is nn.BatchNorm2d:
             raise
         raise RecipeError(f"sync_bn (=True) is not possible on this device: {error}; leave it out") from error
 
 
+def _network_of(recipe):
+    return recipe.model, recipe.num_classes, recipe.in_channels
+
+
 def _fused_network(recipe, weights):
     """The network for INT8, calibrated on some training images as validation sees them: the same on every rank."""
     batches = None
     if weights is None:
-        net = create_model(recipe.model, recipe.num_classes, recipe.in_channels, deploy=True, **recipe.model_args)
+        net = create_model(*_network_of(recipe), deploy=True, **recipe.variant.model_args)
     else:
         net = load_weights(weights)
         has, wants = ((x.variant, x.num_classes, x.in_channels) for x in (net, recipe))
         if has != wants:
-            texts = (f"{variant.name} of {n} classes and {c} channels" for variant, n, c in (has, wants))
+            texts = (f"{variant.label} of {n} classes and {c} channels" for variant, n, c in (has, wants))
             raise CheckpointError(f"{weights} holds a {' instead of a '.join(texts)}: it cannot be fine-tuned for INT8")
         source = open_split(recipe, "train")
         check_classes(net, source)

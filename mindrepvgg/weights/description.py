@@ -20,7 +20,7 @@ from mindrepvgg.text import counted, listed, printable, quoted
 from mindrepvgg.version import __version__, update_hint
 
 # Our networks' classes: MindSpore's automatic mixed precision O1 writes them anew, as RepVGGOpt and RepVGGOpt_1.
-_OURS = re.compile(r"((QA)?RepVGG|RepVGGPlus|MobileOne|RepVGGFeatures)(Opt(_\d+)?)?")
+_OURS = re.compile(r"RepVGG(Plus|Features)?(Opt(_\d+)?)?")
 
 # In the file, the forms 'bn' and 'qat' are the form 'train' with this key beside it.
 _QUANTIZATION = "quantization"
@@ -116,7 +116,7 @@ class Description:
 
     Attributes:
         form: one of `variants.FORMS`.
-        model, model_args: the network's name, and for one of its own sizes these; together they are `variant`.
+        model, model_args: the network's name, and what that does not tell; together they are `variant`.
         num_classes, in_channels: the network's.
         features: of a network that gives maps and has no classes, which these are: see `feature_layout.FeatureLayout`.
         cell: the class of a network that holds our blocks and is none of ours. `model` is then empty; the numbers are 0

@@ -119,6 +119,8 @@ class Dialect:
         """Why the project's code has no such network, or None when it has."""
         if any(stage.name not in self.places for stage in variant.stages):
             return "it has no RepVGGplus" if variant.aux_heads else "it has RepVGGplus only"
+        if variant.block and not deploy:
+            return f"it has no network with {variant.block} blocks"
         squeezing = {spec.se for spec in variant.block_specs()} - {None}
         for place in squeezing:
             if not set(_PRE_SE if place == "pre" else _POST_SE) <= set(self.modules):
@@ -359,7 +361,7 @@ _MOBILEONE = (
     ),
 )
 
-# A network's kind of block -> the dialects that have such networks, by name.
+# A network's family -> the dialects that have such networks, by name.
 DIALECTS_OF = {
     "repvgg": DIALECTS,
     "qarepvgg": {dialect.name: dialect for dialect in _QAREPVGG},

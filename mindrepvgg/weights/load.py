@@ -16,7 +16,7 @@ from mindrepvgg.models.parameters import load_arrays, network_arrays
 from mindrepvgg.models.qat import fold_bn
 from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.models.shapes import check_finite, parameter_shapes
-from mindrepvgg.models.variants import BN, DEPLOY, QAT, SHAPE_KEYS, TRAIN, Variant, find
+from mindrepvgg.models.variants import BLOCK_KEYS, BN, DEPLOY, QAT, SHAPE_KEYS, TRAIN, Variant, find
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.layers import NATIVE, set_grouped
 from mindrepvgg.text import listed, nearest, printable, quoted
@@ -114,10 +114,11 @@ def import_weights(
             raise CheckpointError(f"holds no {kind} weights; take the others with --weights {other}")
         if not allow_nonfinite:
             check_finite(chosen)
-        if description and (description.form in (BN, QAT) or description.features):  # no other project has these
+        told = description.variant if description else None
+        # No other project has these.
+        if told and (description.form in (BN, QAT) or told.features or told.block):
             recognised = recognise_described(chosen, description)
         else:
-            told = description.variant if description else None
             recognised = recognise(chosen, expected or told)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -223,8 +224,11 @@ def create_model(
             or a source, such as 'timm'; or what `weights` takes. They are downloaded once.
         features_only: make a network that gives the maps of its levels, and has no classes: weights of a head are left
             out. With `out_indices` and the others of `mindrepvgg.models.feature_layout.FeatureLayout`.
-        **shape: for the names 'repvgg', 'qarepvgg' and 'mobileone' only: `num_blocks` and `widths`, and optionally
-            the others of `mindrepvgg.models.variants.SHAPE_KEYS`, which `Variant` there explains.
+        **shape: `block`, the kind of blocks in the place of the network's own ('repvgg', 'qarepvgg', 'mobileone',
+            'acb', 'dbb', or 'plain' for one convolution), and `block_where`, a pattern of blocks' names, or several, as
+            of `fnmatch` ('stage1.*'), for some blocks only. For the names 'repvgg', 'qarepvgg' and 'mobileone': also
+            `num_blocks` and `widths`, and optionally the others of `mindrepvgg.models.variants.SHAPE_KEYS`, which
+            `Variant` there explains.
 
     Raises:
         UserError: the name or a number cannot be used.
@@ -246,12 +250,13 @@ def create_model(
         return set_grouped(net, grouped)
     imported = import_weights(weights, expected=wanted)
     found = imported.recognised
-    if found.variant.block != wanted.block:
+    if found.variant.family != wanted.family:
         raise CheckpointError(f"{weights} does not fit: it holds a {found.variant.name}, not a {wanted.name}")
     has = {**found.variant.to_dict(), "in_channels": found.in_channels}
     wants = {**wanted.to_dict(), "in_channels": in_channels}
     if has != wants:
-        differing = [f"{key} {has[key]}, expected {wants[key]}" for key in has if has[key] != wants[key]]
+        keys = [key for key in {**wants, **has} if has.get(key) != wants.get(key)]
+        differing = [f"{key} {has.get(key)}, expected {wants.get(key)}" for key in keys]
         raise CheckpointError(
             f"{weights} does not fit: it holds a {found.variant.name}, not a {wanted.name}: {'; '.join(differing)}"
             if found.variant.name != wanted.name
@@ -276,7 +281,7 @@ def create_model(
 
 def _check_arguments(shape):
     """Raise UserError for what `create_model` does not take, whatever the network's name is."""
-    sizes = dict.fromkeys(key for keys in SHAPE_KEYS.values() for key in keys)
+    sizes = dict.fromkeys(key for keys in (BLOCK_KEYS, *SHAPE_KEYS.values()) for key in keys)
     unknown = sorted(set(shape) - {*sizes, *FEATURE_KEYS})
     if unknown:
         own = ("num_classes", "in_channels", "deploy", "weights", "norm", "grouped", "pretrained", "features_only")

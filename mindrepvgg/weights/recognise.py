@@ -10,7 +10,7 @@ import numpy as np
 
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models import variants
-from mindrepvgg.models.block_kinds import KINDS
+from mindrepvgg.models.block_kinds import FAMILIES
 from mindrepvgg.models.shapes import Misfits, check_fit, find_misfits, parameter_shapes
 from mindrepvgg.models.variants import DEPLOY, TRAIN, Variant
 from mindrepvgg.text import listed, printable
@@ -94,7 +94,7 @@ def recognise(arrays: dict[str, np.ndarray], expected: Variant | None = None) ->
         if [*problems.missing] == head and problems.count == len(head):
             raise CheckpointError(f"the head ({' and '.join(head)}) is missing: this is the backbone of a {label}")
         raise CheckpointError(
-            f"not quite a {KINDS[variant.block].title}: the closest is {label}, but {problems.text()}"
+            f"not quite a {FAMILIES[variant.family].title}: the closest is {label}, but {problems.text()}"
         )
     quantised = [f"{translation.theirs[n]} ({a.dtype})" for n, a in found.items() if a.dtype.kind != "f"]
     if quantised:
@@ -124,7 +124,7 @@ def _candidate(arrays, translation, expected) -> _Candidate:
         for variant in (expected, *_FAMILY, derive(found, translation.kind, kernels[form], in_channels))
         if variant
     ]
-    variant = min((one for one in known if one.block == translation.kind), key=lambda one: against(one).count)
+    variant = min((one for one in known if one.family == translation.kind), key=lambda one: against(one).count)
     sizes = num_classes, in_channels, has_aux
     return _Candidate(translation, variant, form, sizes, found, left_out, against(variant))
 
@@ -136,13 +136,14 @@ def recognise_described(arrays: dict[str, np.ndarray], description: Description)
         CheckpointError: they are something else; every difference is named.
     """
     variant, num_classes, in_channels, form = description.network
-    check_fit(parameter_shapes(variant, form, num_classes, in_channels, aux_heads=False), arrays, "the file")
-    return Recognised(OURS.name, variant, form, num_classes, in_channels, has_aux=False, arrays=arrays)
+    has_aux = any(name.startswith(AUX_HEADS) for name in arrays)
+    check_fit(parameter_shapes(variant, form, num_classes, in_channels, has_aux), arrays, "the file")
+    return Recognised(OURS.name, variant, form, num_classes, in_channels, has_aux, arrays)
 
 
 def _kernels(kind) -> dict[str, str]:
     """Form -> how the name of every block's largest kernel ends."""
-    return {TRAIN: f".{KINDS[kind].dense}.weight", DEPLOY: f".{KINDS[kind].fused}.weight"}
+    return {TRAIN: f".{FAMILIES[kind].dense}.weight", DEPLOY: f".{FAMILIES[kind].fused}.weight"}
 
 
 def _form(arrays, translation) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError
-from mindrepvgg.models.block_kinds import KINDS
+from mindrepvgg.models.block_kinds import FAMILIES
 from mindrepvgg.models.shapes import find_misfits, parameter_shapes
 from mindrepvgg.models.variants import DEPLOY, TRAIN, Variant
 from mindrepvgg.reparam.leaves import BN_LEAVES
@@ -19,7 +19,7 @@ class Translation(NamedTuple):
     """Arrays under our names.
 
     Attributes:
-        kind: the kind of block of the networks that the names are of.
+        kind: the family of the networks that the names are of.
         dialect: whose names they were.
         arrays: our name -> array.
         theirs: our name -> the name in the file.
@@ -51,7 +51,7 @@ def translate(arrays: dict[str, np.ndarray], kind: str, name: str) -> Translatio
 def to_ours(arrays: dict[str, np.ndarray], dialect: str, kind: str = "repvgg") -> dict[str, np.ndarray]:
     """Rename a dialect's arrays to our names, their values untouched; `num_batches_tracked` is dropped.
 
-    Whether they make a network is not asked here; `recognise` does. `kind`: of the network's blocks.
+    Whether they make a network is not asked here; `recognise` does. `kind`: the network's family.
 
     Raises:
         CheckpointError: a name is not the dialect's.
@@ -79,17 +79,17 @@ def from_ours(
         CheckpointError: the arrays are not the variant's, or the project has no such network; the message names those
             dialects that have it.
     """
-    project, known, kind = find_dialect(dialect).project, DIALECTS_OF[variant.block], KINDS[variant.block]
-    deploy = f"stage0.{kind.fused}.weight" in arrays
+    project, known, family = find_dialect(dialect).project, DIALECTS_OF[variant.family], FAMILIES[variant.family]
+    deploy = f"stage0.{family.fused}.weight" in arrays
     form = DEPLOY if deploy else TRAIN
-    in_channels = _size(arrays, f"stage0.{kind.fused if deploy else kind.dense}.weight", 1)
+    in_channels = _size(arrays, f"stage0.{family.fused if deploy else family.dense}.weight", 1)
     aux_heads = any(name.startswith(AUX_HEADS) for name in arrays)
     shapes = parameter_shapes(variant, form, _size(arrays, "linear.weight", 0), in_channels, aux_heads)
     found = find_misfits(shapes, arrays)
     if found.count:
         raise CheckpointError(f"the arrays are no {variant.name} in {form} form: {found.text()}")
     target = known.get(dialect)
-    reason = target.refusal(variant, deploy, in_channels) if target else f"it has no {kind.title}"
+    reason = target.refusal(variant, deploy, in_channels) if target else f"it has no {family.title}"
     if target is None or reason:
         able = [name for name, other in known.items() if not other.refusal(variant, deploy, in_channels)]
         raise CheckpointError(

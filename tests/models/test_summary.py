@@ -378,7 +378,7 @@ def test_the_averaged_copy(call, tmp_path):
         (["{folder}/seven.ckpt", "--num_classes", "8"], "seven.ckpt is for 7 classes, not 8; drop --num_classes"),
         (
             ["{folder}/seven.ckpt", "--model_args", "{se: pre}"],
-            "--model_args is for the names repvgg, qarepvgg, mobileone; a checkpoint, as",
+            "--model_args is for the names of networks; a checkpoint, as",
         ),
         (["repvgg_a0", "--image_size", "0"], "image_size (='0') must be a whole number from 1 to 16384, or two ["),
         (["repvgg_a0", "--image_size", "8,0"], "image_size (='8,0') must be a whole number from 1 to 16384"),

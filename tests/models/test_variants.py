@@ -19,7 +19,7 @@ def test_the_layout_follows_the_paper():
     specs = variants.find("repvgg_b1g4").block_specs()
     assert len(specs) == 28
     assert [i for i, spec in enumerate(specs) if spec.groups == 4] == list(range(2, 27, 2))
-    assert specs[0] == ("stage0", 3, 64, 2, 1, 3, "repvgg", 1, None)
+    assert specs[0] == ("stage0", 3, 64, 2, 1, 3, "repvgg", 1, None, "repvgg")
     assert [spec.name for spec in specs if spec.stride == 2] == ["stage0", *(f"stage{s}.0" for s in (1, 2, 3, 4))]
     assert variants.find("repvgg_a0").widths == (48, 48, 96, 192, 1280)
 
@@ -124,7 +124,7 @@ def test_mobileone_alternates_depthwise_and_1x1_blocks():
 @pytest.mark.parametrize("kind", OTHER_SMALL)
 def test_networks_of_other_blocks_have_sizes_of_ones_own_too(kind):
     variant = variants.find(kind, **OTHER_SMALL[kind])
-    assert (variant.name, variant.block) == (kind, kind)
+    assert (variant.name, variant.family) == (kind, kind)
     assert variants.find(kind, **variant.model_args) == variant
     assert variants.find(f"{kind}_{'a0' if kind == 'qarepvgg' else 's0'}").model_args == {}
 

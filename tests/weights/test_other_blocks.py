@@ -134,9 +134,9 @@ def test_values_go_there_and_back(kind, dialect, deploy):
 def test_every_network_is_told_by_its_arrays(name, deploy):
     """A fused QARepVGG is a fused RepVGG: it takes its name from what is expected, a description or a wish."""
     variant = variants.find(name)
-    for dialect in NAMES if variant.block == "mobileone" else ("official", "mindrepvgg"):
-        arrays = zeros(SHAPES[variant.block](dialect, variant, deploy))
-        fused_qa = deploy and variant.block == "qarepvgg"
+    for dialect in NAMES if variant.family == "mobileone" else ("official", "mindrepvgg"):
+        arrays = zeros(SHAPES[variant.family](dialect, variant, deploy))
+        fused_qa = deploy and variant.family == "qarepvgg"
         expected = name.removeprefix("qa") if fused_qa else name
         assert recognise(arrays).variant.name == expected
         assert recognise(arrays, variant).variant.name == name
@@ -148,7 +148,7 @@ def test_own_sizes_are_derived(kind):
     deployed = recognise(zeros(parameter_shapes(VARIANTS[kind], "deploy"))).variant
     fused = {
         "mobileone": dataclasses.replace(SMALL_ONE, branches=1),  # it does not show how many there were
-        "qarepvgg": dataclasses.replace(VARIANTS["qarepvgg"], name="repvgg", block="repvgg"),
+        "qarepvgg": dataclasses.replace(VARIANTS["qarepvgg"], name="repvgg", family="repvgg"),
     }
     assert deployed == fused[kind]
 

@@ -1,0 +1,33 @@
+"""The blocks that have a name."""
+
+from __future__ import annotations
+
+import importlib
+
+from mindrepvgg.errors import UserError
+from mindrepvgg.reparam.foldable import FoldableBlock
+from mindrepvgg.text import nearest, quoted
+
+# The module and the class of each.
+BLOCKS = {
+    "plain": "blocks.PlainBlock",
+    "repvgg": "blocks.RepVGGBlock",
+    "qarepvgg": "blocks.QARepVGGBlock",
+    "acb": "asymmetric.ACBlock",
+    "dbb": "diverse_branch.DiverseBranchBlock",
+    "mobileone": "mobileone.MobileOneBlock",
+    "large": "large_kernel.LargeKernelBlock",
+    "dilated": "large_kernel.DilatedBlock",
+    "repconv": "yolo.RepConv",
+    "repvggdw": "yolo.RepVGGDW",
+}
+
+
+def block_class(name: str) -> type[FoldableBlock]:
+    """The class of the block called `name`, one of BLOCKS. Raises UserError for another name."""
+    if name not in BLOCKS:
+        like = nearest(name, BLOCKS)
+        hint = f"; did you mean {like}?" if like else ""
+        raise UserError(f"block (={quoted(name)}) must be one of {', '.join(BLOCKS)}{hint}")
+    module, _, attribute = BLOCKS[name].rpartition(".")
+    return getattr(importlib.import_module(f"mindrepvgg.reparam.{module}"), attribute)
