@@ -78,17 +78,18 @@ class BorderBN(Container):
             raise ValueError(f"padding (={padding}) must not be negative where a BN fills it")
         self.channels, self.padding = channels, padding
         self.bn = norm(channels)
+        top, bottom, left, right = padding
+        # Not ops.pad: on a CPU, its gradient in a compiled step never ends after some steps (MindSpore 2.10).
+        self.pad = ops.Pad(((0, 0), (0, 0), (top, bottom), (left, right)))
 
     def construct(self, x):
         """Normalise (N, C, H, W), and put the border around it."""
         y = self.bn(x)
         if max(self.padding) == 0:
             return y
-        top, bottom, left, right = self.padding
         point = fold_norm(identity(self.channels, self.channels, differentiable), self.bn, differentiable)
         border = ops.stop_gradient(point[1]).astype(y.dtype).reshape((1, -1, 1, 1))
-        inside = ops.pad(ops.ones_like(y[:1, :1]), (left, right, top, bottom))
-        return ops.pad(y, (left, right, top, bottom)) + (1 - inside) * border
+        return self.pad(y) + (1 - self.pad(ops.ones_like(y[:1, :1]))) * border
 
     def map_after(self, linear_map, read):
         """The map of a 1x1 convolution and this, see `maps`."""
