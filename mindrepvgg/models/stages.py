@@ -40,10 +40,7 @@ class Stages(nn.Cell):
         self.in_channels = in_channels
         self.metadata = {}
         options = {"se_ratio": variant.se_ratio, "deploy": deploy, "norm": norm}
-        blocks = {
-            spec.name: _block(spec, **options)
-            for spec in variant.block_specs(in_channels)
-        }
+        blocks = {spec.name: _block(spec, **options) for spec in variant.block_specs(in_channels)}
         self.stage0 = blocks["stage0"]
         for stage in variant.stages:
             stage_blocks = [blocks[f"{stage.name}.{i}"] for i in range(stage.num_blocks)]
