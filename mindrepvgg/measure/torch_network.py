@@ -84,10 +84,13 @@ def torch_network(variant: Variant, arrays: Mapping[str, np.ndarray]):
             else:
                 branches = [{part.name: module_of(spec, part) for part in branch} for branch in spec.train_branches]
             for path, module in (item for branch in branches for item in branch.items()):
-                place, _, name = path.rpartition(".")
-                if place and not hasattr(self, place):
-                    self.add_module(place, nn.Module())
-                self.get_submodule(place).add_module(name, module)
+                *places, name = path.split(".")
+                owner = self
+                for place in places:
+                    if not hasattr(owner, place):
+                        owner.add_module(place, nn.Module())
+                    owner = owner.get_submodule(place)
+                owner.add_module(name, module)
             # In tuples, so that they are not listed twice.
             outer = None if deploy else KINDS[spec.kind].outer
             self.after = tuple(branch[outer] for branch in branches if outer in branch)
