@@ -42,6 +42,9 @@ class BlockSpec(NamedTuple):
         branches: how many convolutions of the full kernel a MobileOne block adds up.
         se: None, 'pre' (before the ReLU) or 'post' (after it).
         family: the network's, one of `FAMILIES`.
+        dilation: of the large convolution.
+        identity: whether its input may be one of its branches. Not where a dilation took the place of the stride: the
+            weights are those of the block that has the stride.
     """
 
     name: str
@@ -54,11 +57,13 @@ class BlockSpec(NamedTuple):
     branches: int = 1
     se: str | None = None
     family: str = "repvgg"
+    dilation: int = 1
+    identity: bool = True
 
     @property
     def keeps(self) -> bool:
-        """Whether the block keeps channels and size, so that its input can be one of its branches."""
-        return self.in_channels == self.out_channels and self.stride == 1
+        """Whether the block keeps channels and size, and its input is one of its branches."""
+        return self.identity and self.in_channels == self.out_channels and self.stride == 1
 
     @property
     def fused(self) -> str:

@@ -5,12 +5,19 @@ A level is a size of the maps: level 0 is the stem's, level i that of stage i.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 from mindrepvgg.errors import UserError
+from mindrepvgg.models.block_kinds import BlockSpec
 from mindrepvgg.text import quoted
 
 LEVELS = range(5)
+_STAGES = range(1, 5)
+
+OUTPUT_STRIDES = (8, 16, 32)
+_MOST_DILATION = 64
 
 
 def level_of(name: str) -> int:
@@ -18,18 +25,32 @@ def level_of(name: str) -> int:
     return int(name.removeprefix("stage")[0])
 
 
+def _spread(spec, dilation) -> BlockSpec:
+    """A block with a dilation; a kernel of one pixel has none."""
+    return spec._replace(dilation=dilation if spec.kernel_size > 1 else 1)
+
+
 @dataclass(frozen=True)
 class FeatureLayout:
     """What a features network gives.
 
+    Strides and dilations change no weights: where a convolution loses its stride, the block keeps its branches.
+
     Attributes:
         out_indices: the levels whose maps it gives, from large maps to small ones.
+        output_stride: the largest reduction, 8, 16 or 32. Stages that would reduce further have stride 1, and dilation
+            makes up for it, as in timm: the first block of such a stage has the dilation of the stage before it.
+        strides: of stages 1 to 4, each 1 or 2; None: the network's own.
+        dilations: of stages 1 to 4, the same for all blocks of a stage, as in mmpretrain; None: 1.
         frozen_stages: the last level that is not trained, with those before it; -1: all are. As mmpretrain's.
         norm_eval: whether every BN keeps normalising with its moving statistics, and keeps these; its gamma and beta
             are trained. As mmpretrain's.
     """
 
     out_indices: tuple[int, ...] = tuple(LEVELS)
+    output_stride: int = 32
+    strides: tuple[int, int, int, int] | None = None
+    dilations: tuple[int, int, int, int] | None = None
     frozen_stages: int = -1
     norm_eval: bool = False
 
@@ -41,6 +62,15 @@ class FeatureLayout:
                 f"out_indices (={quoted(indices)}) must be rising whole numbers from 0 (the stem) to 4 (stage 4)"
             )
         object.__setattr__(self, "out_indices", tuple(indices))
+        if type(self.output_stride) is not int or self.output_stride not in OUTPUT_STRIDES:
+            raise UserError(f"output_stride (={quoted(self.output_stride)}) must be 8, 16 or 32")
+        self._check_stages("strides", 2, "each 1 or 2")
+        self._check_stages("dilations", _MOST_DILATION, f"each from 1 to {_MOST_DILATION}")
+        if self.output_stride != max(OUTPUT_STRIDES) and (self.strides or self.dilations):
+            raise UserError(
+                f"output_stride (={self.output_stride}) chooses strides and dilations; give it, or strides and "
+                "dilations, not both"
+            )
         if type(self.frozen_stages) is not int or self.frozen_stages not in (-1, *LEVELS):
             raise UserError(
                 f"frozen_stages (={quoted(self.frozen_stages)}) must be -1 (none), 0 (the stem), or up to 4 (the stem "
@@ -48,6 +78,39 @@ class FeatureLayout:
             )
         if type(self.norm_eval) is not bool:
             raise UserError(f"norm_eval (={quoted(self.norm_eval)}) must be True or False")
+
+    def _check_stages(self, key, most, expected):
+        """Refuse what is not a number for each stage, and keep it as a tuple."""
+        values = getattr(self, key)
+        if values is None:
+            return
+        numbers = isinstance(values, (list, tuple)) and all(type(n) is int and 1 <= n <= most for n in values)
+        if not numbers or len(values) != len(_STAGES):
+            raise UserError(f"{key} (={quoted(values)}) must be 4 numbers, {expected}, for stages 1-4")
+        object.__setattr__(self, key, tuple(values))
+
+    def placed(self, specs: Sequence[BlockSpec]) -> tuple[BlockSpec, ...]:
+        """A network's blocks with the strides and dilations they have here.
+
+        Args:
+            specs: the blocks of the network that classifies.
+        """
+        placed, reduction, dilation = [], 1, 1
+        for level, group in itertools.groupby(specs, key=lambda spec: level_of(spec.name)):
+            blocks = list(group)
+            stride, before = blocks[0].stride, dilation
+            if self.strides and level:
+                stride = self.strides[level - 1]
+            if self.dilations and level:
+                before = dilation = self.dilations[level - 1]
+            elif reduction >= self.output_stride:
+                dilation *= stride
+                stride = 1
+            reduction *= stride
+            identity = stride >= blocks[0].stride
+            placed.append(_spread(blocks[0], before)._replace(stride=stride, identity=identity))
+            placed += [_spread(spec, dilation) for spec in blocks[1:]]
+        return tuple(placed)
 
     @property
     def last(self) -> int:

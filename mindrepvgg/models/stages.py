@@ -18,8 +18,8 @@ def _block(spec, **options):
     fused = spec.fused.rpartition(".")[2]
     if fused != make.FUSED:
         options["fused"] = fused  # a deploy checkpoint is the family's, whatever its blocks were
-    place = {"kernel_size": spec.kernel_size, "stride": spec.stride, "groups": spec.groups}
-    return make(spec.in_channels, spec.out_channels, **place, se=spec.se, activation=nn.ReLU, **options)
+    place = {key: getattr(spec, key) for key in ("kernel_size", "stride", "dilation", "groups", "identity", "se")}
+    return make(spec.in_channels, spec.out_channels, **place, activation=nn.ReLU, **options)
 
 
 class Stages(nn.Cell):

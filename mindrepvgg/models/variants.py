@@ -124,6 +124,10 @@ class Variant:
 
         Blocks are counted through from the stem, which is number 0. Those with an even number above 0 are grouped.
         """
+        specs = self._block_specs(in_channels)
+        return self.features.placed(specs) if self.features else specs
+
+    def _block_specs(self, in_channels) -> tuple[BlockSpec, ...]:
         own = {"kind": self.family, "family": self.family}
         stem = BlockSpec("stage0", in_channels, self.widths[0], self.strides[0], 1, se=self.se, **own)
         if self.family == "mobileone":

@@ -35,6 +35,7 @@ class RepVGGBlock(FoldableBlock):
         norm: the BN's class; any with BatchNorm2d's parameters, such as SyncBatchNorm.
         kernel_size: of the large convolution, odd.
         activation: makes the cell at the end; None: no activation.
+        identity: False: no identity branch even where channels and size stay.
 
     Raises:
         ValueError: `groups` does not divide the channels, or `se` is unknown.
@@ -53,6 +54,7 @@ class RepVGGBlock(FoldableBlock):
         norm=nn.BatchNorm2d,
         kernel_size=3,
         activation=nn.ReLU,
+        identity=True,
     ):
         super().__init__(
             in_channels,
@@ -67,6 +69,7 @@ class RepVGGBlock(FoldableBlock):
             se_ratio,
             deploy,
             norm,
+            identity=identity,
         )
 
     def make_branches(self, norm):

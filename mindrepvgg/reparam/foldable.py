@@ -51,6 +51,7 @@ class FoldableBlock(Container):
         norm, eps, momentum: the BN's class and numbers, see `layers.batch_norm`.
         own: attributes of the subclass, which `make_branches` needs.
         fused: what the convolution of the deploy form is called; None: as the class says (FUSED).
+        identity: False: the input is no branch even where channels and size stay.
 
     Raises:
         ValueError: `groups` does not divide the channels, or `se` is unknown.
@@ -79,6 +80,7 @@ class FoldableBlock(Container):
         momentum=0.1,
         own=None,
         fused=None,
+        identity=True,
     ):
         super().__init__()
         if in_channels % groups or out_channels % groups:
@@ -98,6 +100,7 @@ class FoldableBlock(Container):
         self.se_place = se
         self.se_ratio = se_ratio
         self.deploy = deploy
+        self.with_identity = identity
         if fused is not None:
             self.FUSED = fused
         for name, value in (own or {}).items():
@@ -151,11 +154,11 @@ class FoldableBlock(Container):
         return top - before[0], bottom - room[0] + before[0], left - before[1], right - room[1] + before[1]
 
     def keeps_shape(self) -> bool:
-        """Whether channels and size stay, so that the input itself can be a branch."""
+        """Whether channels and size stay and the input may be a branch."""
         top, bottom, left, right = self.padding
         reach = [spread * (size - 1) for spread, size in zip(pair(self.dilation), self.kernel_size, strict=True)]
         same_size = pair(self.stride) == (1, 1) and [top + bottom, left + right] == reach
-        return same_size and self.in_channels == self.out_channels
+        return self.with_identity and same_size and self.in_channels == self.out_channels
 
     def construct(self, x):
         """(N, in, H, W) -> (N, out, H', W')."""

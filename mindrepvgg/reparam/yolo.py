@@ -43,15 +43,14 @@ class RepConv(FoldableBlock):
         momentum=_MOMENTUM,
         **options,
     ):
-        own = {"with_identity": identity}
-        options |= {"activation": activation, "eps": eps, "momentum": momentum, "own": own}
+        options |= {"identity": identity, "activation": activation, "eps": eps, "momentum": momentum}
         super().__init__(in_channels, out_channels, kernel_size, stride, **options)
 
     def make_branches(self, norm):
         """See `FoldableBlock.make_branches`."""
         self.rbr_dense = self._pair(self.kernel_size, self.padding, self.dilation, norm)
         self.rbr_1x1 = self._pair(1, self.centred(1), 1, norm)
-        if not (self.with_identity and self.keeps_shape()):
+        if not self.keeps_shape():
             return ("rbr_dense",), ("rbr_1x1",)
         self.rbr_identity = norm(self.out_channels)
         return ("rbr_dense",), ("rbr_1x1",), ("rbr_identity",)
@@ -75,7 +74,7 @@ class RepConvN(RepConv):
         channels, stride, groups = (self.in_channels, self.out_channels), self.stride, self.groups
         self.conv1 = ConvBN(*channels, self.kernel_size, stride, groups, self.dilation, norm, self.padding)
         self.conv2 = ConvBN(*channels, 1, stride, groups, norm=norm, padding=self.centred(1))
-        if not (self.with_identity and self.keeps_shape()):
+        if not self.keeps_shape():
             return ("conv1",), ("conv2",)
         self.bn = norm(self.out_channels)
         return ("conv1",), ("conv2",), ("bn",)

@@ -16,7 +16,7 @@ from mindrepvgg.models.parameters import load_arrays, network_arrays
 from mindrepvgg.models.qat import fold_bn
 from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.models.shapes import check_finite, parameter_shapes
-from mindrepvgg.models.variants import BLOCK_KEYS, BN, DEPLOY, QAT, SHAPE_KEYS, TRAIN, Variant, find
+from mindrepvgg.models.variants import BLOCK_KEYS, BN, DEPLOY, QAT, SHAPE_KEYS, STRIDES, TRAIN, Variant, find
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.layers import NATIVE, set_grouped
 from mindrepvgg.text import listed, nearest, printable, quoted
@@ -235,7 +235,7 @@ def create_model(
         CheckpointError: the file is of another network.
     """
     _check_arguments(shape)
-    layout = {key: shape.pop(key) for key in FEATURE_KEYS if key in shape}
+    layout = {key: shape.pop(key) for key in FEATURE_KEYS if key in shape and not _is_of_five(key, shape[key])}
     if layout and not features_only:
         raise UserError(f"{listed(sorted(layout))} needs features_only=True")
     wanted = find(name, **shape)
@@ -277,6 +277,11 @@ def create_model(
         arrays |= {name: array for name, array in network_arrays(net).items() if name.startswith(fresh)}
     load_arrays(net.get_parameters(), arrays, weights)
     return set_grouped(to_deploy(net) if deploy and form == TRAIN else net, grouped)
+
+
+def _is_of_five(key, value) -> bool:
+    """Whether strides are a network's own, which count the stem, and not those of a features network's stages."""
+    return key == "strides" and isinstance(value, (list, tuple)) and len(value) == len(STRIDES)
 
 
 def _check_arguments(shape):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 from support import BOTH_FORMS, OTHER_SMALL, SMALL, context_mode, images, randomise_bn, relative_difference, weights
-from support.torch_features import maps, reference_of, training_steps, values
+from support.torch_features import maps, place, reference_of, training_steps, values
 
 import mindrepvgg
 from mindrepvgg import create_model
@@ -21,9 +21,17 @@ compat, slow = pytest.mark.compat, pytest.mark.slow
 LEVELS = (0, 1, 2, 3, 4)
 
 
+# With several blocks in the last stages, whose first blocks differ from the others.
+DEEP = {
+    "deep_g4": {"num_blocks": (1, 1, 3, 2), "widths": (8, 8, 16, 24, 32), "group_size": 4},
+    "deep_plus": {**SMALL["plus"], "num_blocks": (1, 1, 3, 2)},
+}
+
+
 def classifier_of(kind, deploy=False, classes=5):
-    """A network that classifies, with a random history: one of SMALL or OTHER_SMALL, or by its name."""
-    name, shape = ("repvgg", SMALL[kind]) if kind in SMALL else (kind, OTHER_SMALL.get(kind, {}))
+    """A network that classifies, with a random history: one of SMALL, DEEP or OTHER_SMALL, or by its name."""
+    small = {**SMALL, **DEEP}
+    name, shape = ("repvgg", small[kind]) if kind in small else (kind, OTHER_SMALL.get(kind, {}))
     return randomise_bn(create_model(name, classes, deploy=deploy, **shape)).set_train(False)
 
 
@@ -180,6 +188,99 @@ def test_in_a_cell_of_ones_own(pynative_mode, tmp_path):
     again = mindrepvgg.to_deploy(Pooled())
     mindrepvgg.load_checkpoint(tmp_path / "own.ckpt", again)
     assert relative_difference(again(x), fused(x)) < 1e-6
+
+
+# Of DEEP's blocks: (options, strides, dilations), and the reductions of the levels.
+PLACES = {
+    # timm's: the first block of a stage that lost its stride has the dilation of the stage before.
+    "output_stride 16": (
+        {"output_stride": 16},
+        ((2,), (2,), (2, 1, 1), (1, 1)),
+        ((1,), (1,), (1, 1, 1), (1, 2)),
+        [2, 4, 8, 16, 16],
+    ),
+    "output_stride 8": (
+        {"output_stride": 8},
+        ((2,), (2,), (1, 1, 1), (1, 1)),
+        ((1,), (1,), (1, 2, 2), (2, 4)),
+        [2, 4, 8, 8, 8],
+    ),
+    # mmpretrain's, as the authors' PSPNet has them: all blocks of a stage have its dilation.
+    "stages": (
+        {"strides": (2, 2, 1, 1), "dilations": [1, 1, 2, 4]},
+        ((2,), (2,), (1, 1, 1), (1, 1)),
+        ((1,), (1,), (2, 2, 2), (4, 4)),
+        [2, 4, 8, 8, 8],
+    ),
+    "dilations": (
+        {"dilations": (3, 1, 1, 2)},
+        ((2,), (2,), (2, 1, 1), (2, 1)),
+        ((3,), (1,), (1, 1, 1), (2, 2)),
+        [2, 4, 8, 16, 32],
+    ),
+}
+
+
+@compat
+@BOTH_FORMS
+@pytest.mark.parametrize("kind", DEEP)
+@pytest.mark.parametrize("place_of", PLACES)
+def test_strides_and_dilations_equal_pytorchs(pynative_mode, tmp_path, place_of, kind, deploy):
+    options, strides, dilations, reductions = PLACES[place_of]
+    classifier, x = classifier_of(kind, deploy), images(2, 3, 65, 80)
+    net, reference = features_of(classifier, tmp_path, **options), reference_of(classifier)
+    plain = maps(reference, x)
+    expected = maps(place(reference, strides, dilations), x)
+    assert net.feature_info.reduction() == reductions
+    found = net(Tensor(x))
+    check_maps(found, expected)
+    assert relative_difference(found[-1][:, :, :2, :2], plain[-1][:, :, :2, :2]) > 1e-3  # negative control
+    if not deploy:
+        mindrepvgg.save_checkpoint(mindrepvgg.to_deploy(net), tmp_path / "fused.ckpt")
+        again = mindrepvgg.load_checkpoint(tmp_path / "fused.ckpt")
+        assert again.variant == net.variant
+        check_maps(again(Tensor(x)), expected)
+
+
+@pytest.mark.parametrize("kind", OTHER_SMALL)
+def test_a_stride_that_becomes_dilation_changes_no_weights(pynative_mode, tmp_path, kind):
+    """MobileOne's first block of a stage keeps its channels: without its stride it could have an identity."""
+    classifier, x = classifier_of(kind), Tensor(images(2, 3, 64, 64))
+    net = features_of(classifier, tmp_path, output_stride=8)
+    assert set(weights(net)) == {name for name in weights(classifier) if not name.startswith("linear")}
+    assert [one.shape[2] for one in net(x)] == [32, 16, 8, 8, 8]
+    assert mindrepvgg.verify_equivalence(net, mindrepvgg.to_deploy(net), x).passed
+
+
+def test_strides_of_five_are_the_layouts_own():
+    """Networks for small pictures count the stem, mmpretrain's strides of four do not."""
+    shape = {**SMALL["g4"], "strides": (1, 1, 2, 2, 2)}
+    net = create_model("repvgg", features_only=True, **shape)
+    assert net.feature_info.reduction() == [1, 1, 2, 4, 8]
+    assert net.variant.features.strides is None
+    assert "stage1.0.rbr_identity.gamma" in weights(net)
+    net = create_model("repvgg", features_only=True, output_stride=8, **SMALL["g4"])
+    assert "stage1.0.rbr_identity.gamma" not in weights(net)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"output_stride": 4}, r"^output_stride \(=4\) must be 8, 16 or 32$"),
+        ({"output_stride": "8"}, "^output_stride"),
+        (
+            {"dilations": (1, 1, 2)},
+            r"^dilations \(=\(1, 1, 2\)\) must be 4 numbers, each from 1 to 64, for stages 1-4$",
+        ),
+        ({"dilations": 2}, "^dilations"),
+        ({"dilations": (1, 1, 0, 2)}, "^dilations"),
+        ({"strides": (2, 2, 3, 1)}, r"^strides .* must be 4 numbers, each 1 or 2, for stages 1-4$"),
+        ({"output_stride": 8, "dilations": (1, 1, 2, 2)}, "give it, or strides and dilations, not both$"),
+    ],
+)
+def test_places_that_cannot_be(wrong, message):
+    with pytest.raises(UserError, match=message):
+        create_model("repvgg_nano", features_only=True, **wrong)
 
 
 FROZEN = {

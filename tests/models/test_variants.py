@@ -19,7 +19,7 @@ def test_the_layout_follows_the_paper():
     specs = variants.find("repvgg_b1g4").block_specs()
     assert len(specs) == 28
     assert [i for i, spec in enumerate(specs) if spec.groups == 4] == list(range(2, 27, 2))
-    assert specs[0] == ("stage0", 3, 64, 2, 1, 3, "repvgg", 1, None, "repvgg")
+    assert specs[0] == ("stage0", 3, 64, 2, 1, 3, "repvgg", 1, None, "repvgg", 1, True)
     assert [spec.name for spec in specs if spec.stride == 2] == ["stage0", *(f"stage{s}.0" for s in (1, 2, 3, 4))]
     assert variants.find("repvgg_a0").widths == (48, 48, 96, 192, 1280)
 

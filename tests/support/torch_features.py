@@ -11,6 +11,20 @@ def reference_of(classifier):
     return copy_weights(classifier, network).eval()
 
 
+def place(network, strides, dilations):
+    """Give the blocks of stages 1 to 4 strides and dilations, in place; a tuple for each stage, block by block."""
+    for number in (1, 2, 3, 4):
+        names = [name for name in network.stage_names if name.startswith(f"stage{number}")]
+        stages = [getattr(network, name) for name in names]
+        blocks = [block for stage in stages for block in getattr(stage, "blocks", stage)]
+        for block, stride, dilation in zip(blocks, strides[number - 1], dilations[number - 1], strict=True):
+            large = block.rbr_reparam if block.deploy else block.rbr_dense.conv
+            large.stride, large.dilation, large.padding = (stride,) * 2, (dilation,) * 2, (dilation,) * 2
+            if not block.deploy:
+                block.rbr_1x1.conv.stride = (stride, stride)
+    return network
+
+
 def maps(network, x):
     """The maps of the stem and of stages 1 to 4, for an array."""
     with torch.set_grad_enabled(network.training):
