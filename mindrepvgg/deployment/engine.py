@@ -181,7 +181,9 @@ def engine_of(net, num_threads: int | None = None, precision: str = "float32") -
         UserError: onnx or onnxruntime is missing.
     """
     require_onnx()
+    layout = net.variant.deploy_layout("onnxruntime", "take the engine mindspore")
     deployed = net if net.deploy else to_deploy(net)
     options = GraphOptions(precision=precision)
-    model = build_onnx(net.variant, network_arrays(deployed), options, network_facts(net))
+    facts = {**network_facts(net), "model": layout.name}
+    model = build_onnx(layout, network_arrays(deployed), options, facts)
     return OnnxEngine(model.SerializeToString(), num_threads)

@@ -135,6 +135,8 @@ def export_checkpoint(
         raise UserError(f"grouped (={quoted(grouped)}) is for .mindir and .air: ONNX has its own grouped convolutions")
     source, weights = local_file(source, weights)
     net = import_weights(source, weights).network()
+    if destination.suffix == ".onnx":
+        _layout(net)
     pictures = Pictures(net, overrides or {})
     if grouped:
         set_grouped(net, grouped)
@@ -225,12 +227,19 @@ def _compare(run, net, pictures, options, rtol) -> CrossCheck:
     return cross_check(file_outputs, network_outputs, batches, rtol)
 
 
+def _layout(net):
+    """The layout of an ONNX file's network; UserError where there is none."""
+    return net.variant.deploy_layout("writing ONNX", "a .mindir takes any network")
+
+
 def _write_onnx(net, path, options, metadata):
     """Write and check an ONNX file; returns how many of each operator it holds, and the function it computes."""
-    model = build_onnx(net.variant, network_arrays(net), options, metadata)
+    layout = _layout(net)
+    # Of MindCV's RepVGGs too the file is read where no MindCV is.
+    model = build_onnx(layout, network_arrays(net), options, {**metadata, "model": layout.name})
     path.write_bytes(model.SerializeToString())
     del model  # it is a copy of all weights
-    operators = check_onnx_file(path, net.variant, options)
+    operators = check_onnx_file(path, layout, options)
     try:
         return operators, OnnxEngine(path)
     except CheckpointError:  # the file is valid, and its opset is too new

@@ -176,7 +176,7 @@ def _timm_network(path, averaged):
     torch = import_torch()
     timm = import_optional("timm", "timm", "--cross_check timm", "plain --cross_check needs PyTorch only")
     found = load_weights(path, "ema" if averaged else "raw")
-    arrays = from_ours(network_arrays(found), "timm", found.variant)
+    arrays = from_ours(network_arrays(found), "timm", found.variant.family_layout("--cross_check timm"))
     options = {"num_classes": found.num_classes, "in_chans": found.in_channels}
     try:
         model = timm.create_model(found.variant.name, **options)

@@ -112,7 +112,7 @@ def _prepare(settings, folder) -> dict[str, Network]:
             net = filled_network(Network(variant, 1000, 3, {}), TRAIN, arrays)
         else:
             net = load_weights(label)
-            if net.variant.aux_heads:
+            if net.variant.family_layout("measuring a checkpoint").aux_heads:
                 net.drop_aux_heads()
         files = {}
         for form in settings.forms:

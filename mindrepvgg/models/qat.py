@@ -41,7 +41,7 @@ def to_trainable_deploy(net, batches: Iterable | None = None):
     Raises:
         UserError: a RepVGGplus, whose auxiliary heads the deploy form has not, or a features network.
     """
-    if net.variant.features:
+    if net.variant.family_layout("training for INT8").features:
         raise UserError("a features network cannot be trained for INT8 by itself: train the network that classifies")
     if net.variant.aux_heads:
         raise UserError(f"{net.variant.name} is trained with auxiliary heads, which its deploy form has not")

@@ -24,8 +24,10 @@ from typing import NamedTuple
 from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write
 from mindrepvgg.models.block_kinds import Part
+from mindrepvgg.models.mindcv_spec import MindCVNetwork
+from mindrepvgg.models.networks import NetworkSpec
 from mindrepvgg.models.shapes import parameter_shapes
-from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, TRAIN, Variant
+from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, TRAIN
 from mindrepvgg.text import counted, quoted, table
 
 NOTES = """\
@@ -39,12 +41,15 @@ _HEADINGS = ("parameters", "MACs (M)", "Wino MULs (M)", "alive (M)")
 
 
 class Figures(NamedTuple):
-    """A layer, or a whole network, in one form; see the module. activations: of one image; a network's is the peak."""
+    """A layer, or a whole network, in one form; see the module.
+
+    activations: of one image; a network's is the peak; None where they are not known, as of a network of MindCV.
+    """
 
     params: int
     macs: int
     wino_muls: int
-    activations: int
+    activations: int | None
 
 
 class Layer(NamedTuple):
@@ -66,7 +71,7 @@ class Layer(NamedTuple):
 class Summary:
     """A network's layers from input to output; image_size: (height, width). weights: form -> numbers kept in memory."""
 
-    variant: Variant
+    variant: NetworkSpec
     num_classes: int
     in_channels: int
     image_size: tuple[int, int]
@@ -78,12 +83,14 @@ class Summary:
         """The sums over the layers of a form, 'train' or 'deploy', and of the activations the peak."""
         columns = zip(*(getattr(layer, form) for layer in self.layers if getattr(layer, form)), strict=True)
         params, macs, winograd, activations = columns
-        return Figures(sum(params), sum(macs), sum(winograd), max(activations))
+        return Figures(sum(params), sum(macs), sum(winograd), None if None in activations else max(activations))
 
     def memory(self, form: str) -> dict[str, dict[str, int]]:
         """Bytes by what they hold and by their type; activations are of one image, and of the batch."""
         peak = self.total(form).activations
-        held = {"weights": self.weights[form], "image_activations": peak, "batch_activations": peak * self.batch_size}
+        held = {"weights": self.weights[form]}
+        if peak is not None:
+            held |= {"image_activations": peak, "batch_activations": peak * self.batch_size}
         return {what: {kind: size * count for kind, size in _BYTES.items()} for what, count in held.items()}
 
     def to_dict(self) -> dict:
@@ -124,6 +131,8 @@ class Summary:
         memory = {form: self.memory(form) for form in PLAIN_FORMS}
         rows: list[tuple[str, ...]] = [("memory (MiB)", *PLAIN_FORMS)]
         for what, label in labels.items():
+            if what not in memory[TRAIN]:
+                continue
             for kind in _BYTES:
                 sizes = (f"{memory[form][what][kind] / 2**20:,.2f}" for form in PLAIN_FORMS)
                 rows.append((f"{label}, {kind}", *sizes))
@@ -131,12 +140,12 @@ class Summary:
 
 
 def summarise(
-    variant: Variant, num_classes=1000, in_channels=3, image_size=224, batch_size=1, aux_heads: bool = True
+    variant: NetworkSpec, num_classes=1000, in_channels=3, image_size=224, batch_size=1, aux_heads: bool = True
 ) -> Summary:
-    """The layers of a network and their costs, from its layout alone.
+    """The layers of a network and their costs, from its layout alone; a network of MindCV is built and run.
 
     Args:
-        variant: the layout.
+        variant: which network.
         num_classes, in_channels, batch_size: whole numbers of at least 1.
         image_size: a side in pixels, or (height, width).
         aux_heads: False leaves a RepVGGplus's auxiliary heads out.
@@ -149,6 +158,11 @@ def summarise(
     for name, value in (*numbers.items(), *(("image_size", side) for side in size)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name} (={quoted(value)}) must be a whole number of at least 1")
+    if isinstance(variant, MindCVNetwork):
+        from mindrepvgg.models.mindcv_summary import summarise_mindcv  # loads MindSpore
+
+        return summarise_mindcv(variant, num_classes, in_channels, size, batch_size)
+    variant = variant.family_layout("a summary of a layout")
     places = {place.name: place for place in _places(variant, num_classes, in_channels, size, aux_heads)}
     figures, weights = {}, {}
     for form in PLAIN_FORMS:
@@ -265,7 +279,13 @@ def _shape_text(layer) -> str:
 def _cells(*forms: Figures | None) -> list[str]:
     """Figures as text, train and deploy in turn: parameters in full, the others in millions."""
     return [
-        "-" if figures is None else f"{figures[i]:,}" if i == 0 else f"{figures[i] / 1e6:.2f}"
+        _figure_text(None if figures is None else figures[i], i)
         for i in range(len(Figures._fields))
         for figures in forms
     ]
+
+
+def _figure_text(value: int | None, column: int) -> str:
+    if value is None:
+        return "-"
+    return f"{value / 1e6:.2f}" if column else f"{value:,}"

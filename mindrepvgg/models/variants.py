@@ -17,6 +17,7 @@ from typing import NamedTuple
 from mindrepvgg.errors import UserError
 from mindrepvgg.models.block_kinds import KINDS, MOBILEONE_BRANCHES, BlockSpec
 from mindrepvgg.models.feature_layout import FeatureInfo, FeatureLayout, feature_info, level_of
+from mindrepvgg.models.networks import NetworkSpec
 from mindrepvgg.text import listed, nearest, printable, quoted
 
 # What a network can be: with its branches, fused, fused with BN inserted, and that with fake quantisation.
@@ -49,8 +50,8 @@ class Stage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A network.
+class Variant(NetworkSpec):
+    """A network of the family.
 
     Attributes:
         name: as `create_model` knows it.
@@ -177,15 +178,17 @@ class Variant:
         """Those of `model_args` that are sizes."""
         return _plain(self._sizes) if self.name in SHAPE_KEYS else {}
 
+    def with_block(self, block: str | None, where=None) -> Variant:
+        """See `NetworkSpec.with_block`."""
+        return with_block(self, block, where)
+
+    def family_layout(self, purpose: str, remedy: str = "") -> Variant:
+        """See `NetworkSpec.family_layout`; the network itself."""
+        return self
+
     def to_dict(self) -> dict:
         """The arguments of `find`, after the family's name, that rebuild this network's shape."""
         return _plain({**self._sizes, **self._choice})
-
-    @property
-    def label(self) -> str:
-        """The name, and what blocks it has where they are not its family's."""
-        where = "" if self.block_where is None else f" at {', '.join(self.block_where)}"
-        return f"{self.name} with {self.block} blocks{where}" if self.block else self.name
 
     @property
     def _sizes(self) -> dict:

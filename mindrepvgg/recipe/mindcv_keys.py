@@ -6,6 +6,10 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from mindrepvgg.errors import RecipeError
+from mindrepvgg.models.mindcv_spec import RATES
+from mindrepvgg.models.networks import MINDCV as PREFIX
+from mindrepvgg.models.networks import is_mindcvs
+from mindrepvgg.models.variants import list_models, normalise_name
 from mindrepvgg.recipe.kinds import kind_of
 from mindrepvgg.recipe.provenance import MINDCV, describe
 from mindrepvgg.recipe.schema import KEYS, Recipe
@@ -14,7 +18,7 @@ from mindrepvgg.text import quoted
 # MindCV's defaults that differ from the schema's. Not among them are distribute, device_target and data_dir: they say
 # where a run takes place, and its values (one device, Ascend, ./) would only keep a file from running elsewhere.
 DEFAULTS = {
-    "model": "mobilenet_v2_035_224",
+    "model": f"{PREFIX}mobilenet_v2_035_224",
     "color_jitter": 0.4,
     "epoch_size": 90,
     "opt": "adam",
@@ -92,6 +96,23 @@ def _flag(value) -> bool:
         raise ValueError("must be true or false") from None
 
 
+def _model(value, _file):
+    own = isinstance(value, str) and normalise_name(value) in list_models()
+    return {"model": value if own or is_mindcvs(value) else f"{PREFIX}{value}"}
+
+
+def _rate(why: str) -> _Rule:
+    """`drop_rate` and `drop_path_rate`: arguments of MindCV's networks; refused for ours, as `why` says."""
+
+    def rule(value, file):
+        rates = {key: file[key] for key in RATES if file.get(key)}
+        if value and not is_mindcvs(_model(file.get("model", DEFAULTS["model"]), file)["model"]):
+            raise ValueError(why)
+        return {"model_args": rates} if rates else {}
+
+    return rule
+
+
 def _ckpt_path(value, file):
     return {} if not value and file.get("pretrained") is True else {"pretrained": value or ""}
 
@@ -155,6 +176,9 @@ _ON_MODELARTS = "would fetch and store files on ModelArts; not here: give data_d
 # MindCV's keys that are not ours, or mean something else here; its other keys are ours as they are.
 RULES: dict[str, _Rule] = {
     # Of another name or spelling.
+    "model": _model,
+    "drop_rate": _rate("would drop features at random; RepVGG has no dropout: remove it"),
+    "drop_path_rate": _rate("would drop blocks at random; RepVGG cannot: remove it"),
     "aux_factor": lambda value, _file: {"aux_weight": value},
     "ckpt_path": _ckpt_path,
     "pretrained": _pretrained,
@@ -181,8 +205,6 @@ RULES: dict[str, _Rule] = {
     "num_samples": _only(None, why="would train on that many images; here all are used: put them into a folder apart"),
     "aug_splits": _only(0, why="would train on several views of an image at once; not here: set it to 0"),
     "re_max_attempts": _only(10, why="would try another number of places to erase; here there are 10: remove it"),
-    "drop_rate": _only(None, 0, why="would drop features at random; RepVGG has no dropout: remove it"),
-    "drop_path_rate": _only(None, 0, why="would drop blocks at random; RepVGG cannot: remove it"),
     "layer_decay": _only(None, why="counts layers as MindCV does; here it counts blocks: give it in a recipe of ours"),
     "reduction": _only("mean", why="would not average the loss over a batch; here it is: adapt lr and remove it"),
     "val_amp_level": _only("O0", why="would have validation compute in half precision; not here: set it to O0"),

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from mindrepvgg.errors import RecipeError, UserError
 from mindrepvgg.models import variants
+from mindrepvgg.models.networks import NetworkSpec
 from mindrepvgg.recipe.auto_augment import parse_policy
 from mindrepvgg.recipe.provenance import CODE, COMMAND_LINE, describe, place
 from mindrepvgg.text import nearest, quoted
@@ -23,9 +24,25 @@ def check(recipe, shown: Mapping[str, str]):
     Raises:
         RecipeError: the first conflict, on one line.
     """
-    for rules in (_images, _schedule, _optimizer, _precision, _frozen, _custom_l2, _quantization, _checkpoints):
+    for rules in (
+        _network,
+        _images,
+        _schedule,
+        _optimizer,
+        _precision,
+        _frozen,
+        _custom_l2,
+        _quantization,
+        _checkpoints,
+    ):
         for conflict in rules(recipe, shown):
             raise RecipeError(conflict)
+
+
+def _network(recipe, shown) -> Iterator[str]:
+    for key, only, reason in recipe.variant.fixed_keys:
+        if getattr(recipe, key) != only:
+            yield f"{shown[key]} does not go with {shown['model']}: {reason}; leave it out"
 
 
 def _images(recipe, shown) -> Iterator[str]:
@@ -135,7 +152,7 @@ def _checkpoints(recipe, shown) -> Iterator[str]:
         yield f"{shown['ckpt_save_policy']} needs {shown['val_while_train']} to be true: it keeps the most accurate"
 
 
-def find_variant(recipe) -> variants.Variant:
+def find_variant(recipe) -> NetworkSpec:
     """The variant `model` and `model_args` describe; RecipeError, naming where they were given, when there is none."""
     for key in variants.BLOCK_KEYS:
         if key in recipe.model_args:
@@ -152,7 +169,7 @@ def find_variant(recipe) -> variants.Variant:
             f"{start}: num_blocks and widths must be lists, the others single values ({error})"
         ) from error
     try:
-        return variants.with_block(variant, recipe.block, recipe.block_where)
+        return variant.with_block(recipe.block, recipe.block_where)
     except UserError as error:
         key = "block" if recipe.block else "block_where"
         raise RecipeError(f"{error}{place(recipe.sources[key])}") from error

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.models import variants
 from mindrepvgg.models.block_kinds import KINDS
+from mindrepvgg.models.networks import NetworkSpec, find_network
 from mindrepvgg.models.preprocessing import INTERPOLATIONS, RESIZE_BACKENDS, SMALLEST_CROP, Preprocessing
 from mindrepvgg.recipe import choices, rules
 from mindrepvgg.recipe.kinds import Kind, kind_of
@@ -41,15 +42,22 @@ class Recipe:
     'default', the yaml file's path, 'command line', or what else set it; it takes no part in comparisons.
     """
 
-    model: str = key("repvgg_a0", "network: repvgg_a0 ... repvggplus_l2pse, or repvgg (own sizes)", section="model")
+    model: str = key(
+        "repvgg_a0",
+        "network: repvgg_a0 ... repvggplus_l2pse, repvgg (own sizes), or mindcv/NAME of the installed MindCV",
+        section="model",
+    )
     model_args: Mapping[str, Any] = key(
         {}, "sizes of the networks 'repvgg', 'qarepvgg', 'mobileone': num_blocks, widths..."
     )
     block: str | None = key(
         None,
-        f"other kind of block for RepVGG or QARepVGG: {', '.join(KINDS)} (one convolution); null: the network's own",
+        f"other kind of block for RepVGG or QARepVGG: {', '.join(KINDS)} (one convolution); null: the network's own. "
+        "With mindcv/NAME: the block that takes the place of convolutions",
     )
-    block_where: tuple[str, ...] | None = key(None, "which blocks: patterns of names as 'stage1.*'; null: all")
+    block_where: tuple[str, ...] | None = key(
+        None, "which blocks, or of mindcv/NAME convolutions: patterns of names as 'stage1.*'; null: all"
+    )
     num_classes: int | None = key(None, "classes; null: as many as the data have", least=1, most=variants.MOST_CLASSES)
     in_channels: int = key(3, "channels of an image", least=1, most=variants.MOST_CHANNELS)
     pretrained: str = key("", "start: a file, address or name (mindrepvgg weights); other classes: a fresh head")
@@ -175,14 +183,14 @@ class Recipe:
         rules.check(self, shown)
 
     @property
-    def variant(self) -> variants.Variant:
-        """The layout of the network the recipe names."""
-        return variants.with_block(self.own_blocks, self.block, self.block_where)
+    def variant(self) -> NetworkSpec:
+        """The network the recipe names."""
+        return self.own_blocks.with_block(self.block, self.block_where)
 
     @property
-    def own_blocks(self) -> variants.Variant:
-        """The same with its family's own blocks."""
-        return variants.find(self.model, **self.model_args)
+    def own_blocks(self) -> NetworkSpec:
+        """The same as its name has it, without `block`."""
+        return find_network(self.model, **self.model_args)
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -42,7 +42,8 @@ def to_deploy(net, inputs=None, fold_bn=False):
             `fold_bn` looks at.
         fold_bn: fold every other BN that follows a convolution into it as well. The convolution gets a bias, and
             `nn.Identity` takes the place of the BN. Which BN follows which convolution is found by `trace`; pairs that
-            it refuses stay as they are, and are logged with the reason.
+            it refuses stay as they are, and are logged with the reason. A network with the attribute `folds_bn`, as
+            MindCV's have that `create_model` makes, has it so in every deploy form, and may have nothing to fold.
 
     Raises:
         TypeError: `net` is no Cell.
@@ -58,6 +59,8 @@ def to_deploy(net, inputs=None, fold_bn=False):
             f"{type(net).__name__} keeps blocks where MindSpore sees no cells, so that they are neither trained nor "
             f"saved nor fused: {listed(hidden)}; put them in a mindspore.nn.CellList or SequentialCell"
         )
+    whole = getattr(net, "folds_bn", False)
+    fold_bn = fold_bn or whole
     known = adapted_cells(net)
     cells, left = _fused_cells(known)
     paths = dict(net.cells_and_names())
@@ -66,7 +69,7 @@ def to_deploy(net, inputs=None, fold_bn=False):
     trained = {path: block for path, block in blocks.items() if not block.deploy}
     folded = _folded_pairs(net, inside, inputs) if fold_bn else {}
     foreign = _foreign_blocks(net, known, left)
-    if not (trained or cells or folded):
+    if not (trained or cells or folded or whole):
         if blocks:
             raise FusionError(f"{type(net).__name__} is in deploy form already: there is nothing to fuse")
         raise FusionError(f"{type(net).__name__} contains no block with branches: there is nothing to fuse{foreign}")

@@ -77,6 +77,8 @@ def trace(net: nn.Cell, inputs=None) -> Trace:
 
 def example_inputs(net: nn.Cell, inputs=None) -> tuple:
     """The arguments of a network's call: those given, arrays as tensors; None: noise, see `trace`."""
+    if inputs is None and hasattr(net, "example_images"):
+        inputs = net.example_images()
     if inputs is None:
         channels = next((cell.in_channels for _, cell in net.cells_and_names() if _is_conv2d(cell)), 3)
         count, height, width = _NOISE

@@ -84,7 +84,7 @@ def _new_network(recipe, ranks, weights):
         raise RecipeError(f"sync_bn (=True) is not possible on this device: {error}; leave it out") from error
 
 
-def _network_of(recipe):
+def _network_of(recipe) -> tuple[str, int, int]:
     return recipe.model, recipe.num_classes, recipe.in_channels
 
 

@@ -43,7 +43,7 @@ class Trainer:
 
     def __init__(self, recipe, resume=None, overwrite=False, dry_run=False):
         self.recipe = recipe
-        self.folder = RunFolder(recipe.ckpt_save_dir, recipe.model)
+        self.folder = RunFolder(recipe.ckpt_save_dir, recipe.variant.file_name)
         self._replaces = overwrite
         self._is_dry = dry_run
         self.device = device.setup(recipe.device_target, recipe.mode, recipe.jit_level, recipe.seed)

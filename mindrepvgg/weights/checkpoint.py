@@ -8,8 +8,8 @@ import numpy as np
 from mindspore import nn
 
 from mindrepvgg.errors import CheckpointError
+from mindrepvgg.models.building import build_network
 from mindrepvgg.models.parameters import load_arrays, network_arrays
-from mindrepvgg.models.repvgg import build
 from mindrepvgg.models.variants import DEPLOY, TRAIN
 from mindrepvgg.text import printable
 from mindrepvgg.weights.containers import WeightFile, read_weights, write_weights
@@ -27,7 +27,7 @@ def save_checkpoint(net: nn.Cell, path, training_state: Mapping | None = None, *
     The file appears only when it is complete. A file that was there survives any failure.
 
     Args:
-        net: a RepVGG or RepVGGPlus in any form, or a Cell of your own that holds RepVGG blocks.
+        net: what `create_model` makes, in any form, or a Cell of your own that holds RepVGG blocks.
         path: `.ckpt` or `.safetensors`, which says how the file is written.
         training_state: arrays by name that `--resume` needs (the optimizer's).
         **metadata: JSON-able facts, over those that the network carries already (`net.metadata`). Those of
@@ -69,7 +69,7 @@ def load_checkpoint_and_state(path, net=None, form=None) -> tuple[nn.Cell, dict[
     weights, state = split_state(found.arrays)
     if net is None:
         description.check_family(path)
-        net = build(*description.network, weights, source=path)
+        net = build_network(*description.network, weights, source=path)
     else:
         _check_same_network(path, description, net)
         load_arrays(net.get_parameters(), weights, path)

@@ -7,14 +7,13 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.files import atomic_write, write_json
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.models.variants import DEPLOY, TRAIN
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.equivalence import EquivalenceReport, verify_equivalence
+from mindrepvgg.reparam.tracing import example_inputs
 from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.text import counted
 from mindrepvgg.weights.checkpoint import save_checkpoint
@@ -26,9 +25,6 @@ from mindrepvgg.weights.rename import from_ours
 TIMM = "timm"
 _TORCH_SUFFIXES = (".pth", ".pt")
 _TOLD_BESIDE = ("class_names", "image_size", "preprocessing", "epoch")
-
-# Fusion is exact at any size: a small picture shows an error as well as a large one, and borders weigh more in it.
-_VERIFIED_SHAPE = (2, 64, 64)
 
 
 @dataclass(frozen=True)
@@ -85,6 +81,8 @@ def convert_checkpoint(
     _check_destination(Path(source), destination, dialect)
     source, weights = local_file(source, weights)
     imported = import_weights(source, weights, allow_nonfinite)
+    if dialect != OURS.name:
+        imported.recognised.variant.family_layout(f"writing the names of {find_dialect(dialect).project}")
     if num_classes not in (None, imported.recognised.num_classes):
         classes = counted(imported.recognised.num_classes, "class")
         raise CheckpointError(f"{source} is for {classes}, expected {num_classes}")
@@ -104,7 +102,7 @@ def convert_checkpoint(
 def _fuse(net, rtol):
     """The deploy form, and the proof of it."""
     deployed = to_deploy(net)
-    return deployed, verify_equivalence(net, deployed, _noise(net), rtol)
+    return deployed, verify_equivalence(net, deployed, example_inputs(net), rtol)
 
 
 def describe(imported: ImportedWeights) -> dict:
@@ -191,10 +189,3 @@ def _import_torch(destination):
     return import_optional(
         "torch", "torch", f"{destination}: writing {destination.suffix}", "writing .safetensors does not"
     )
-
-
-def _noise(net):
-    """Standard normal images, about as normalised photos are spread: (2, C, 64, 64)."""
-    count, height, width = _VERIFIED_SHAPE
-    shape = (count, net.in_channels, height, width)
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)

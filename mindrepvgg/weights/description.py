@@ -13,14 +13,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from mindrepvgg.errors import CheckpointError, UserError
-from mindrepvgg.models.feature_layout import FeatureLayout
+from mindrepvgg.models.networks import NetworkSpec, find_network
 from mindrepvgg.models.preprocessing import LARGEST_SIDE, SMALLEST_CROP
-from mindrepvgg.models.variants import BN, DEPLOY, FORMS, MOST_CHANNELS, MOST_CLASSES, QAT, TRAIN, Variant, find
+from mindrepvgg.models.variants import BN, DEPLOY, FORMS, MOST_CHANNELS, MOST_CLASSES, QAT, TRAIN
 from mindrepvgg.text import counted, listed, printable, quoted
 from mindrepvgg.version import __version__, update_hint
 
 # Our networks' classes: MindSpore's automatic mixed precision O1 writes them anew, as RepVGGOpt and RepVGGOpt_1.
-_OURS = re.compile(r"RepVGG(Plus|Features)?(Opt(_\d+)?)?")
+_OURS = re.compile(r"(RepVGG(Plus|Features)?|MindCVClassifier)(Opt(_\d+)?)?")
 
 # In the file, the forms 'bn' and 'qat' are the form 'train' with this key beside it.
 _QUANTIZATION = "quantization"
@@ -213,7 +213,7 @@ class Description:
             values.pop(key, None)
         packages = {package: importlib.metadata.version(package) for package in ("mindspore", "numpy")}
         values["versions"] = {"mindrepvgg": __version__, **packages}
-        if _OURS.fullmatch(type(net).__name__) and isinstance(getattr(net, "variant", None), Variant):
+        if _OURS.fullmatch(type(net).__name__) and isinstance(getattr(net, "variant", None), NetworkSpec):
             values |= {
                 "model": net.variant.name,
                 "model_args": net.variant.model_args,
@@ -242,17 +242,14 @@ class Description:
         return cls.read(values, "the checkpoint to be written")
 
     @property
-    def network(self) -> tuple[Variant, int, int, str]:
-        """Layout, classes, input channels and form, as `models.repvgg.build` takes them."""
+    def network(self) -> tuple[NetworkSpec, int, int, str]:
+        """Which network, classes, input channels and form, as `models.building.build_network` takes them."""
         return self.variant, self.num_classes, self.in_channels, self.form
 
     @property
-    def variant(self) -> Variant:
-        """The network's layout. Raises UserError for a `cell`, which has none."""
-        variant = find(self.model, **self.model_args)
-        return (
-            variant if self.features is None else dataclasses.replace(variant, features=FeatureLayout(**self.features))
-        )
+    def variant(self) -> NetworkSpec:
+        """Which network it is. Raises UserError for a `cell`, which is none of these."""
+        return find_network(self.model, **self.model_args).with_features(self.features)
 
     def check_family(self, source):
         """Refuse a `cell` where the network is to be built.

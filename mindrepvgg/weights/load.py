@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mindspore import nn
 
 from mindrepvgg.errors import CheckpointError, UserError
-from mindrepvgg.models import repvgg
-from mindrepvgg.models.feature_layout import FEATURE_KEYS, FeatureLayout
-from mindrepvgg.models.features import RepVGGFeatures
+from mindrepvgg.models.building import build_network
+from mindrepvgg.models.feature_layout import FEATURE_KEYS
+from mindrepvgg.models.networks import find_network, is_mindcvs
 from mindrepvgg.models.parameters import load_arrays, network_arrays
 from mindrepvgg.models.qat import fold_bn
-from mindrepvgg.models.repvgg import RepVGG
 from mindrepvgg.models.shapes import check_finite, parameter_shapes
-from mindrepvgg.models.variants import BLOCK_KEYS, BN, DEPLOY, QAT, SHAPE_KEYS, STRIDES, TRAIN, Variant, find
+from mindrepvgg.models.variants import BLOCK_KEYS, BN, DEPLOY, QAT, SHAPE_KEYS, STRIDES, TRAIN, Variant
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.layers import NATIVE, set_grouped
 from mindrepvgg.text import listed, nearest, printable, quoted
-from mindrepvgg.weights import cache
+from mindrepvgg.weights import cache, mindcv_weights
 from mindrepvgg.weights.checkpoint import check_form, save_checkpoint, split_state
 from mindrepvgg.weights.containers import read_weights
 from mindrepvgg.weights.description import Description
+from mindrepvgg.weights.dialects import OURS
 from mindrepvgg.weights.pickles import is_pickle_file, read_pickle_file
 from mindrepvgg.weights.recognise import Recognised, recognise, recognise_described
 from mindrepvgg.weights.torchfile import is_torch_file, read_torch_file
@@ -59,7 +60,7 @@ class ImportedWeights:
     ignored: tuple[str, ...]
     description: Description | None = field(repr=False)
 
-    def network(self, form: str | None = None) -> RepVGG | RepVGGFeatures:
+    def network(self, form: str | None = None) -> nn.Cell:
         """Build the network and fill it; the arrays become its memory. BN of 'bn' and 'qat' form is folded.
 
         Args:
@@ -73,12 +74,13 @@ class ImportedWeights:
         """
         found = self.recognised
         check_form(self.path, DEPLOY if found.form in (BN, QAT) else found.form, form)
+        facts = found.variant, found.num_classes, found.in_channels, found.form
         knows_heads = found.variant.aux_heads and not found.variant.features
         has_heads = found.has_aux or not knows_heads or found.form != TRAIN
         if not has_heads:
             log.warning("%s has no auxiliary heads; the network is built without them", self.path)
-        facts = found.variant, found.num_classes, found.in_channels, found.form
-        net = repvgg.build(*facts, found.arrays, aux_heads=has_heads, source=self.path, copy=False)
+        without: dict[str, Any] = {} if has_heads else {"aux_heads": False}
+        net = build_network(*facts, found.arrays, source=self.path, copy=False, **without)
         net.metadata = self.description.to_dict() if self.description else {}
         if found.form in (BN, QAT):
             net = fold_bn(net)
@@ -106,6 +108,8 @@ def import_weights(
     """
     path, weights = local_file(path, weights)
     container, content, description = _read(path)
+    if description and not description.variant.is_family:
+        return _as_described(path, container, content, description, weights, allow_nonfinite)
     try:
         found = unwrap(content)
         chosen = found.averaged if weights == "ema" else found.weights
@@ -114,9 +118,9 @@ def import_weights(
             raise CheckpointError(f"holds no {kind} weights; take the others with --weights {other}")
         if not allow_nonfinite:
             check_finite(chosen)
-        told = description.variant if description else None
+        told = description.variant.family_layout("telling a network by its arrays") if description else None
         # No other project has these.
-        if told and (description.form in (BN, QAT) or told.features or told.block):
+        if description and told and (description.form in (BN, QAT) or told.features or told.block):
             recognised = recognise_described(chosen, description)
         else:
             recognised = recognise(chosen, expected or told)
@@ -139,6 +143,30 @@ def import_weights(
     )
 
 
+def _as_described(path, container, arrays, description, weights, allow_nonfinite) -> ImportedWeights:
+    """A network whose arrays do not tell what it is."""
+    if weights != "raw":
+        raise CheckpointError(f"{path}: holds no averaged (EMA) weights; take the others with --weights raw")
+    if not allow_nonfinite:
+        try:
+            check_finite(arrays)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+    spec, num_classes, in_channels, form = description.network
+    return ImportedWeights(
+        path=path,
+        container=container,
+        recognised=Recognised(OURS.name, spec, form, num_classes, in_channels, False, arrays),
+        weights=weights,
+        has_raw=True,
+        has_ema=False,
+        wrapper="",
+        prefix="",
+        ignored=(),
+        description=description,
+    )
+
+
 def _seal(wanted: cache.Seal):
     """Write a downloaded file as a checkpoint of this package."""
     imported = import_weights(wanted.source, wanted.weights)
@@ -153,7 +181,7 @@ def local_file(spec, weights: str = "raw") -> tuple[Path, str]:
     return cache.local_file(spec, weights, _seal)
 
 
-def _read(path) -> tuple[str, object, Description | None]:
+def _read(path) -> tuple[str, Any, Description | None]:
     """A file's container, its nested content, and its description."""
     if is_torch_file(path):
         return "torch", read_torch_file(path), None
@@ -177,9 +205,7 @@ def _check_entries(path, arrays):
             )
 
 
-def load_weights(
-    path, weights: str = "raw", form: str | None = None, allow_nonfinite: bool = False
-) -> RepVGG | RepVGGFeatures:
+def load_weights(path, weights: str = "raw", form: str | None = None, allow_nonfinite: bool = False) -> Any:
     """Build a network, ready to use, from a checkpoint of any project.
 
     Args:
@@ -207,11 +233,12 @@ def create_model(
     pretrained: bool | str = False,
     features_only: bool = False,
     **shape,
-) -> RepVGG | RepVGGFeatures:
-    """Create a network of the family.
+) -> Any:
+    """Create a network of the family, or one of MindCV.
 
     Args:
-        name: one of `list_models()`, such as 'repvgg_a0', or as the paper writes it, 'RepVGG-A0'.
+        name: one of `list_models()`, such as 'repvgg_a0', or as the paper writes it, 'RepVGG-A0'; or one of the
+            installed MindCV, 'mindcv/resnet18'.
         num_classes: outputs of the classifier.
         in_channels: channels of the images.
         deploy: build the deploy form. A train-form file fills it through fusion.
@@ -234,23 +261,35 @@ def create_model(
         UserError: the name or a number cannot be used.
         CheckpointError: the file is of another network.
     """
-    _check_arguments(shape)
+    if not is_mindcvs(name):
+        _check_arguments(shape)
     layout = {key: shape.pop(key) for key in FEATURE_KEYS if key in shape and not _is_of_five(key, shape[key])}
     if layout and not features_only:
         raise UserError(f"{listed(sorted(layout))} needs features_only=True")
-    wanted = find(name, **shape)
+    wanted = find_network(name, **shape)
     if features_only:
-        wanted = replace(wanted, features=FeatureLayout(**layout))
+        wanted = wanted.with_features(layout)
+    if not wanted.is_family:
+        if norm is not nn.BatchNorm2d or grouped != NATIVE:
+            raise UserError(f"norm and grouped are for this package's own networks, and {wanted.name} is MindCV's")
+        return _create_mindcv(wanted, num_classes, in_channels, deploy, pretrained or weights)
+    return _create(
+        wanted.family_layout("create_model"), num_classes, in_channels, deploy, weights, norm, grouped, pretrained
+    )
+
+
+def _create(wanted: Variant, num_classes, in_channels, deploy, weights, norm, grouped, pretrained):
+    """See `create_model`; a network of the family."""
     if pretrained:
         if weights is not None:
             raise UserError(f"create_model got both weights (={quoted(weights)}) and pretrained; give one of them")
         weights = cache.name_of(pretrained, wanted.name)
     if weights is None:
-        net = repvgg.build(wanted, num_classes, in_channels, DEPLOY if deploy else TRAIN, norm=norm)
+        net = build_network(wanted, num_classes, in_channels, DEPLOY if deploy else TRAIN, norm=norm)
         return set_grouped(net, grouped)
     imported = import_weights(weights, expected=wanted)
     found = imported.recognised
-    if found.variant.family != wanted.family:
+    if not found.variant.is_family or found.variant.family != wanted.family:
         raise CheckpointError(f"{weights} does not fit: it holds a {found.variant.name}, not a {wanted.name}")
     has = {**found.variant.to_dict(), "in_channels": found.in_channels}
     wants = {**wanted.to_dict(), "in_channels": in_channels}
@@ -267,8 +306,8 @@ def create_model(
         arrays, form = network_arrays(imported.network()), DEPLOY
     if not deploy:
         check_form(weights, form, TRAIN)
-    net = repvgg.build(wanted, num_classes, in_channels, form, norm=norm)
-    if features_only:
+    net = build_network(wanted, num_classes, in_channels, form, norm=norm)
+    if wanted.features:
         known = parameter_shapes(wanted, form, in_channels=in_channels)
         arrays = {name: array for name, array in arrays.items() if name in known}
     elif fresh := _fresh_heads(net, found):
@@ -284,8 +323,27 @@ def _is_of_five(key, value) -> bool:
     return key == "strides" and isinstance(value, (list, tuple)) and len(value) == len(STRIDES)
 
 
+def _create_mindcv(wanted, num_classes, in_channels, deploy, weights):
+    """See `create_model`; `weights`: None, or what to fill the network with."""
+    if not weights:
+        return build_network(wanted, num_classes, in_channels, DEPLOY if deploy else TRAIN)
+    path = mindcv_weights.weights_file(wanted, weights)
+    _, content, description = _read(path)
+    if description:
+        mindcv_weights.check_described(description, wanted, path)
+        arrays, form = content, description.form
+    else:
+        arrays, form = unwrap(content).weights or {}, TRAIN
+    check_finite(arrays)
+    if not deploy:
+        check_form(path, form, TRAIN)
+    net = build_network(wanted, num_classes, in_channels, form)
+    mindcv_weights.fill(net, arrays, path)
+    return to_deploy(net) if deploy and form == TRAIN else net
+
+
 def _check_arguments(shape):
-    """Raise UserError for what `create_model` does not take, whatever the network's name is."""
+    """Raise UserError for what `create_model` does not take, whatever the network of the family is."""
     sizes = dict.fromkeys(key for keys in (BLOCK_KEYS, *SHAPE_KEYS.values()) for key in keys)
     unknown = sorted(set(shape) - {*sizes, *FEATURE_KEYS})
     if unknown:

@@ -135,7 +135,8 @@ def recognise_described(arrays: dict[str, np.ndarray], description: Description)
     Raises:
         CheckpointError: they are something else; every difference is named.
     """
-    variant, num_classes, in_channels, form = description.network
+    spec, num_classes, in_channels, form = description.network
+    variant = spec.family_layout("telling a network by its arrays")
     has_aux = any(name.startswith(AUX_HEADS) for name in arrays)
     check_fit(parameter_shapes(variant, form, num_classes, in_channels, has_aux), arrays, "the file")
     return Recognised(OURS.name, variant, form, num_classes, in_channels, has_aux, arrays)

@@ -384,12 +384,20 @@ def test_mindcvs_own_defaults_for_another_network_are_refused(refusal):
     assert refusal({"dataset_download": False, "model": "repvgg_a0"}).startswith(
         "opt (='adam', MindCV's default for x.yaml) must be momentum, sgd or adamw"
     )
-    assert refusal({"dataset_download": False, "opt": "momentum"}).startswith(
-        "model, MindCV's default for x.yaml: model (='mobilenet_v2_035_224') is not a network of the family"
-    )
     assert refusal({key: value for key, value in BARE.items() if key != "decay_epochs"}) == (
         "warmup_epochs (=3, MindCV's default for x.yaml) and decay_epochs (=100, MindCV's default for x.yaml) together "
         "must be at most epoch_size (=90, MindCV's default for x.yaml); decay_epochs null takes what is left"
+    )
+
+
+def test_a_network_that_is_not_ours_is_mindcvs(load, refusal):
+    bare = {key: value for key, value in BARE.items() if key != "model"}
+    assert load(bare).model == "mindcv/mobilenet_v2_035_224"
+    loaded = load({**bare, "model": "convit_tiny", "drop_rate": 0.1, "drop_path_rate": 0.2})
+    assert (loaded.model, loaded.model_args) == ("mindcv/convit_tiny", {"drop_rate": 0.1, "drop_path_rate": 0.2})
+    assert refusal({**bare, "model": "resnet19"}).startswith(
+        "model in x.yaml, from model: 'resnet19': model (='mindcv/resnet19') is no network of the installed MindCV; "
+        "did you mean mindcv/res"
     )
 
 

@@ -134,7 +134,7 @@ def quantize_checkpoint(
     quantization_tools()
     source, weights = local_file(source, weights)
     net = load_weights(source, weights)
-    layers = layer_nodes(net.variant, GraphOptions().output)
+    layers = layer_nodes(net.variant.deploy_layout("INT8"), GraphOptions().output)
     check_keep_float(options.keep_float, layers)
     recipe = recipe_of(net, overrides)
     unlabelled = unlabelled_pictures(recipe)
@@ -258,8 +258,9 @@ def _equalized(net, exported: Export, path, images):
     Raises:
         EquivalenceError: its logits are not those of the exported file.
     """
-    found = equalize(net.variant, network_arrays(net if net.deploy else to_deploy(net)))
-    path.write_bytes(build_onnx(net.variant, found.arrays, exported.options, exported.metadata).SerializeToString())
+    layout = net.variant.deploy_layout("INT8")
+    found = equalize(layout, network_arrays(net if net.deploy else to_deploy(net)))
+    path.write_bytes(build_onnx(layout, found.arrays, exported.options, exported.metadata).SerializeToString())
     batch = images, None, np.ones(len(images), bool)
     check = cross_check(OnnxEngine(path), OnnxEngine(exported.destination), [batch], _EXACT)
     if not check.passed:
