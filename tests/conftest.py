@@ -91,10 +91,16 @@ def pytest_unconfigure():
 
 
 @pytest.fixture(autouse=True)
-def _seed():
-    """The same initial weights in every run, whichever tests run before."""
+def _as_at_the_start():
+    """The same initial weights and PyNative mode, as MindSpore starts, whichever tests run before.
+
+    What `value_and_grad` returns while the mode is graph mode compiles a graph later on, whatever the mode is then.
+    """
     if "mindspore" in sys.modules:
-        sys.modules["mindspore"].set_seed(0)
+        ms = sys.modules["mindspore"]
+        ms.set_seed(0)
+        if ms.get_context("mode") != ms.PYNATIVE_MODE:
+            ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
 @pytest.fixture

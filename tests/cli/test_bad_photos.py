@@ -103,7 +103,7 @@ def test_bad_validation_pictures_end_a_run_before_its_first_step(photos, tmp_pat
 
 def test_validation_never_counts_what_it_cannot_read(photos, trained, call):
     checkpoint = trained_with_replace(photos, trained, call)
-    options = ("--ckpt_path", checkpoint, "--data_dir", photos, "--json")
+    options = ("--ckpt_path", checkpoint, "--data_dir", photos, "--json", "--mode", "1")
     found = {}
     for policy in ("skip", "replace"):
         status, out, err = call("validate", *options, "--on_bad_image", policy)

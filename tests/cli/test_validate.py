@@ -17,7 +17,7 @@ def test_both_forms_judge_alike(files, call):
         assert (status, err) == (0, ""), err
         assert f"written: {files / name} (deploy form, " in out
     for name in ("train.ckpt", "fused.ckpt", "fused.safetensors"):
-        status, out, err = call("validate", "--ckpt_path", files / name, "--json")
+        status, out, err = call("validate", "--ckpt_path", files / name, "--json", "--mode", "1")
         assert (status, err) == (0, ""), err
         facts[name] = json.loads(out)
     train, *fused = facts.values()
@@ -41,8 +41,9 @@ def test_for_people(files, call):
 
 
 def test_the_command_line_changes_how_it_is_judged(files, call):
-    _, out, _ = call("validate", "--ckpt_path", files / "train.ckpt", "--json")
-    status, other, _ = call("validate", "--ckpt_path", files / "train.ckpt", "--json", "--image_resize", "32")
+    options = ("validate", "--ckpt_path", files / "train.ckpt", "--json", "--mode", "1")
+    _, out, _ = call(*options)
+    status, other, _ = call(*options, "--image_resize", "32")
     assert status == 0
     assert json.loads(other)["loss"] != json.loads(out)["loss"]
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from mindspore import Tensor
-from support import context_mode, loaders
+from support import loaders
 
 from mindrepvgg import create_model, to_deploy
 from mindrepvgg.data.source import Source, spread
@@ -17,17 +17,11 @@ from mindrepvgg.evaluation.metrics import ConfusionSum
 from mindrepvgg.reparam.precision import set_precision
 from mindrepvgg.runtime.ranks import Ranks
 
-pytestmark = pytest.mark.compat
+pytestmark = [pytest.mark.compat, pytest.mark.usefixtures("graph_mode")]
 
 SHAPE = {"num_blocks": (1, 1, 2, 1), "widths": (4, 4, 8, 8, 8)}
 NUM_IMAGES, NUM_CLASSES, SIDE = 23, 7, 16
 MEAN, STD = 0.5, 0.25
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _graph_mode():
-    with context_mode("graph"):
-        yield
 
 
 @pytest.fixture(scope="module")

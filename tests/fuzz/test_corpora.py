@@ -10,12 +10,12 @@ from fuzz.cases import ACCEPTED, RIGHT, Case, judge
 
 # Cases of each corpus, for about a second of it.
 COUNTS = {
-    "recipes": 80,
-    "descriptions": 40,
+    "recipes": 40,
+    "descriptions": 16,
     "checkpoints": 120,
     "onnx_files": 120,
     "file_names": 80,
-    "pictures": 120,
+    "pictures": 60,
 }
 
 

@@ -122,8 +122,22 @@ def test_fusion_uses_the_eps_of_the_norm(pynative_mode):
 
 
 @compat
-@pytest.mark.parametrize(("place", "groups"), [(PLACES[0], 2), (PLACES[2], 1)], ids=["identity", "no-identity"])
-def test_the_equivalent_kernel_has_pytorchs_gradient_in_a_loss(mode, place, groups):
+@pytest.mark.parametrize(
+    ("context", "place", "groups"),
+    [
+        ("pynative", PLACES[0], 2),
+        ("pynative", PLACES[2], 1),
+        ("graph", PLACES[0], 2),
+        pytest.param("graph", PLACES[2], 1, marks=pytest.mark.slow),
+    ],
+    ids=["identity-pynative", "no-identity-pynative", "identity-graph", "no-identity-graph"],
+)
+def test_the_equivalent_kernel_has_pytorchs_gradient_in_a_loss(context, place, groups):
+    with context_mode(context):
+        check_gradient_in_a_loss(place, groups)
+
+
+def check_gradient_in_a_loss(place, groups):
     block, reference = block_and_reference(place, groups)
     kernel_weights, bias_weights = noise(place[1], place[0] // groups, 3, 3, seed=1), noise(place[1], seed=2)
     penalty = KernelPenalty(block, kernel_weights, bias_weights)
@@ -251,7 +265,9 @@ def test_after_switching_a_checkpoint_keeps_every_tensor(nesting, tmp_path):
 
 
 @compat
-@pytest.mark.parametrize("nesting", ["list", "deep"])  # the next test has a sequential one
+@pytest.mark.parametrize(  # the next test has a sequential one
+    "nesting", [pytest.param("list", marks=pytest.mark.slow), "deep"]
+)
 def test_a_compiled_network_runs_the_new_form_after_switching(graph_mode, nesting):
     net, x = outer(nesting), Tensor(images())
     before = net(x)

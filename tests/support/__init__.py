@@ -61,6 +61,15 @@ TINY_DIGITS = {
 }
 
 
+def paired(ones, others):
+    """All pairs of two lists, to parametrise with; slow ones but for so few that each value is there."""
+    return [
+        pytest.param(one, other, marks=() if i % len(others) == j % len(ones) else pytest.mark.slow)
+        for i, one in enumerate(ones)
+        for j, other in enumerate(others)
+    ]
+
+
 @contextlib.contextmanager
 def context_mode(mode):
     """Run the body in 'graph' or 'pynative' mode, then return to the mode of before."""

@@ -146,7 +146,7 @@ BOMBS = {
     "deep tuple in a set": Raw(b"\x8f()" + b"\x85" * 10_000 + b"\x90"),
     "deep opaque": Raw(b"cos\nsystem\n" * 5_000 + b")R" + b"\x85R" * 4_999),
     "deep marks": Raw(b"(" * 10_000),
-    "deep rebuild": Raw(REBUILD_TYPE + (b"(" + REBUILD_TYPE + b"N") * 5_000 + b")" + b"Nt" * 5_000 + b"R"),
+    "deep rebuild": Raw(REBUILD_TYPE + (b"(" + REBUILD_TYPE + b"N") * 2_000 + b")" + b"Nt" * 2_000 + b"R"),
     "doubled tuples": doubled((), 60),
     "doubled tuple as a key": Raw(b"}" + doubled((), 60) + b"Ns"),
     "a list in itself": Raw(b"]q\0h\0a"),

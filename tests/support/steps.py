@@ -17,6 +17,9 @@ CLASSES = 5
 
 TINY = {"num_blocks": (1, 1, 2, 1), "widths": (4, 4, 8, 8, 8)}
 
+# One block a stage, for graphs: what the step does with a network is asked, not what its blocks do.
+ONE_BLOCK = {**TINY, "num_blocks": (1, 1, 1, 1)}
+
 
 LR, MOMENTUM = 0.05, 0.9
 
@@ -49,7 +52,8 @@ class Run:
             net.recompute_blocks()
         set_precision(net, level)
         self.optimizer = build_optimizer(net, np.full(50, LR, np.float32), momentum=MOMENTUM)
-        self.step = TrainStep(NetworkWithLoss(net, build_loss(), aux_weight), self.optimizer, **options)
+        with context_mode(mode):  # a step that is built in graph mode compiles its gradients in PyNative mode too
+            self.step = TrainStep(NetworkWithLoss(net, build_loss(), aux_weight), self.optimizer, **options)
         self._all = [
             *net.get_parameters(),
             *(p for p in self.optimizer.get_parameters() if p.name not in self.start),

@@ -19,8 +19,8 @@ BN_LEAVES = ("gamma", "beta", "moving_mean", "moving_variance")
 def train(net, mode="pynative", steps=2):
     """Some steps with weight decay on everything; the parameters that changed, and the others, by name."""
     before = weights(net)
-    step = TrainStep(NetworkWithLoss(net, build_loss()), build_optimizer(net, np.full(9, 0.1), weight_decay=0.1))
     with context_mode(mode):
+        step = TrainStep(NetworkWithLoss(net, build_loss()), build_optimizer(net, np.full(9, 0.1), weight_decay=0.1))
         for number in range(steps):
             pictures = images(8, 3, 32, 32, seed=number)
             step(Tensor(pictures), Tensor(np.arange(8, dtype=np.int32) % 5))
@@ -47,7 +47,7 @@ def test_without_freezing_everything_moves():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_first_stages(mode):
-    net = network(TINY)
+    net = network({**TINY, "num_blocks": (1, 1, 1, 1)})
     assert freeze(net, stages=2) is net
     changed, same = train(net, mode)
     assert same == {name for name in weights(net) if name.startswith(("stage0.", "stage1."))}
@@ -76,7 +76,7 @@ def test_stages_and_bn_of_a_network_with_heads():
 @pytest.mark.parametrize(
     ("kind", "stages", "bn"),
     [
-        *(("plus", stages, bn) for stages in range(6) for bn in (False, True)),
+        *(("plus", stages, stages % 2 == 0) for stages in range(6)),
         *((kind, 3, True) for kind in SMALL if kind != "plus"),
     ],
 )

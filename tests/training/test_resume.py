@@ -129,6 +129,21 @@ class TestALyingCheckpoint:
             assert f"holds statistics_of_ranks of the impossible shape {shape}" in text
 
 
+@pytest.mark.parametrize("name", ["run", "bn_run", "qat_run"])
+def test_a_run_of_an_older_version_is_taken_up(name, tmp_path):
+    """With each array where it belongs; tests/test_frozen.py trains on from there."""
+    pytest.importorskip("mlxtend")
+    last = shutil.copytree(FROZEN / name, tmp_path / name) / "repvgg_last.ckpt"
+    trainer = Trainer(recipe_of_run(last).replace(ckpt_save_dir=str(last.parent)), resume=last)
+    found = read_weights(last)
+    assert trainer.steps_done == found.description["step"] > 0
+    held = {parameter.name: parameter for parameter in trainer.net.get_parameters()}
+    for parameter in (*trainer.step.optimizer.get_parameters(), *trainer.step.state.values()):
+        held.setdefault(f"training_state.{parameter.name}", parameter)
+    for key, array in found.arrays.items():
+        np.testing.assert_array_equal(held[key].asnumpy(), array, err_msg=key)
+
+
 class TestFindRun:
     """Of a run that lies where its recipe does not say, as after a move."""
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, ops
 from support import relative_difference
-from support.steps import Run, assert_same_bits, batches, largest_difference, spoilt
+from support.steps import ONE_BLOCK, Run, assert_same_bits, batches, largest_difference, spoilt
 
 from mindrepvgg.training.step import LossScale, bn_statistics
 
@@ -15,7 +15,7 @@ def guarded(request):
 
     An overflow in PyNative mode is in TestAllAtOnce too.
     """
-    return Run(request.param, loss_scale=LossScale(1024.0, dynamic=True, window=2), ema_decay=0.99)
+    return Run(request.param, ONE_BLOCK, loss_scale=LossScale(1024.0, dynamic=True, window=2), ema_decay=0.99)
 
 
 class TestOverflow:
@@ -153,7 +153,7 @@ EVERYTHING = {"level": "O2", "accumulation": 2, "clip_norm": 1.0, "ema_decay": 0
 
 
 def with_everything(mode):
-    return Run(mode, loss_scale=LossScale(256.0, dynamic=True, window=2), **EVERYTHING)
+    return Run(mode, ONE_BLOCK, loss_scale=LossScale(256.0, dynamic=True, window=2), **EVERYTHING)
 
 
 class TestAllAtOnce:
@@ -181,7 +181,7 @@ class TestAllAtOnce:
     def test_it_is_near_float32(self, graph):
         data = batches(4)
         found = graph.reset().train(*data)
-        single = Run("pynative", accumulation=2, clip_norm=1.0)
+        single = Run("pynative", ONE_BLOCK, accumulation=2, clip_norm=1.0)
         expected = single.train(*data)
         np.testing.assert_allclose([loss for loss, _ in found], [loss for loss, _ in expected], rtol=1e-2)
         # linear.weight's gradient has come through the fewest casts.

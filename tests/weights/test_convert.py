@@ -66,8 +66,10 @@ def source(tmp_path):
 
 
 @pytest.mark.compat
-@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-@pytest.mark.parametrize(("dialect", "kind"), [("official", "g4"), ("timm", "d2se"), ("repvggplus", "plus")])
+@pytest.mark.parametrize(
+    ("dialect", "kind", "suffix"),
+    [("official", "g4", ".ckpt"), ("timm", "d2se", ".safetensors"), ("repvggplus", "plus", ".ckpt")],
+)
 def test_by_default_our_deploy_form_proven(source, call, tmp_path, dialect, kind, suffix):
     status, out, err = call("convert", source(dialect, kind), tmp_path / f"fused{suffix}")
     assert (status, err) == (0, "")
@@ -417,10 +419,13 @@ def test_a_plus_without_heads_stays_without(call, tmp_path):
 
 @pytest.mark.compat
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [("o.pth", "--dialect official"), ("o.safetensors", "--dialect timm --form deploy"), ("o.ckpt", "")],
+    ("name", "options", "existing"),
+    [
+        ("o.pth", "--dialect official", True),
+        ("o.safetensors", "--dialect timm --form deploy", False),
+        ("o.ckpt", "", True),
+    ],
 )
-@pytest.mark.parametrize("existing", [False, True], ids=["new", "existing"])
 def test_a_failed_equivalence_writes_nothing(source, call, tmp_path, monkeypatch, name, options, existing):
     def off_by_one_kernel_element(net):
         deployed = to_deploy(net)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from mindspore import Tensor
-from support import BOTH_FORMS, SMALL, TINY_DIGITS, images, relative_difference, weights
+from support import BOTH_FORMS, SMALL, TINY_DIGITS, images, paired, relative_difference, weights
 from support.dialect_names import NAMES, VARIANTS, knows, names_alike
 from support.foreign import (
     CONTAINERS,
@@ -38,8 +38,10 @@ from mindrepvgg.weights.load import import_weights
 
 pytestmark = pytest.mark.usefixtures("pynative_mode")  # each network runs once: a graph is not worth compiling
 
-# The default suite loads two networks of the family, besides small ones of every kind in every dialect.
-QUICK = [("repvgg_a0", True, "timm"), ("repvgg_b1g4", False, "basecls")]
+# The default suite loads one network of the family, besides small ones of every kind in every dialect.
+QUICK = [("repvgg_a0", True, "timm")]
+# And of the small ones those forms: groups are the same in both, SE's names differ most in train form.
+QUICK_FORMS = [("g4", True), ("d2se", False), ("plus", False), ("plus", True)]
 
 
 def check_every_container(folder, dialect, name, deploy):
@@ -62,9 +64,15 @@ def check_every_container(folder, dialect, name, deploy):
     assert same_logits(net, torch_network(name, deploy))
 
 
-@BOTH_FORMS
 @pytest.mark.parametrize(
-    ("kind", "dialect"), [(k, d) for k in ("g4", "d2se", "plus") for d in NAMES if knows(d, VARIANTS[k])]
+    ("kind", "dialect", "deploy"),
+    [
+        pytest.param(k, d, deploy, marks=() if (k, deploy) in QUICK_FORMS else pytest.mark.slow)
+        for k in ("g4", "d2se", "plus")
+        for d in NAMES
+        if knows(d, VARIANTS[k])
+        for deploy in (False, True)
+    ],
 )
 def test_small_networks(tmp_path, dialect, kind, deploy):
     check_every_container(tmp_path, dialect, kind, deploy)
@@ -132,8 +140,9 @@ def test_a_file_s_name_means_nothing(tmp_path, container, file_name):
     assert same_logits(load_weights(path), torch_network("plain"))
 
 
-@pytest.mark.parametrize("container", ["zip", "legacy", "safetensors", "ckpt"])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    ("dtype", "container"), paired(["bfloat16", "float16", "float64"], ["zip", "legacy", "safetensors", "ckpt"])
+)
 def test_other_types_of_numbers_become_float32(tmp_path, dtype, container):
     net = Network(VARIANTS["plain"], 7).to(getattr(torch, dtype)).eval()
     net.load_state_dict(torch_network("plain").state_dict())
