@@ -9,6 +9,8 @@ import functools
 import sys
 from pathlib import Path
 
+import blocks
+import cifar10
 import converting
 import engines
 import pipelines
@@ -32,7 +34,10 @@ BENCHMARKS = {
     "networks": functools.partial(engines.family, _ROOT / "docs" / "speed.png"),
     "converting": converting.measure,
 }
-STUDIES = {"int8": functools.partial(quantization_training.measure, _ROOT / "configs" / "quickstart.yaml")}
+STUDIES = {
+    "int8": functools.partial(quantization_training.measure, _ROOT / "configs" / "quickstart.yaml"),
+    "blocks": functools.partial(blocks.measure, _ROOT / "configs" / "cifar10_small.yaml"),
+}
 _ALL = {**BENCHMARKS, **STUDIES}
 
 
@@ -49,7 +54,11 @@ def main(argv=None):
         if name not in _ALL:
             raise UserError(f"no section {name!r}; choose some of: {', '.join(_ALL)}")
     for name in names:
-        table = _ALL[name]()
+        try:
+            table = _ALL[name]()
+        except cifar10.NoPicturesError as error:
+            print(f"{name} is left out: {error}", file=sys.stderr)
+            continue
         print(f"{name}\n\n{table}\n", flush=True)
         replace_section(arguments.page, name, table)
     return 0

@@ -40,7 +40,7 @@ def trained(recipe: Recipe, cache: Path = CACHE) -> Path:
 
 def _digest(recipe) -> str:
     """Return a digest of what decides the trained weights: the recipe, the weights it starts from, the version."""
-    values = {**recipe.to_dict(), "ckpt_save_dir": None}
+    values = {**recipe.to_dict(), "ckpt_save_dir": None, "data_dir": Path(recipe.data_dir).name}
     if recipe.pretrained:
         values["pretrained"] = hashlib.sha256(Path(recipe.pretrained).read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps([__version__, values], sort_keys=True).encode()).hexdigest()[:16]
