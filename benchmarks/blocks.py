@@ -37,10 +37,16 @@ class Figures(NamedTuple):
     difference: float
 
 
-def measure(recipe_path, epochs=5, seeds=2) -> str:
-    """Return a markdown table with a row for each kind of block."""
+def measure(recipe_path, epochs=2, lr=0.1, seeds=2) -> str:
+    """Return a markdown table with a row for each kind of block.
+
+    Args:
+        recipe_path: the recipe.
+        epochs, lr: other than its own, and without warm-up: all networks take an hour or two on two cores.
+        seeds: networks of each kind.
+    """
     device.setup("auto", seed=1)
-    recipe = load_recipe(str(recipe_path), {**cifar10.as_recipe(), "epoch_size": epochs})
+    recipe = load_recipe(str(recipe_path), {**cifar10.as_recipe(), "epoch_size": epochs, "lr": lr, "warmup_epochs": 0})
     found: dict[str, list[Figures]] = {kind: [] for kind in KINDS}
     for seed in range(seeds):
         for kind in KINDS:
@@ -60,9 +66,9 @@ def measure(recipe_path, epochs=5, seeds=2) -> str:
         "of plain",
     )
     return (
-        f"{recipe_path.name}, {epochs} epochs, {seeds} seeds, judged on all validation pictures; train steps of "
-        f"{recipe.batch_size} pictures in graph mode, medians of {_ROUNDS} turns; {processor()}, {os.cpu_count()} "
-        f"cores:\n\n{markdown_table(headings, rows)}"
+        f"{recipe_path.name}, {epochs} epochs with lr {lr} and no warm-up, {seeds} seeds, judged on all validation "
+        f"pictures; train steps of {recipe.batch_size} pictures in graph mode, medians of {_ROUNDS} turns; {processor()}, "
+        f"{os.cpu_count()} cores:\n\n{markdown_table(headings, rows)}"
     )
 
 
