@@ -67,8 +67,8 @@ def measure(recipe_path, epochs=2, lr=0.1, seeds=2) -> str:
     )
     return (
         f"{recipe_path.name}, {epochs} epochs with lr {lr} and no warm-up, {seeds} seeds, judged on all validation "
-        f"pictures; train steps of {recipe.batch_size} pictures in graph mode, medians of {_ROUNDS} turns; {processor()}, "
-        f"{os.cpu_count()} cores:\n\n{markdown_table(headings, rows)}"
+        f"pictures; train steps of {recipe.batch_size} pictures in graph mode, medians of {_ROUNDS} turns; "
+        f"{processor()}, {os.cpu_count()} cores:\n\n{markdown_table(headings, rows)}"
     )
 
 

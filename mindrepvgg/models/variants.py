@@ -28,6 +28,7 @@ PLAIN_FORMS = (TRAIN, DEPLOY)
 MOST_BLOCKS, MOST_CHANNELS, MOST_CLASSES = 1000, 1 << 16, 1_000_000
 
 STRIDES = (2, 2, 2, 2, 2)  # of every published network
+SMALL_PICTURE_STRIDES = (1, 1, 2, 2, 2)  # of those for 32x32, see github.com/chenyaofo/pytorch-cifar-models
 
 _BLOCKS_A = (2, 4, 14, 1)
 _BLOCKS_B = (4, 6, 16, 1)

@@ -195,7 +195,7 @@ def _derive(arrays, kind, end, in_channels) -> Variant | None:
         return None
     widths = [next(iter(stage.values())).shape[0] for stage in blocks]
     try:
-        shape = {**({"aux_heads": True} if aux_heads else {}), **_squeeze(arrays)}
+        shape = {**({"aux_heads": True} if aux_heads else {}), **_squeeze(arrays), **_strides(arrays)}
         plain = variants.custom([len(stage) for stage in blocks[1:]], widths, kind, **shape)
         # Block 2 is the first one that a grouped network groups.
         spec = plain.block_specs(in_channels)[2]
@@ -230,6 +230,11 @@ def _squeeze(arrays) -> dict:
             high = min(width // squeezed for squeezed, width, _, _ in shapes)
             return {"se": place, "se_ratio": usual if low <= usual <= high else high}
     return {}
+
+
+def _strides(arrays) -> dict:
+    """Those for small pictures where stage 1 keeps the size; the stem's strides, and a fused network's, do not show."""
+    return {"strides": variants.SMALL_PICTURE_STRIDES} if "stage1.0.rbr_identity.gamma" in arrays else {}
 
 
 def _described(variant) -> str:

@@ -42,6 +42,17 @@ def test_sizes_of_one_s_own_become_repvgg():
     assert nano.variant.name == "repvgg_nano"
 
 
+def test_a_stage_1_that_keeps_the_size_is_of_a_network_for_small_pictures():
+    small = variants.custom((2, 4, 14, 1), (48, 48, 96, 192, 1280), strides=(1, 1, 2, 2, 2))
+    a0 = variants.find("repvgg_a0")
+    identity = {f"stage1.0.rbr_identity.{name}": (48,) for name in ("weight", "bias", "running_mean", "running_var")}
+    found = recognise(zeros({**shapes_in("official", a0, False, classes=100), **identity}))
+    assert (found.variant, found.num_classes) == (small, 100)
+    fused = zeros(shapes_in("official", a0, True, classes=100))
+    assert recognise(fused).variant.name == "repvgg_a0"
+    assert recognise(fused, small).variant == small
+
+
 def near_miss(change, dialect="timm", name="repvgg_a0", deploy=False):
     arrays = zeros(shapes_in(dialect, variants.find(name), deploy))
     change(arrays)
