@@ -1,5 +1,6 @@
 """The recipes in configs/: each loads, is the published one, says where it comes from, and states differences only."""
 
+import math
 import re
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from support.golden import ACCURACY
 
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.models import variants
+from mindrepvgg.models.shapes import parameter_shapes
+from mindrepvgg.models.variants import DEPLOY
 from mindrepvgg.recipe import configs
 from mindrepvgg.recipe.provenance import plain
 from mindrepvgg.recipe.schema import KEYS
@@ -22,7 +25,15 @@ FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
 PAPER = [Path(f"{model}.yaml") for model in FAMILY]
 QA = [Path(f"{model}.yaml") for model in variants.published_models() if model.startswith("qarepvgg")]
 OWN = [Path("finetune.yaml"), Path("folder.yaml")]
-SMALL = [Path("fashion_mnist.yaml"), *OWN, Path("quickstart.yaml"), Path("quickstart_qat.yaml")]
+CIFAR = [Path(f"cifar{classes}_repvgg_a0.yaml") for classes in (100, 10)]
+SMALL = [
+    *CIFAR,
+    Path("cifar10_small.yaml"),
+    Path("fashion_mnist.yaml"),
+    *OWN,
+    Path("quickstart.yaml"),
+    Path("quickstart_qat.yaml"),
+]
 MINDCV = [path for path in FILES if path.parts[0] == "mindcv"]
 
 # What the published recipes say, in the schema's terms.
@@ -196,6 +207,17 @@ def test_it_is_written_like_the_others(path):
     assert all(len(line) <= 120 for line in text.splitlines())
 
 
+@pytest.mark.parametrize("path", CIFAR, ids=str)
+def test_those_of_cifar_say_what_their_source_does(path):
+    recipe = load_recipe(CONFIGS / path)
+    published = {"epoch_size": 200, "batch_size": 256, "lr": 0.1, "use_nesterov": True, "momentum": 0.9, "min_lr": 0}
+    published |= {"scheduler": "cosine_decay", "weight_decay": 5e-4, "weight_decay_filter": "all", "warmup_epochs": 0}
+    published |= {"crop_padding": 4, "hflip": 0.5, "image_resize": 32, "crop_pct": 1, "loss": "CE"}
+    assert {key: getattr(recipe, key) for key in published} == published
+    shapes = parameter_shapes(recipe.variant, DEPLOY, 10)
+    assert sum(map(math.prod, shapes.values())) == 7_041_194, "as the source's network, of ten classes, fused"
+
+
 class TestFind:
     """A recipe by its name, from any folder."""
 
@@ -228,7 +250,7 @@ class TestFind:
             ("mindcv/repvgg_b9", "there is no recipe 'mindcv/repvgg_b9': did you mean mindcv/repvgg_b"),
             (
                 "x",
-                "there is no recipe 'x': there are fashion_mnist, finetune, folder, and 35 more; mindrepvgg ",
+                "there is no recipe 'x': there are cifar100_repvgg_a0, cifar10_repvgg_a0, cifar10_small, and 38 more; ",
             ),
             ("base/paper_s", "there is no recipe 'base/paper_s'"),
             ("../configs/quickstart", "there is no recipe '../configs/quickstart'"),
