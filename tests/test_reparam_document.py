@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from support import ROOT
+from support.other_projects import other_project
 
 BLOCKS = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "docs" / "reparam.md").read_text(encoding="utf-8"))
 
@@ -35,7 +36,7 @@ def test_a_network_is_grown_trained_and_folded(capsys):
 
 @pytest.mark.usefixtures("_today", "pynative_mode")
 def test_a_mindyolo_network_is_fused(capsys):
-    pytest.importorskip("mindyolo.models.layers", reason="MindYOLO is not installed")
+    other_project("mindyolo.models.layers")
     run(1)
     assert "equivalent" in capsys.readouterr().out
 

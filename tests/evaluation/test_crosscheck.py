@@ -11,6 +11,7 @@ from mindspore import Tensor
 from support import SMALL, images, noise
 from support.dialect_names import VARIANTS
 from support.foreign import logits_of, official_state, renamed, theirs, torch_network, variant_of, wrapped_file, write
+from support.other_projects import other_project
 
 from mindrepvgg import create_model, load_weights, save_checkpoint
 from mindrepvgg.data.samples import labelled_photos
@@ -387,7 +388,7 @@ def test_a_reference_that_does_not_fit(source, check, tmp_path, make, text):
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_d2se"])
 def test_timm_s_own_networks(tmp_path, check, call, name, form):
-    timm = pytest.importorskip("timm")
+    timm = other_project("timm")
     net = timm.create_model(name, num_classes=7)
     net.load_state_dict(renamed(official_state(torch_network(name)), "timm", variant_of(name)), strict=True)
     net.eval()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 from support import images, randomise_bn, relative_difference
+from support.other_projects import other_project
 
 from mindrepvgg import to_deploy, verify_equivalence
 from mindrepvgg.errors import EquivalenceError, FusionError, UserError
@@ -240,14 +241,12 @@ def test_a_block_inserted_into_another_projects_cell_is_fused_with_it(yolo):
 
 @pytest.mark.usefixtures("_today")
 def test_mindyolos_own_cells_are_fused():
-    bottleneck = pytest.importorskip("mindyolo.models.layers.bottleneck", reason="MindYOLO is not installed")
-    from mindyolo.models.layers.conv import ConvNormAct, RepConv
-
+    bottleneck, conv = (other_project(f"mindyolo.models.layers.{name}") for name in ("bottleneck", "conv"))
     check(
         nn.SequentialCell(
-            ConvNormAct(3, 8, 3, 2),
-            RepConv(8, 8),
-            RepConv(8, 12, 3, 2),
+            conv.ConvNormAct(3, 8, 3, 2),
+            conv.RepConv(8, 8),
+            conv.RepConv(8, 12, 3, 2),
             bottleneck.RepNCSP(12, 12),
             bottleneck.RepVGGDW(12),
         ),

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from support import BOTH_FORMS, SMALL, contents, foreign, images, relative_difference, weights
 from support.dialect_names import NAMES, VARIANTS, knows, shapes_in
 from support.golden import FAMILY
+from support.other_projects import other_project
 from support.torch_reference import Network
 
 from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint, to_deploy
@@ -215,7 +216,7 @@ def test_the_lines_that_load_a_file_in_timm_do(tmp_path, call):
     _, out, _ = call("convert", given, tmp_path / "a0.safetensors", "--dialect", "timm")
     create = f'"repvgg_a0", num_classes=7, in_chans=3, checkpoint_path={str(tmp_path / "a0.safetensors")!r}'
     assert out.splitlines()[-3:] == ["import timm", f"net = timm.create_model({create})", "net.eval()"]
-    pytest.importorskip("timm")
+    other_project("timm")
     space: dict = {}
     exec("\n".join(out.splitlines()[-3:]), space)
     x = torch.from_numpy(images(2, 3, 64, 64))

@@ -9,6 +9,7 @@ from mindspore import Tensor
 from support import FORM, OTHER_SMALL, images, randomise_bn, relative_difference, weights
 from support.dialect_names import MINDSPORE_BN, TORCH_BN, random_arrays, zeros
 from support.golden import OTHER_GOLDEN
+from support.other_projects import other_project
 
 from mindrepvgg import create_model, load_weights, to_deploy
 from mindrepvgg.errors import CheckpointError
@@ -234,7 +235,7 @@ def test_a_fused_qarepvgg_fills_one_of_the_same_sizes_only(tmp_path):
 
 @pytest.mark.parametrize("name", ["mobileone_s0", *(pytest.param(n, marks=pytest.mark.slow) for n in MOBILEONES[1:])])
 def test_timm_computes_the_same_logits(name):
-    timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+    timm, torch = other_project("timm"), pytest.importorskip("torch")
     net, x = randomise_bn(create_model(name)).set_train(False), images(2, 3, 64, 64)
     for form in (net, to_deploy(net)):
         model = timm.create_model(name).eval()

@@ -12,6 +12,7 @@ from mindspore.nn.utils import no_init_parameters
 from support import BOTH_FORMS, FORM
 from support.dialect_names import NAMES, VARIANTS, knows, random_arrays, real_shapes, shapes_in, zeros
 from support.golden import FAMILY
+from support.other_projects import other_project
 
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models import variants
@@ -119,8 +120,7 @@ def test_mindcv_s_own_network_with_se():
 
 
 def test_timm_s_own_networks():
-    timm = pytest.importorskip("timm")
-    torch = pytest.importorskip("torch")
+    timm, torch = other_project("timm"), pytest.importorskip("torch")
     models = timm.list_models("repvgg_*")
     assert "repvgg_d2se" in models
     for name in models:
