@@ -47,6 +47,15 @@ def test_the_lock_holds_an_exact_version_of_all_that_is_declared(python):
     assert text.startswith(LOCK.HEADER.format(python))
 
 
+@pytest.mark.parametrize("python", LOCK.PYTHONS)
+def test_what_the_makefile_pins_is_what_is_locked(python):
+    """An extra has timm as well; the other packages that the Makefile installs are in no lock."""
+    pins = LOCK.pins((ROOT / f"constraints/py{python}.txt").read_text())
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"([a-z0-9-]+)==([0-9][0-9.]*)", makefile))
+    assert {name: pinned[name] for name in pins.keys() & pinned.keys()} == {"timm": pins["timm"]}
+
+
 def test_a_lock_for_every_supported_python():
     assert PROJECT["requires-python"] == ">=3.10,<3.13"
     locks = sorted(path.name for path in (ROOT / "constraints").glob("*.txt"))
