@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from support.mindcv_networks import register
+from support.pictures import noise_picture
 from support.processes import Started, assert_same_run, last_step, once, wait_until
 from support.runs import run_until, tiny
 
@@ -35,6 +36,7 @@ def test_an_interrupted_run_equals_the_one_left_alone_and_the_deploy_form_valida
     assert (fused.form, trained.form) == ("deploy", "train")
     assert fused.model == register()
     assert fused.evaluation.correct == trained.evaluation.correct
+    assert fused.evaluation.loss == pytest.approx(trained.evaluation.loss, rel=1e-4)
     assert fused.evaluation.num_images == 100
 
 
@@ -129,5 +131,10 @@ class TestResNet18:
         assert mindrepvgg.convert(best, deploy).report.passed
         fused, trained = mindrepvgg.validate(deploy), mindrepvgg.validate(best)
         assert fused.evaluation.correct == trained.evaluation.correct
+        assert fused.evaluation.loss == pytest.approx(trained.evaluation.loss, rel=1e-4)
         assert fused.evaluation.num_images == 100
         assert mindrepvgg.export(deploy, tmp_path / "deploy.mindir").check.passed
+        noise_picture(tmp_path / "x.png", 40, 40, 0, "L")
+        (one,), (other,) = (list(mindrepvgg.predict(path, tmp_path / "x.png", topk=2)) for path in (deploy, best))
+        assert [entry[1] for entry in one.top] == [entry[1] for entry in other.top]
+        assert one.error is None

@@ -125,9 +125,7 @@ def train(name, folder, **settings):
     net = mindcv.create_model(name, num_classes=2)
     rates = mindcv.create_scheduler(2, "constant", lr=0.1, num_epochs=1)
     loss = mindcv.create_loss("CE", label_smoothing=0.1)
-    optimizer = mindcv.create_optimizer(
-        net.trainable_params(), opt="momentum", lr=rates, weight_decay=1e-4, weight_decay_filter="auto"
-    )
+    optimizer = mindcv.create_optimizer(net, opt="momentum", lr=rates, weight_decay=1e-4, weight_decay_filter="auto")
     trainer = mindcv.utils.create_trainer(
         net, loss, optimizer, mindcv.utils.get_metrics(2), "O0", None, "fixed", **settings
     )
