@@ -22,7 +22,10 @@ from mindrepvgg.weights.description import Description
 _LARGEST_FILE = 1 << 31  # bytes; a protobuf message has less
 
 # Of an exported file's metadata, those that a checkpoint's description has under the same name.
-_DESCRIBED = ("model", "model_args", "form", "num_classes", "in_channels", "class_names", "dataset", "image_size")
+_DESCRIBED = (
+    *("model", "model_args", "features", "form", "num_classes", "in_channels"),
+    *("class_names", "dataset", "image_size"),
+)
 
 # ONNX's types as onnxruntime names them.
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -31,6 +34,7 @@ _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(ui
 class OnnxEngine:
     """A callable network, run by onnxruntime on CPU: images (N, C, H, W) float32 array -> logits (N, classes) array.
 
+    A file of a features network gives a tuple of arrays, its maps.
     A file with preprocessing inside takes uint8 (N, H, W, C). A file with a fixed batch takes any number of images,
     and runs them in batches of its size. Several threads may call an engine at once.
 
@@ -69,9 +73,11 @@ class OnnxEngine:
             reason = first_line(error)
             raise CheckpointError(f"{self._name} cannot be run by onnxruntime {ort.__version__}: {reason}") from None
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self.metadata = self._read_metadata()
+        self.gives_maps = self.metadata.get("features") is not None
         takes_images = len(inputs) == 1 and len(inputs[0].shape) == 4 and inputs[0].type in _TYPES
         # A damaged file may have an axis of no length, as no batch of images has.
-        if not takes_images or 0 in inputs[0].shape or len(outputs) != 1:
+        if not takes_images or 0 in inputs[0].shape or not (len(outputs) == 1 or self.gives_maps):
             raise CheckpointError(
                 f"{self._name} has {counted(len(inputs), 'input')} and {counted(len(outputs), 'output')}, the first of "
                 f"shape {inputs[0].shape if inputs else None}; expected one batch of images in and one array out"
@@ -83,14 +89,17 @@ class OnnxEngine:
         height, width = rest[:2] if self.preprocesses else rest[1:]
         self.image_size = (height, width) if height and width else None
         last = outputs[0].shape[-1] if outputs[0].shape else None
-        self.num_classes = last if isinstance(last, int) else None
+        self.num_classes = last if isinstance(last, int) and not self.gives_maps else None
+        if self.metadata:
+            self._check_metadata()
+
+    def _read_metadata(self):
+        """What a file of this package says of itself."""
         try:
             texts = self._session.get_modelmeta().custom_metadata_map
         except UnicodeDecodeError:
             raise CheckpointError(f"{self._name} is damaged: its metadata are not UTF-8; get a fresh copy") from None
-        self.metadata = {key: _from_json(text) for key, text in texts.items()} if "mindrepvgg" in texts else {}
-        if self.metadata:
-            self._check_metadata()
+        return {key: _from_json(text) for key, text in texts.items()} if "mindrepvgg" in texts else {}
 
     def _check_metadata(self):
         """Raise CheckpointError where the metadata cannot be used, or the graph is another network's."""
@@ -129,11 +138,14 @@ class OnnxEngine:
         missing = -len(images) % size
         padded = np.concatenate([images, np.zeros((missing, *images.shape[1:]), self._dtype)]) if missing else images
         parts = [self._run(padded[start : start + size]) for start in range(0, len(padded), size)]
+        if self.gives_maps:
+            return tuple(np.concatenate(maps)[: len(images)] for maps in zip(*parts, strict=True))
         return np.concatenate(parts)[: len(images)]
 
     def _run(self, images):
         try:
-            return self._session.run(None, {self._input: images})[0]
+            found = self._session.run(None, {self._input: images})
+            return tuple(found) if self.gives_maps else found[0]
         except Exception as error:  # onnxruntime's errors have no common base
             raise CheckpointError(f"{self._name} cannot compute {images.shape}: {first_line(error)}") from None
 
@@ -163,7 +175,7 @@ def network_facts(net) -> dict:
         "model": net.variant.name,
         **({"model_args": net.variant.model_args} if net.variant.model_args else {}),
         "form": DEPLOY,
-        "num_classes": net.num_classes,
+        **({"features": net.variant.features.to_dict()} if net.variant.features else {"num_classes": net.num_classes}),
         "in_channels": net.in_channels,
     }
     return {**facts, **{key: net.metadata[key] for key in ("class_names", "dataset") if key in net.metadata}}

@@ -12,7 +12,16 @@ from mindspore import Tensor, ops
 
 from mindrepvgg.deployment.ascend import ascend_commands
 from mindrepvgg.deployment.engine import OnnxEngine, network_facts
-from mindrepvgg.deployment.graph import INPUT, GraphOptions, build_onnx, check_onnx_file, check_opset, require_onnx
+from mindrepvgg.deployment.graph import (
+    INPUT,
+    GraphOptions,
+    build_onnx,
+    check_onnx_file,
+    check_opset,
+    map_shapes,
+    require_onnx,
+)
+from mindrepvgg.deployment.maps_check import MapsCheck, check_maps
 from mindrepvgg.deployment.mindir import write_mindir
 from mindrepvgg.deployment.pictures import Pictures
 from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
@@ -51,7 +60,7 @@ class Export:
     metadata: dict
     fusion: EquivalenceReport | None
     operators: dict[str, int] | None
-    check: CrossCheck | None
+    check: CrossCheck | MapsCheck | None
     images: str
     commands: tuple[tuple[str, str], ...]
 
@@ -75,16 +84,18 @@ class Export:
         """Return a few lines for people; the commands for Ascend's tools come last."""
         options, facts = self.options, self.metadata
         shape = options.input_shape(facts["in_channels"])
-        lines = [f"{facts['model']}, {counted(facts['num_classes'], 'class')}, deploy form"]
+        maps = facts.get("outputs")
+        gives = counted(len(maps), "map") if maps else counted(facts["num_classes"], "class")
+        lines = [f"{facts['model']}, {gives}, deploy form"]
         if self.fusion:
-            lines[0] += f": fused from {self.source.name}, logits differ by {self.fusion.max_rel:.1e} of the largest"
+            word = "maps" if maps else "logits"
+            lines[0] += f": fused from {self.source.name}, {word} differ by {self.fusion.max_rel:.1e} of the largest"
         lines.append(
             f"written: {self.destination} ({self.destination.stat().st_size / 2**20:.1f} MiB, {options.precision})"
         )
-        lines.append(
-            f"input {INPUT}: {options.input_type} ({', '.join(map(str, shape))}); output {options.output}: float32 "
-            f"({shape[0]}, {facts['num_classes']})"
-        )
+        outputs = maps or {options.output: (shape[0], facts["num_classes"])}
+        given = ", ".join(f"{name}: float32 ({', '.join(map(str, size))})" for name, size in outputs.items())
+        lines.append(f"input {INPUT}: {options.input_type} ({', '.join(map(str, shape))}); output {given}")
         if self.operators:
             counts = ", ".join(f"{count} {operator}" for operator, count in self.operators.items())
             lines.append(f"opset {options.opset}: {counts}")
@@ -137,6 +148,8 @@ def export_checkpoint(
     net = import_weights(source, weights).network()
     if destination.suffix == ".onnx":
         _layout(net)
+    if net.variant.features and options.softmax:
+        raise UserError(f"softmax is for networks that classify, and {source} gives maps; leave it out")
     pictures = Pictures(net, overrides or {})
     if grouped:
         set_grouped(net, grouped)
@@ -159,8 +172,9 @@ def export_checkpoint(
             tolerance = TOLERANCES[options.precision] if rtol is None else rtol
             check = _compare(run, net, pictures, options, tolerance)
             if not check.passed:
+                word = "maps" if net.variant.features else options.output
                 raise EquivalenceError(
-                    f"{destination} was not written: its {options.output} differ from the network's by "
+                    f"{destination} was not written: its {word} differ from the network's by "
                     f"{check.max_rel:.1e} of the largest, more than {tolerance:g}",
                     check,
                 )
@@ -198,7 +212,7 @@ def facts_of(net, pictures, options, source) -> dict:
         "interpolation": preprocessing.interpolation,
         "crop_pct": preprocessing.crop_pct,
         "input": "uint8 NHWC" if options.preprocess else "normalised float32 NCHW",
-        "output": options.output,
+        **({"outputs": map_shapes(net.variant, options)} if net.variant.features else {"output": options.output}),
         "precision": options.precision,
         "checkpoint": source.name,
         "checkpoint_sha256": _sha256(source),
@@ -213,11 +227,19 @@ def _sha256(path):
     return digest.hexdigest()
 
 
-def _compare(run, net, pictures, options, rtol) -> CrossCheck:
+def _compare(run, net, pictures, options, rtol) -> CrossCheck | MapsCheck:
     """Compare the function of a file with the network that it was made from, on every batch."""
 
     def file_outputs(pixels):
         return run(pixels if options.preprocess else pictures.normalised(pixels))
+
+    if net.variant.features:
+
+        def network_maps(pixels):
+            return tuple(one.asnumpy() for one in net(Tensor(pictures.normalised(pixels))))
+
+        names = [*map_shapes(net.variant, options)]
+        return check_maps(file_outputs, network_maps, pictures.batches(options), names, rtol)
 
     def network_outputs(pixels):
         logits = net(Tensor(pictures.normalised(pixels)))

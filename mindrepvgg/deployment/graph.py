@@ -131,17 +131,23 @@ def build_onnx(
     if size > _MOST_BYTES:
         raise UserError(f"the weights take {size / 2**30:.1f} GiB, an ONNX file holds 2 at most; export to .mindir")
     specs = variant.block_specs()
-    channels, num_classes = arrays[f"{specs[0].fused}.weight"].shape[1], len(arrays["linear.bias"])
+    channels = arrays[f"{specs[0].fused}.weight"].shape[1]
     graph = _Graph(onnx, options.precision)
     x = _add_preprocessing(graph, channels, options)
+    maps = {}
     for spec in specs:
         x = _add_block(graph, x, spec, arrays)
-    x = _add_head(graph, x, arrays, options)
-
+        maps[spec.name.partition(".")[0]] = x
     elements = onnx.TensorProto.UINT8 if options.preprocess else onnx.TensorProto.FLOAT
     shape = options.input_shape(channels)
+    if variant.features:
+        shapes = map_shapes(variant, options)
+        for name in shapes:
+            _add_map(graph, maps[name], name)
+    else:
+        shapes = {_add_head(graph, x, arrays, options): [shape[0], len(arrays["linear.bias"])]}
     inputs = [onnx.helper.make_tensor_value_info(INPUT, elements, shape)]
-    outputs = [onnx.helper.make_tensor_value_info(x, onnx.TensorProto.FLOAT, (shape[0], num_classes))]
+    outputs = [onnx.helper.make_tensor_value_info(x, onnx.TensorProto.FLOAT, size) for x, size in shapes.items()]
     opsets = [onnx.helper.make_opsetid("", options.opset)]
     model = onnx.helper.make_model(
         onnx.helper.make_graph(graph.nodes, variant.name, inputs, outputs, graph.initializers),
@@ -181,12 +187,15 @@ class _Graph:
         """Add a Cast."""
         return self.add("Cast", [x], output, to=self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
-    def conv(self, x, name, arrays, output, stride=1, groups=1):
+    def conv(self, x, name, arrays, output, stride=1, groups=1, dilation=1):
         """Add a convolution with PyTorch's padding; arrays: with `name`.weight and `name`.bias."""
         kernel, bias = arrays[f"{name}.weight"], arrays[f"{name}.bias"]
         size = kernel.shape[-1]
         inputs = [x, self.constant(f"{name}.weight", kernel), self.constant(f"{name}.bias", bias)]
-        attributes = {"kernel_shape": [size] * 2, "pads": [size // 2] * 4, "strides": [stride] * 2, "group": groups}
+        pads = [size // 2 * dilation] * 4
+        attributes = {"kernel_shape": [size] * 2, "pads": pads, "strides": [stride] * 2, "group": groups}
+        if dilation != 1:
+            attributes["dilations"] = [dilation] * 2
         return self.add("Conv", inputs, output, **attributes)
 
 
@@ -211,7 +220,7 @@ def _add_preprocessing(graph, channels, options):
 
 def _add_block(graph, x, spec: BlockSpec, arrays):
     """One block of the deploy form, SE before ('pre') or after ('post') its ReLU."""
-    x = graph.conv(x, spec.fused, arrays, f"{spec.name}.conv", spec.stride, spec.groups)
+    x = graph.conv(x, spec.fused, arrays, f"{spec.name}.conv", spec.stride, spec.groups, spec.dilation)
     if spec.se == "pre":
         x = _add_squeeze_excite(graph, x, spec.squeeze_excite, arrays)
     x = graph.add("Relu", [x], f"{spec.name}.relu")
@@ -224,6 +233,29 @@ def _add_squeeze_excite(graph, x, name, arrays):
     squeezed = graph.add("Relu", [graph.conv(pooled, f"{name}.down", arrays, f"{name}.squeezed")], f"{name}.relu")
     excited = graph.add("Sigmoid", [graph.conv(squeezed, f"{name}.up", arrays, f"{name}.excited")], f"{name}.sigmoid")
     return graph.add("Mul", [x, excited], name)
+
+
+def map_shapes(variant: Variant, options: GraphOptions) -> dict[str, list]:
+    """The outputs of a features network's file, in their order: name -> (N, C, H, W); what is dynamic has a name.
+
+    They are called as the stages that they come from.
+    """
+    batch, shapes = options.input_shape(0)[0], {}
+    for info in variant.feature_info:
+        name, reduction = info["name"], info["reduction"]
+        size = [f"{name}_height", f"{name}_width"]
+        if options.image_size:
+            size = [-(-side // reduction) for side in options.image_size]
+        shapes[name] = [batch, info["channels"], *size]
+    return shapes
+
+
+def _add_map(graph, x, name):
+    """Give a map the name of an output, in float32."""
+    if graph.dtype == np.float16:
+        graph.cast(x, name, np.float32)
+    else:
+        graph.add("Identity", [x], name)
 
 
 def _add_head(graph, x, arrays, options):
@@ -243,15 +275,16 @@ def expected_operators(variant: Variant, options: GraphOptions) -> dict[str, int
     specs = variant.block_specs()
     blocks, excited = len(specs), sum(spec.se is not None for spec in specs)
     preprocess, half = options.preprocess is not None, options.precision == "float16"
+    given, heads = (len(variant.feature_info), 0) if variant.features else (1, 1)
     counts = {
         "Conv": blocks + 2 * excited + preprocess,
         "Relu": blocks + excited,
         **dict.fromkeys(("Sigmoid", "Mul"), excited),
-        "GlobalAveragePool": excited + 1,
-        "Flatten": 1,
-        "Gemm": 1,
+        "GlobalAveragePool": excited + heads,
+        **dict.fromkeys(("Flatten", "Gemm"), heads),
+        "Identity": 0 if heads or half else given,
         "Transpose": int(preprocess),
-        "Cast": preprocess + 2 * half,
+        "Cast": preprocess + (1 + given) * half,
         "Softmax": int(options.softmax),
     }
     return {operator: count for operator, count in counts.items() if count}

@@ -48,7 +48,12 @@ def write_mindir(net, path: Path, options: GraphOptions, suffix: str) -> Callabl
         graph = nn.GraphCell(ms.load(str(written))) if suffix == ".mindir" else None
         os.chmod(written, 0o600)
         shutil.move(written, path)
-    return (lambda images: graph(Tensor(images)).asnumpy()) if graph else None
+    return (lambda images: _arrays(graph(Tensor(images)))) if graph else None
+
+
+def _arrays(outputs):
+    """One array, or a tuple of them, as the network gives."""
+    return tuple(one.asnumpy() for one in outputs) if isinstance(outputs, tuple) else outputs.asnumpy()
 
 
 class _Served(nn.Cell):
@@ -68,6 +73,7 @@ class _Served(nn.Cell):
             for parameter in net.get_parameters():
                 parameter.set_dtype(ms.float16)
         self.net = net
+        self.gives_maps = net.variant.features is not None
         self.softmax = nn.Softmax(-1) if options.softmax else None
         self.set_train(False)
 
@@ -75,5 +81,8 @@ class _Served(nn.Cell):
         x = images
         if self.preprocesses:
             x = x.transpose(0, 3, 1, 2).astype(ms.float32) * self.gain + self.bias
-        outputs = self.net(x.astype(self.dtype)).astype(ms.float32)
+        outputs = self.net(x.astype(self.dtype))
+        if self.gives_maps:
+            return tuple(one.astype(ms.float32) for one in outputs)
+        outputs = outputs.astype(ms.float32)
         return outputs if self.softmax is None else self.softmax(outputs)

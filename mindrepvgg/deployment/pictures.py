@@ -34,7 +34,7 @@ class Pictures:
         told = (overrides, net.metadata.get("recipe") or {}, net.metadata.get("preprocessing") or {})
         self.known = channels == 3 or any("mean" in place for place in told)
         plain = {} if self.known else {"mean": [0.0] * channels, "std": [1.0] * channels}
-        recipe = recipe_of(net, {"batch_size": _BATCH, **overrides, **plain})
+        recipe = recipe_of(net, {"batch_size": _BATCH, **overrides, **plain}, maps=True)
         self.preprocessing = recipe.preprocessing
         source, self.origin = _real_pictures(channels)
         if source:

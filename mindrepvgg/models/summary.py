@@ -24,6 +24,7 @@ from typing import NamedTuple
 from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write
 from mindrepvgg.models.block_kinds import Part
+from mindrepvgg.models.feature_layout import level_of
 from mindrepvgg.models.mindcv_spec import MindCVNetwork
 from mindrepvgg.models.networks import NetworkSpec
 from mindrepvgg.models.shapes import parameter_shapes
@@ -98,6 +99,7 @@ class Summary:
         return {
             "model": self.variant.name,
             "model_args": self.variant.to_dict(),
+            **({"features": self.variant.features.to_dict()} if self.variant.features else {}),
             **{key: getattr(self, key) for key in ("num_classes", "in_channels", "image_size", "batch_size")},
             "layers": [
                 {
@@ -120,8 +122,9 @@ class Summary:
             ("total, peak", "", *_cells(*map(self.total, PLAIN_FORMS))),
         ]
         figures = table(rows, rules=(1, -1), spans=(("", 1), ("", 1), *((heading, 2) for heading in _HEADINGS)))
-        classes, size = counted(self.num_classes, "class"), f"{self.in_channels} x {height} x {width}"
-        title = f"{self.variant.label}: {classes}, images of {size}"
+        maps = self.variant.features and counted(len(self.variant.features.out_indices), "map")
+        gives, size = maps or counted(self.num_classes, "class"), f"{self.in_channels} x {height} x {width}"
+        title = f"{self.variant.label}: {gives}, images of {size}"
         return "\n".join((title, "", figures, "", self._memory_table(), "", NOTES))
 
     def _memory_table(self) -> str:
@@ -146,7 +149,7 @@ def summarise(
 
     Args:
         variant: which network.
-        num_classes, in_channels, batch_size: whole numbers of at least 1.
+        num_classes, in_channels, batch_size: whole numbers of at least 1; a features network has no classes.
         image_size: a side in pixels, or (height, width).
         aux_heads: False leaves a RepVGGplus's auxiliary heads out.
 
@@ -154,7 +157,9 @@ def summarise(
         UserError: a number is not whole or below 1.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    numbers = {"num_classes": num_classes, "in_channels": in_channels, "batch_size": batch_size}
+    num_classes = 0 if variant.features else num_classes
+    numbers = {"in_channels": in_channels, "batch_size": batch_size}
+    numbers |= {} if variant.features else {"num_classes": num_classes}
     for name, value in (*numbers.items(), *(("image_size", side) for side in size)):
         if not isinstance(value, int) or value < 1:
             raise UserError(f"{name} (={quoted(value)}) must be a whole number of at least 1")
@@ -193,7 +198,7 @@ class _Place(NamedTuple):
     Attributes:
         name, output_shape: see `Layer`.
         area: output positions of every kernel but the inner ones.
-        stride: of these kernels.
+        winograd: whether these kernels' MACs count by Winograd's: stride 1, no dilation.
         alive: activations in (train, deploy).
         only_train: the deploy form has no such layer.
         inner: the output positions of kernels that stand before others in a branch, by the parameters' names.
@@ -202,7 +207,7 @@ class _Place(NamedTuple):
     name: str
     output_shape: tuple[int, ...]
     area: int
-    stride: int
+    winograd: bool
     alive: tuple[int, int]
     only_train: bool = False
     inner: Mapping[str, int] = MappingProxyType({})
@@ -212,6 +217,10 @@ def _places(variant, num_classes, in_channels, size, aux_heads) -> Iterator[_Pla
     """Every layer from input to output."""
     height, width = size
     aux = {f"{s.name}.{s.num_blocks - 1}": s for s in variant.stages if s.aux and aux_heads}
+    given = variant.features.out_indices if variant.features else ()
+    # The last blocks of the levels that are given: their maps stay alive.
+    last = {level_of(spec.name): spec.name for spec in variant.block_specs(in_channels)}
+    ends, kept, level = {last[one] for one in given}, 0, 0
     for spec in variant.block_specs(in_channels):
         area = height * width
         entering = spec.in_channels * area
@@ -220,15 +229,21 @@ def _places(variant, num_classes, in_channels, size, aux_heads) -> Iterator[_Pla
         leaving = math.prod(shape)
         alive = _alive_in_train(spec, area, leaving), entering + leaving
         inner = {f"{spec.name}.{part.name}.weight": area for part in _parts(spec) if part.inner}
-        yield _Place(spec.name, shape, height * width, spec.stride, alive, inner=inner)
+        winograd = spec.stride == spec.dilation == 1
+        others = kept if level_of(spec.name) == level else kept - entering * (level in given)
+        level = level_of(spec.name)
+        yield _Place(spec.name, shape, height * width, winograd, (alive[0] + others, alive[1] + others), inner=inner)
         if spec.se:
             squeezed = channels // variant.se_ratio
-            yield _Place(spec.squeeze_excite, shape, 1, 1, (leaving + channels + squeezed,) * 2)
+            yield _Place(spec.squeeze_excite, shape, 1, False, (leaving + channels + squeezed + kept,) * 2)
+        if spec.name in ends:
+            kept += leaving
         if spec.name in aux:
             area = -(-height // 2) * -(-width // 2)
-            yield _Place(f"{aux[spec.name].name}_aux", (num_classes,), area, 2, (0, 0), only_train=True)
-    yield _Place("pool", (channels,), 1, 1, (leaving + channels,) * 2)
-    yield _Place("linear", (num_classes,), 1, 1, (channels + num_classes,) * 2)
+            yield _Place(f"{aux[spec.name].name}_aux", (num_classes,), area, False, (0, 0), only_train=True)
+    if not variant.features:
+        yield _Place("pool", (channels,), 1, False, (leaving + channels,) * 2)
+        yield _Place("linear", (num_classes,), 1, False, (channels + num_classes,) * 2)
 
 
 def _parts(spec) -> Iterator[Part]:
@@ -263,7 +278,7 @@ def _figures(places, shapes, form) -> dict[str, Figures]:
         # Kernels work at every output position, matrices once; vectors, which are BN's and biases, count nothing.
         area = place.inner.get(name, place.area)
         macs = math.prod(shape) * {4: area, 2: 1}.get(len(shape), 0)
-        winograd = shape[2:] == (3, 3) and place.stride == 1
+        winograd = shape[2:] == (3, 3) and place.winograd
         learned = 0 if ".moving_" in name else math.prod(shape)
         for i, count in enumerate((learned, macs, macs // 9 * 4 if winograd else macs)):
             counts[owner][i] += count

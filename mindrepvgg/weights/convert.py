@@ -128,6 +128,8 @@ def describe(imported: ImportedWeights) -> dict:
     }
     if found.variant.model_args:
         facts["model_args"] = found.variant.model_args
+    if found.variant.features:
+        facts["features"] = found.variant.features.to_dict()
     if found.variant.aux_heads and found.form == TRAIN:
         facts["auxiliary_heads"] = found.has_aux
     told = imported.description.to_dict() if imported.description else {}
@@ -165,6 +167,8 @@ def _write(net, destination, dialect, source, report):
             facts["equivalence"] = {key: getattr(report, key) for key in ("max_abs", "max_rel", "rtol", "num_inputs")}
         save_checkpoint(net, destination, **facts)
         return
+    if net.variant.features:
+        raise CheckpointError(f"{source} holds a features network, which only {OURS.name}'s own names are for")
     arrays = from_ours(network_arrays(net), dialect, net.variant)
     if destination.suffix in _TORCH_SUFFIXES:
         torch = _import_torch(destination)

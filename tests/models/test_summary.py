@@ -1,6 +1,7 @@
 """The summary's layers against PyTorch's own count of a network that shares no code, and against built networks."""
 
 import csv
+import dataclasses
 import json
 import math
 import operator
@@ -25,6 +26,7 @@ from mindrepvgg.cli import entry
 from mindrepvgg.cli import summary as command
 from mindrepvgg.errors import UserError
 from mindrepvgg.models import summary, variants
+from mindrepvgg.models.feature_layout import FeatureLayout
 
 MAIN = command.main
 
@@ -400,3 +402,33 @@ def test_what_cannot_be_used_is_refused_in_one_line(call, tmp_path, arguments, t
 def test_sizes_are_checked_without_the_command_too():
     with pytest.raises(UserError, match=r"in_channels \(=0\) must be a whole number of at least 1"):
         summary.summarise(FAMILY["repvgg_a0"], in_channels=0)
+
+
+def test_a_features_network_has_no_head_and_keeps_its_maps():
+    shape = {"num_blocks": (1, 1, 1, 1), "widths": (8, 8, 16, 24, 32)}
+    whole = variants.find("repvgg", **shape)
+    features = dataclasses.replace(whole, features=FeatureLayout(out_indices=(0, 2), output_stride=32))
+    found = {layer.name: layer.deploy for layer in summary.summarise(features, image_size=32).layers}
+    plain = {layer.name: layer.deploy for layer in summary.summarise(whole, image_size=32).layers}
+    assert list(found) == ["stage0", "stage1.0", "stage2.0"]
+    # The stem's map, 8 x 16 x 16, is stage 1's input, and has to stay alive during stage 2.
+    alive = {name: figures.activations for name, figures in found.items()}
+    assert alive == {"stage0": 3 * 32**2 + 2048, "stage1.0": 2048 + 512, "stage2.0": 512 + 256 + 2048}
+    assert [figures[:3] for figures in found.values()] == [plain[name][:3] for name in found]
+
+
+def test_a_dilated_convolution_works_at_more_places_and_not_by_winograd(call, tmp_path):
+    net = create_model("repvgg_nano", features_only=True, output_stride=8)
+    found = {layer.name: layer.deploy for layer in summary.summarise(net.variant, image_size=64).layers}
+    plain = {
+        layer.name: layer.deploy for layer in summary.summarise(variants.find("repvgg_nano"), image_size=64).layers
+    }
+    times = {name: figures.macs / plain[name].macs for name, figures in found.items()}
+    assert times == {name: {"3": 4, "4": 16}.get(name[5], 1) for name in found}
+    spared = {name for name, figures in found.items() if figures.wino_muls < figures.macs}
+    # Stage 3's first block has stride 1 now and is not dilated; the others of it, and stage 4, are.
+    assert spared == {"stage1.1", "stage2.1", "stage3.0"}
+    save_checkpoint(net, tmp_path / "features.ckpt")
+    status, printed, _ = call(tmp_path / "features.ckpt", "--image_size", "64")
+    assert status == 0
+    assert printed.startswith("repvgg_nano: 5 maps, images of 3 x 64 x 64")

@@ -134,9 +134,9 @@ def quantize_checkpoint(
     quantization_tools()
     source, weights = local_file(source, weights)
     net = load_weights(source, weights)
+    recipe = recipe_of(net, overrides)
     layers = layer_nodes(net.variant.deploy_layout("INT8"), GraphOptions().output)
     check_keep_float(options.keep_float, layers)
-    recipe = recipe_of(net, overrides)
     unlabelled = unlabelled_pictures(recipe)
     if unlabelled is not None and options.calibration is None:
         calibration, validation = halves(unlabelled, options.calibration_images)
