@@ -47,7 +47,7 @@ RULES = (
     Rule(
         "README.md",
         "mindrepvgg train -c quickstart .*",
-        "--epoch_size 1 --batch_size 1000 --image_resize 16",
+        "--epoch_size 1 --batch_size 1000 --image_resize 16 --mode 1",
         "",
         "takes a minute",
     ),

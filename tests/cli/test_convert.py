@@ -12,7 +12,7 @@ def test_what_is_written(files, call):
     status, out, _ = call("convert", files / "run_last.ckpt", files / "new/fused.ckpt")
     assert status == 0
     assert "equivalent (tolerance 0.0001 of the largest output)" in out
-    assert out.count("stage") == 6, "a line a block"
+    assert out.count("stage") == 5, "a line a block"
     net = load_checkpoint(files / "new/fused.ckpt", form="deploy")
     known = net.metadata
     assert known["converted_from"] == "run_last.ckpt"

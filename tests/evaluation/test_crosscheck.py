@@ -286,7 +286,7 @@ def test_noise_for_gray_networks_in_the_size_that_is_asked_for(tmp_path, call, m
 
 def test_a_data_set_that_is_named(tmp_path, call):
     path = write(tmp_path / "gray.safetensors", theirs("timm", "plain", classes=10, channels=1))
-    options = ("--dataset", "mnist5k", "--mean", "0.13", "--std", "0.31", "--image_resize", "32", "--mode", "1")
+    options = ("--dataset", "mnist5k", "--mean", "0.13", "--std", "0.31", "--image_resize", "16", "--mode", "1")
     status, out, err = call("validate", "--ckpt_path", path, "--cross_check", "--json", *options)
     assert (status, err) == (0, "")
     report = json.loads(out)

@@ -1,5 +1,6 @@
 """Training for INT8: inserted BN computes the same, fake quantisation computes what integers do."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -207,10 +208,10 @@ class Trained:
                 self.net = to_fake_quantized(self.net, RAGGED)
         self.start = weights(self.net)
         optimizer = build_optimizer(self.net, np.full(50, 0.1, np.float32), momentum=0.9)
-        step = TrainStep(NetworkWithLoss(self.net, build_loss()), optimizer, loss_scale=LossScale(1024.0))
         batch = Tensor(images(8, 3, 32, 32, seed=4)), Tensor(np.arange(8, dtype=np.int32) % CLASSES)
         # 'bn' form is a ConvBN as any; what is new in 'qat' form must compile.
         with context_mode("graph" if form == "qat" else "pynative"):
+            step = TrainStep(NetworkWithLoss(self.net, build_loss()), optimizer, loss_scale=LossScale(1024.0))
             self.losses = [float(step(*batch)[0].asnumpy()) for _ in range(12)]
             self.before_bad = weights(self.net)
             spoilt = batch[0].asnumpy().copy()
@@ -228,12 +229,13 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained():
-    return {form: Trained(form) for form in ("bn", "qat")}
+    """A function (form): what was trained; each form when a test first asks for it."""
+    return functools.cache(Trained)
 
 
 @pytest.mark.parametrize("form", ["bn", "qat"])
 def test_it_trains_and_an_overflow_leaves_no_trace(trained, form):
-    run = trained[form]
+    run = trained(form)
     assert run.losses[-1] < 0.9 * run.losses[0]
     assert run.changed("conv.weight")
     assert run.changed("bn.gamma")
@@ -247,7 +249,7 @@ def test_it_trains_and_an_overflow_leaves_no_trace(trained, form):
 
 @pytest.mark.parametrize("form", ["bn", "qat"])
 def test_a_checkpoint_keeps_the_form_and_is_no_other(trained, form, tmp_path):
-    net, path = trained[form].net, tmp_path / f"{form}.ckpt"
+    net, path = trained(form).net, tmp_path / f"{form}.ckpt"
     save_checkpoint(net, path)
     loaded = load_checkpoint(path, form=form)
     assert form_of(loaded) == form
@@ -266,7 +268,7 @@ def test_a_checkpoint_keeps_the_form_and_is_no_other(trained, form, tmp_path):
 
 
 def test_folding_what_was_trained_changes_nothing(trained):
-    net, x = trained["bn"].net, Tensor(images(4, 3, 32, 32, seed=7))
+    net, x = trained("bn").net, Tensor(images(4, 3, 32, 32, seed=7))
     assert relative_difference(fold_bn(net)(x), net(x)) < 1e-5
 
 
@@ -317,7 +319,7 @@ def integer_network(deployed, parameters, x):
 
 @pytest.mark.parametrize(("kind", "per_channel"), [("trained", True), ("g4", True), ("tiny", False)])
 def test_fake_quantisation_is_what_integers_compute(trained, kind, per_channel):
-    net = trained["qat"].net
+    net = trained("qat").net
     if kind != "trained":
         net = to_fake_quantized(to_trainable_deploy(network(kind), RAGGED), RAGGED, per_channel)
     deployed, parameters = fold_bn(net), quantization_parameters(net)

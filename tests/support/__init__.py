@@ -50,7 +50,7 @@ BOTH_FORMS = pytest.mark.parametrize("deploy", [False, True], ids=["train", "dep
 # A recipe for real digits on a network of a few thousand parameters, to which a test adds what it is about.
 TINY_DIGITS = {
     "model": "repvgg",
-    "model_args": {"num_blocks": [1, 1, 2, 1], "widths": [4, 4, 8, 8, 16]},
+    "model_args": {"num_blocks": [1, 1, 1, 1], "widths": [4, 4, 8, 8, 16]},
     "num_classes": 10,
     "in_channels": 1,
     "dataset": "mnist5k",

@@ -32,7 +32,6 @@ _VARIES = ("images_per_second", "data_wait")
 # 4000 real digits in 10 steps an epoch; the parts of training that carry something from one step to the next.
 TINY = {
     **TINY_DIGITS,
-    "model_args": {"num_blocks": [1, 1, 1, 1], "widths": [4, 4, 8, 8, 16]},
     "scale": [0.7, 1.0],
     "hflip": 0.0,
     "mixup": 0.2,

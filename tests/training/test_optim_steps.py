@@ -191,6 +191,17 @@ KINDS = {
     "adamw": {"opt": "adamw"},
 }
 
+# Nesterov's graph is momentum's with another formula, see test_steps_in_graph_mode.
+IN_BOTH_MODES = pytest.mark.parametrize(
+    ("optimizer_mode", "kind"),
+    [
+        *(("pynative", kind) for kind in KINDS),
+        ("graph", "momentum"),
+        ("graph", "adamw"),
+        pytest.param("graph", "nesterov", marks=pytest.mark.slow),
+    ],
+)
+
 
 def build(leaves, kind):
     return build_optimizer(leaves, RATES, weight_decay=0.1, weight_decay_filter="paper", **KINDS[kind])
@@ -201,9 +212,13 @@ def own_state(optimizer):
     return [p for p in optimizer.get_parameters() if p.name not in Leaves.NAMES]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.usefixtures("mode")
-def test_a_restored_optimizer_goes_on_exactly(kind):
+@IN_BOTH_MODES
+def test_a_restored_optimizer_goes_on_exactly(optimizer_mode, kind):
+    with context_mode(optimizer_mode):
+        check_going_on(kind)
+
+
+def check_going_on(kind):
     whole = Leaves()
     optimizer = build(whole, kind)
     run(whole, optimizer, 3)
@@ -244,9 +259,13 @@ class SkippingStep(nn.Cell):
         return accepted
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.usefixtures("mode")
-def test_a_skipped_update_leaves_no_trace(kind):
+@IN_BOTH_MODES
+def test_a_skipped_update_leaves_no_trace(optimizer_mode, kind):
+    with context_mode(optimizer_mode):
+        check_skipping(kind)
+
+
+def check_skipping(kind):
     expected, leaves = Leaves(), Leaves()
     expected_history = run(expected, build(expected, kind), 3)
     step = SkippingStep(leaves, build(leaves, kind))
@@ -261,7 +280,7 @@ def test_a_skipped_update_leaves_no_trace(kind):
 @pytest.mark.usefixtures("graph_mode")
 def test_a_networks_gradients_meet_their_own_parameters():
     """On a network, in one graph, each parameter's first step with AdamW is -lr * sign(gradient)."""
-    net = create_model("repvgg", 10, num_blocks=(1, 1, 2, 1), widths=(8, 8, 8, 8, 16))
+    net = create_model("repvgg", 10, num_blocks=(1, 1, 1, 1), widths=(8, 8, 8, 8, 16))
     before = {p.name: p.asnumpy().copy() for p in net.trainable_params()}
     optimizer = build_optimizer(net, np.full(2, 1e-3, np.float32), opt="adamw", weight_decay_filter="norm_and_bias")
     images = Tensor(np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype(np.float32))

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from support.processes import records
-from support.runs import TINY, names, tiny
+from support.runs import names, tiny
 
 from mindrepvgg.errors import TrainingError
 from mindrepvgg.recipe.sources import load_recipe
@@ -87,6 +87,7 @@ class TestTheFolder:
                 trainer.run()
             assert names(trainer.folder.path) == before
 
+    @pytest.mark.usefixtures("few_digits")
     def test_overwriting_leaves_nothing_of_the_old_run(self, copied):
         (copied / "repvgg_deploy.ckpt").touch()
         (copied / "repvgg-notes.ckpt").touch()
@@ -147,12 +148,12 @@ class TestTheFolder:
         judged = [record["epoch"] for record in records(tmp_path) if record["event"] == "validate"]
         assert judged == [3, 4], "every third epoch, and the last"
 
+    @pytest.mark.parametrize("mode", [1, pytest.param(0, marks=pytest.mark.slow)], ids=["pynative", "graph"])
     @pytest.mark.usefixtures("few_digits")
-    def test_the_remainder_can_be_used(self, tmp_path):
+    def test_the_remainder_can_be_used(self, tmp_path, mode):
         """400 = 2 * 150 + 100: a third step of another shape, in graph mode too."""
-        changes = {"batch_size": 150, "drop_remainder": False, "epoch_size": 1, "log_interval": 1}
-        shape = {**TINY["model_args"], "num_blocks": [1, 1, 1, 1]}
-        Trainer(tiny(tmp_path, val_while_train=False, model_args=shape, **changes)).run()
+        changes = {"mode": mode, "batch_size": 150, "drop_remainder": False, "epoch_size": 1, "log_interval": 1}
+        Trainer(tiny(tmp_path, val_while_train=False, **changes)).run()
         trained = [record for record in records(tmp_path) if record["event"] == "train"]
         assert [record["step"] for record in trained] == [1, 2, 3]
         assert all(math.isfinite(record["loss"]) for record in trained)
