@@ -70,8 +70,8 @@ def test_a_run_is_resumed_by_its_checkpoint(run):
 
 
 def test_validate_is_the_verb(run, call):
-    found = mindrepvgg.validate(run.best, limit=100, by_class=True, batch_size=50)
-    status, out, _ = call("validate", run.best, "--limit", 100, "--batch_size", 50, "--json")
+    found = mindrepvgg.validate(run.best, limit=100, by_class=True, batch_size=50, mode=1)
+    status, out, _ = call("validate", run.best, "--limit", 100, "--batch_size", 50, "--mode", 1, "--json")
     told, own = json.loads(out), found.to_dict()
     assert status == 0
     assert {**own, "images_per_second": 0, "worst_classes": 0} == {**told, "images_per_second": 0, "worst_classes": 0}

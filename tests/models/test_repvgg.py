@@ -140,8 +140,16 @@ def test_dropping_the_heads_leaves_inference_as_it_was(pynative_mode):
 
 
 @compat
-@pytest.mark.parametrize("kind", [pytest.param("g4", marks=slow), "plus"])
-def test_switching_a_compiled_network_in_place(graph_mode, kind):
+@pytest.mark.parametrize(
+    ("context", "kind"), [("pynative", "plus"), *(pytest.param("graph", kind, marks=slow) for kind in ("g4", "plus"))]
+)
+def test_switching_in_place(context, kind):
+    """The default suite switches a compiled network in test_deploy.py."""
+    with context_mode(context):
+        check_switching(kind)
+
+
+def check_switching(kind):
     net, x = randomise_bn(build(kind)).set_train(False), Tensor(images())
     before = net(x)
     net.switch_to_deploy()
