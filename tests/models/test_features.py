@@ -242,6 +242,32 @@ def test_strides_and_dilations_equal_pytorchs(pynative_mode, tmp_path, place_of,
         check_maps(again(Tensor(x)), expected)
 
 
+def dilated(blocks, place_of):
+    """Strides and dilations of networks of these numbers of blocks in stages 1 to 4, by hand as in PLACES."""
+    of_first = {"output_stride 16": ((2, 2, 2, 1), (1, 1, 1, 1)), "output_stride 8": ((2, 2, 1, 1), (1, 1, 1, 2))}
+    of_others = {"output_stride 16": (1, 1, 1, 2), "output_stride 8": (1, 1, 2, 4)}
+    if place_of == "plain":
+        strides, first, others = (2, 2, 2, 2), (1, 1, 1, 1), (1, 1, 1, 1)
+    elif place_of == "stages":
+        strides, first, others = (2, 2, 1, 1), (1, 1, 2, 4), (1, 1, 2, 4)
+    else:
+        (strides, first), others = of_first[place_of], of_others[place_of]
+    steps = tuple((stride, *[1] * (count - 1)) for stride, count in zip(strides, blocks, strict=True))
+    return steps, tuple((one, *[other] * (n - 1)) for one, other, n in zip(first, others, blocks, strict=True))
+
+
+@slow
+@pytest.mark.parametrize("name", ["repvgg_a0", "repvgg_b1g4", "repvgg_d2se"])
+def test_published_networks_equal_pytorchs_in_every_place(pynative_mode, tmp_path, name):
+    classifier, x = classifier_of(name), images(2, 3, 96, 96)
+    reference = reference_of(classifier)
+    for place_of in ("plain", "output_stride 16", "output_stride 8", "stages"):
+        net = features_of(classifier, tmp_path, **PLACES.get(place_of, [{}])[0])
+        expected = maps(place(reference, *dilated(classifier.variant.num_blocks, place_of)), x)
+        check_maps(net(Tensor(x)), expected)
+        check_maps(mindrepvgg.to_deploy(net)(Tensor(x)), expected)
+
+
 @pytest.mark.parametrize("kind", OTHER_SMALL)
 def test_a_stride_that_becomes_dilation_changes_no_weights(pynative_mode, tmp_path, kind):
     """MobileOne's first block of a stage keeps its channels: without its stride it could have an identity."""
@@ -318,6 +344,7 @@ def our_steps(net, batches, lr, momentum, wrapped):
     [
         *(("pynative", "d2se", case) for case in ("none", "both")),
         *(pytest.param("pynative", "d2se", case, marks=slow) for case in ("stem", "stages", "norms")),
+        pytest.param("pynative", "repvgg_a0", "both", marks=slow),
         ("pynative", "plus", "stages"),
         ("graph", "g4", "both"),
     ],
