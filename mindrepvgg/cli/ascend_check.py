@@ -1,7 +1,8 @@
 """Check a device against what a CPU computed, network by network, and write one report (docs/ascend.md).
 
-    mindrepvgg ascend-check                                  # on Ascend every network, on CPU the smallest
+    mindrepvgg ascend-check                                  # on Ascend every network and block, on CPU small ones
     mindrepvgg ascend-check --models repvgg_a0 repvgg_b1g2   # these
+    mindrepvgg ascend-check --models blocks                  # every block, in a small network of its own
     msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python -m mindrepvgg ascend-check
 
 The exit status is 1 when a check failed, in any of the processes.
@@ -19,7 +20,7 @@ from mindrepvgg.files import atomic_write, write_json
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks one after the other; the report is written anew after each, so that none is lost."""
     parser = ArgumentParser("ascend-check", description=__doc__)
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="networks (default: all on Ascend, nano on CPU)")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="networks, block_KIND, blocks (Ascend: all)")
     parser.add_argument("--precision", nargs="+", default=["float32", "float16"], choices=("float32", "float16"))
     options.add_device(parser)
     parser.add_argument("--jit_level", default="auto", choices=("auto", "O0", "O1", "O2"))
@@ -32,14 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tqdm import tqdm
 
-    from mindrepvgg.measure import ascend_check, ascend_check_report, device_checks
-    from mindrepvgg.models import variants
+    from mindrepvgg.measure import ascend_check, ascend_check_report, checked_networks, device_checks
     from mindrepvgg.runtime import device
 
-    models = [variants.find(name).name for name in arguments.models or ()]
+    models = checked_networks.names(arguments.models or ())
     if arguments.record:
         device.setup("CPU")
-        names = models or (*ascend_check.SMALLEST, *ascend_check.NETWORKS)
+        names = models or (*ascend_check.ON_CPU[:1], *ascend_check.ON_ASCEND)
         write_json(arguments.record, ascend_check.record(tqdm(names, disable=not sys.stderr.isatty())))
         return 0
     reference = ascend_check.read_reference(arguments.reference or ascend_check.REFERENCE)
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json:
             write_json(path.with_suffix(".json"), ascend_check_report.report_json(facts, results, smi, under_way))
 
-    models = models or list(ascend_check.NETWORKS if target == "Ascend" else ascend_check.SMALLEST)
+    models = models or list(ascend_check.ON_ASCEND if target == "Ascend" else ascend_check.ON_CPU)
     todo = list(ascend_check.checks(target, group, models, arguments.precision, reference, arguments.default_precision))
     print(meeting.format(), flush=True)
     for name, check in (bar := tqdm(todo, unit="check", disable=not sys.stderr.isatty())):

@@ -19,6 +19,7 @@ from mindspore import Tensor, nn, ops
 from mindrepvgg.errors import UserError
 from mindrepvgg.files import MEGABYTE, read_regular
 from mindrepvgg.measure.ascend_check_report import CheckFailed, CheckSkipped, versions
+from mindrepvgg.measure.checked_networks import BLOCK_NETWORKS, NETWORKS, network
 from mindrepvgg.measure.device_checks import (
     check_collectives,
     check_gradient_mean,
@@ -27,19 +28,16 @@ from mindrepvgg.measure.device_checks import (
     check_overflow,
     request_float32,
 )
-from mindrepvgg.models import variants
-from mindrepvgg.models.repvgg import build
-from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.synthetic import parameter_value, uniform
-from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, find
+from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, TRAIN
 from mindrepvgg.reparam.compare import difference
 from mindrepvgg.reparam.layers import GROUPED
 from mindrepvgg.reparam.precision import DTYPES, set_precision
 from mindrepvgg.runtime.ranks import Ranks
 
-# Those whose blocks the synthetic weights are made for, see `synthetic.parameter_value`.
-NETWORKS = tuple(name for name in variants.published_models() if variants.find(name).family == "repvgg")
-SMALLEST = ("repvgg_nano",)
+# What is checked unless told otherwise: on Ascend, and on a CPU, where all is known to be right.
+ON_ASCEND = (*NETWORKS, *BLOCK_NETWORKS)
+ON_CPU = ("repvgg_nano", "inserted_dbb")
 
 # For each precision: its level in `precision.set_precision`, the scale of the loss, and the tolerances of gradients and
 # of everything else, over the largest magnitude of the quantity in the CPU's float32. Gradients differ most: where
@@ -65,23 +63,24 @@ def network_figures(model: str, form: str, precision: str = "float32") -> dict[s
     """Run one network on the current device, with the rule's parameters and images of 64x64.
 
     Args:
-        model: a network of the family.
+        model: see `checked_networks.names`.
         form: 'train' or 'deploy'.
         precision: one of PRECISIONS.
 
     Returns:
-        Quantity -> numbers. Of the deploy form the 'logits'; of the train form the 'loss' before and after an update,
-        the 'logits' before it, and the 'gradients' and BN 'statistics' of every stage. 8 numbers are sampled of each;
-        'all ...' is the norm of all numbers of a kind.
+        Quantity -> numbers. Of the deploy form the 'logits', and those of the train form of a network that was folded
+        here. Of the train form the 'loss' before and after an update, the 'logits' before it, and the 'gradients' and
+        BN 'statistics' of every stage. 8 numbers are sampled of each; 'all ...' is the norm of all numbers of a kind.
     """
-    variant = find(model)
-    arrays = {name: parameter_value(name, shape) for name, shape in parameter_shapes(variant, form).items()}
-    net = build(variant, form=form, arrays=arrays)
-    level, scale, _ = PRECISIONS[precision]
-    set_precision(net, level)
     images = Tensor(_images())
+    level, scale, _ = PRECISIONS[precision]
+    net = set_precision(network(model, form, images), level)
     if form == DEPLOY:
-        return _logit_figures(net.set_train(False)(images))
+        figures = _logit_figures(net.set_train(False)(images))
+        if model in BLOCK_NETWORKS:
+            unfolded = set_precision(network(model, TRAIN, images), level).set_train(False)
+            figures |= {f"unfolded {label}": numbers for label, numbers in _logit_figures(unfolded(images)).items()}
+        return figures
     step = _Step(net, scale)
     labels = Tensor(np.arange(_BATCH) * 7, ms.int32)
     loss, logits = step(images, labels)

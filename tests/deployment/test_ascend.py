@@ -15,13 +15,17 @@ import numpy as np
 import pytest
 import yaml
 from mindspore import Tensor, nn, ops
-from support import ROOT, SMALL
+from support import OTHER_SMALL, ROOT, SMALL
 from support.loaders import RGB, preprocessing
 
 from mindrepvgg import create_model
 from mindrepvgg.deployment.ascend import ascend_commands
 from mindrepvgg.deployment.graph import GraphOptions
+from mindrepvgg.measure import ascend_check
+from mindrepvgg.measure.checked_networks import BLOCK_NETWORKS, network
+from mindrepvgg.models.variants import PLAIN_FORMS
 from mindrepvgg.recipe.schema import Recipe
+from mindrepvgg.reparam.layers import GROUPED, set_grouped
 from mindrepvgg.runtime.environment import mindspore_version
 from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.training.assemble import build_network, build_step
@@ -61,6 +65,8 @@ OTHERS = {
     "d2se": {"model_args": SMALL["d2se"]},
     "plus": {"model_args": SMALL["plus"]},
     "nano": {"model": "repvgg_nano", "model_args": {}},
+    "qarepvgg": {"model": "qarepvgg", "model_args": OTHER_SMALL["qarepvgg"]},
+    "mobileone": {"model": "mobileone", "model_args": OTHER_SMALL["mobileone"]},
     "half precision in BN": {"amp_level": "O3", "loss_scale": 1024.0},
     "nesterov": {"use_nesterov": True},
     "adamw": {"opt": "adamw"},
@@ -123,6 +129,14 @@ def network_operators(recipe):
     return found | cell_operators(deployed, images)
 
 
+def block_operators(name, grouped):
+    """The operators of a small network with one kind of block: of a training step, and of both forms in inference."""
+    images, labels = Tensor(np.zeros((2, 3, 32, 32), np.float32)), Tensor(np.zeros(2, np.int32))
+    nets = [set_grouped(network(name, form, images), grouped) for form in PLAIN_FORMS]
+    found = cell_operators(ascend_check._Step(nets[0], 1.0), images, labels)
+    return found.union(*(cell_operators(net.set_train(False), images) for net in nets))
+
+
 def test_every_operator_of_a_network_is_known_on_ascend(operators):
     found = operators(network_operators, USUAL)
     assert {"Conv2DBackpropFilter grouped", "BatchNormGrad", "ApplyMomentum", "SigmoidGrad"} <= found, "backward pass"
@@ -134,6 +148,20 @@ def test_every_operator_of_a_network_is_known_on_ascend(operators):
 @pytest.mark.parametrize("recipe", OTHERS.values(), ids=OTHERS)
 def test_every_operator_of_other_recipes_is_known_on_ascend(operators, recipe):
     assert operators(network_operators, recipe) - KNOWN == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "grouped"),
+    [
+        ("inserted_dbb", "native"),
+        ("block_dilated", "split"),
+        *(pytest.param(name, grouped, marks=pytest.mark.slow) for name in BLOCK_NETWORKS for grouped in GROUPED),
+    ],
+)
+def test_every_operator_of_a_block_is_known_on_ascend(operators, name, grouped):
+    found = operators(block_operators, name, grouped)
+    assert ("Split" in found) == (name == "block_dilated" and grouped == "split") or grouped == "split"
+    assert found - KNOWN == set()
 
 
 class OnCpuOnly(nn.Cell):

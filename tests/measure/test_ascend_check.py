@@ -10,10 +10,12 @@ from support import context_mode
 from mindrepvgg.cli import ascend_check as verb
 from mindrepvgg.cli import entry
 from mindrepvgg.errors import UserError
-from mindrepvgg.measure import ascend_check, ascend_check_report
+from mindrepvgg.measure import ascend_check, ascend_check_report, checked_networks
 from mindrepvgg.models import synthetic
 from mindrepvgg.models.variants import PLAIN_FORMS
+from mindrepvgg.reparam import to_deploy
 from mindrepvgg.reparam.layers import GROUPED
+from mindrepvgg.reparam.named_blocks import BLOCKS
 from mindrepvgg.runtime.ranks import Ranks
 
 
@@ -32,8 +34,10 @@ def reference():
 
 def test_the_reference_is_complete_and_small(reference):
     assert ascend_check.REFERENCE.stat().st_size < 200_000
-    assert set(reference["networks"]) == {*ascend_check.NETWORKS, *ascend_check.SMALLEST}
-    assert len(ascend_check.NETWORKS) == 15
+    assert set(reference["networks"]) == {*ascend_check.ON_ASCEND, *ascend_check.ON_CPU}
+    assert len(ascend_check.NETWORKS) == 15 + 2 + 2
+    kinds = {name.removeprefix("block_") for name in ascend_check.BLOCK_NETWORKS} - {"inserted_dbb"}
+    assert kinds == set(BLOCKS) - {"repvgg"}
     assert reference["made_by"]["device"] == "CPU"
     assert reference["made_by"]["mindspore"] == "2.10.0"
     for name, forms in reference["networks"].items():
@@ -42,6 +46,9 @@ def test_the_reference_is_complete_and_small(reference):
         for label, numbers in (item for form in forms.values() for item in form.items()):
             assert np.isfinite(numbers).all(), f"{name} {label}"
             assert np.abs(numbers).max() > 0, f"{name} {label}"
+        if name in ascend_check.BLOCK_NETWORKS:
+            folded, unfolded = (np.array(forms["deploy"][label]) for label in ("logits", "unfolded logits"))
+            assert 0 < np.abs(folded - unfolded).max() < 1e-5 * np.abs(folded).max()
 
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
@@ -60,9 +67,9 @@ def test_a_cpu_passes_and_its_report_says_so(tmp_path, capfd, reference, precisi
         "overflow in float16",
         *(f"convolution of {groups} groups, {how}" for groups in (2, 4) for how in GROUPED),
         "fusion in float16",
-        *(f"repvgg_nano {form} {precision}" for form in PLAIN_FORMS),
+        *(f"{model} {form} {precision}" for model in ascend_check.ON_CPU for form in PLAIN_FORMS),
     ]
-    assert "8 PASS, 0 FAIL, 5 SKIP" in text
+    assert "10 PASS, 0 FAIL, 5 SKIP" in text
     assert "Unfinished" not in text
     assert f"| mindspore | {ms.__version__} |" in text
     assert f"report: {report}" in lines
@@ -116,12 +123,39 @@ def test_one_wrong_kernel_fails(monkeypatch, reference):
     def wrong(name, shape):
         return rule(name, shape) * (0.9 if name == "stage2.1.rbr_reparam.weight" else 1)
 
-    monkeypatch.setattr(ascend_check, "parameter_value", wrong)
+    monkeypatch.setattr(checked_networks, "parameter_value", wrong)
     for precision in ascend_check.PRECISIONS:
         result = ascend_check_report.run_check(
             "x", lambda p=precision: ascend_check.check_network("repvgg_nano", "deploy", p, reference)
         )
         assert result.status == "FAIL", precision
+
+
+def test_a_block_that_folds_into_something_else_fails(monkeypatch, reference):
+    def wrong(net, **options):
+        deployed = to_deploy(net, **options)
+        kernel = deployed.second.conv.dbb_reparam.weight
+        kernel.set_data(kernel * 0.9)
+        return deployed
+
+    monkeypatch.setattr(checked_networks.reparam, "to_deploy", wrong)
+    with pytest.raises(ascend_check_report.CheckFailed, match=r"in (all )?logits, by"):
+        ascend_check.check_network("inserted_dbb", "deploy", "float32", reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [name for name in ascend_check.BLOCK_NETWORKS if name not in ascend_check.ON_CPU])
+def test_every_block_passes_on_a_cpu(reference, model):
+    for precision in ascend_check.PRECISIONS:
+        for form in PLAIN_FORMS:
+            ascend_check.check_network(model, form, precision, reference)
+
+
+def test_names_of_networks():
+    assert checked_networks.names(["RepVGG-A0", "block_dbb"]) == ["repvgg_a0", "block_dbb"]
+    assert checked_networks.names(["blocks"]) == list(ascend_check.BLOCK_NETWORKS)
+    with pytest.raises(UserError, match=r"models \(='block_dbc'\) must be one of block_qarepvgg, .*, or blocks"):
+        checked_networks.names(["block_dbc"])
 
 
 def test_what_is_missing_is_told_apart(monkeypatch, reference):
@@ -150,7 +184,7 @@ def test_a_failing_check_stops_no_other(tmp_path, monkeypatch, capfd):
     message = "RuntimeError: The device is in an error state."
     assert f"FAIL  repvgg_nano train float32: {message}" in capfd.readouterr().out
     assert f"| FAIL | repvgg_nano deploy float32 | {message} |" in report.read_text("utf-8")
-    assert "6 PASS, 2 FAIL, 5 SKIP" in report.read_text("utf-8")
+    assert "6 PASS, 4 FAIL, 5 SKIP" in report.read_text("utf-8")
 
 
 @pytest.mark.usefixtures("no_convolutions")
