@@ -25,7 +25,7 @@ from mindrepvgg.measure import ascend_check
 from mindrepvgg.measure.checked_networks import BLOCK_NETWORKS, network
 from mindrepvgg.models.variants import PLAIN_FORMS
 from mindrepvgg.recipe.schema import Recipe
-from mindrepvgg.reparam.layers import GROUPED, set_grouped
+from mindrepvgg.reparam.layers import set_grouped
 from mindrepvgg.runtime.environment import mindspore_version
 from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.training.assemble import build_network, build_step
@@ -150,17 +150,16 @@ def test_every_operator_of_other_recipes_is_known_on_ascend(operators, recipe):
     assert operators(network_operators, recipe) - KNOWN == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "grouped"),
-    [
-        ("inserted_dbb", "native"),
-        ("block_dilated", "split"),
-        *(pytest.param(name, grouped, marks=pytest.mark.slow) for name in BLOCK_NETWORKS for grouped in GROUPED),
-    ],
+    [*((name, "native") for name in BLOCK_NETWORKS), ("block_mobileone", "split"), ("block_repvggdw", "split")],
 )
 def test_every_operator_of_a_block_is_known_on_ascend(operators, name, grouped):
     found = operators(block_operators, name, grouped)
-    assert ("Split" in found) == (name == "block_dilated" and grouped == "split") or grouped == "split"
+    assert {"Conv2D", "Conv2DBackpropFilter", "BatchNormGrad", "SiLUGrad"} <= {part.split()[0] for part in found}
+    assert ("Split" in found) == (grouped == "split")
+    assert not (grouped == "split" and "Conv2D grouped" in found)
     assert found - KNOWN == set()
 
 
