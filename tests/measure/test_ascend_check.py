@@ -154,7 +154,7 @@ def test_every_block_passes_on_a_cpu(reference, model):
 def test_names_of_networks():
     assert checked_networks.names(["RepVGG-A0", "block_dbb"]) == ["repvgg_a0", "block_dbb"]
     assert checked_networks.names(["blocks"]) == list(ascend_check.BLOCK_NETWORKS)
-    with pytest.raises(UserError, match=r"models \(='block_dbc'\) must be one of block_qarepvgg, .*, or blocks"):
+    with pytest.raises(UserError, match=r"models \(='block_dbc'\) must be one of block_plain, .*, or blocks"):
         checked_networks.names(["block_dbc"])
 
 
