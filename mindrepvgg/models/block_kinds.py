@@ -5,8 +5,12 @@ What walks over a network's blocks without building it reads a block's form here
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fnmatch
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from mindrepvgg.errors import UserError
+from mindrepvgg.text import listed, nearest, quoted
 
 
 class Part(NamedTuple):
@@ -90,13 +94,17 @@ class BlockKind(NamedTuple):
     """A kind of block.
 
     Attributes:
+        dense: a convolution of the full kernel that every block has in train form.
         train_branches: see `BlockSpec`.
         outer: the BN after the sum of the branches, to which the bare input is added where the block keeps its shape;
             it is listed as a branch of its own.
+        has_custom_l2: whether a decay of its equivalent kernel is known, see `training.custom_l2`.
     """
 
+    dense: str
     train_branches: Callable[[BlockSpec], tuple[Branch, ...]]
     outer: str | None = None
+    has_custom_l2: bool = False
 
 
 class Family(NamedTuple):
@@ -105,12 +113,10 @@ class Family(NamedTuple):
     Attributes:
         title: the network's name in words.
         fused: the deploy form's convolution in a block, whatever the block's kind.
-        dense: a convolution of the full kernel that every block of the family's own kind has in train form.
     """
 
     title: str
     fused: str
-    dense: str
 
 
 # An SE's attribute in a block by its place.
@@ -178,16 +184,50 @@ def _dbb(spec):
 
 
 KINDS = {
-    "repvgg": BlockKind(_repvgg),
-    "qarepvgg": BlockKind(_qarepvgg, "bn"),
-    "mobileone": BlockKind(_mobileone),
-    "acb": BlockKind(_acb),
-    "dbb": BlockKind(_dbb),
-    "plain": BlockKind(_plain),
+    "repvgg": BlockKind("rbr_dense.conv", _repvgg, has_custom_l2=True),
+    "qarepvgg": BlockKind("rbr_dense.conv", _qarepvgg, "bn", has_custom_l2=True),
+    "mobileone": BlockKind("rbr_conv.0.conv", _mobileone),
+    "acb": BlockKind("square_conv", _acb),
+    "dbb": BlockKind("dbb_origin.conv", _dbb),
+    "plain": BlockKind("rbr_dense.conv", _plain),
 }
 
 FAMILIES = {
-    "repvgg": Family("RepVGG", "rbr_reparam", "rbr_dense.conv"),
-    "qarepvgg": Family("QARepVGG", "rbr_reparam", "rbr_dense.conv"),
-    "mobileone": Family("MobileOne", "reparam_conv", "rbr_conv.0.conv"),
+    "repvgg": Family("RepVGG", "rbr_reparam"),
+    "qarepvgg": Family("QARepVGG", "rbr_reparam"),
+    "mobileone": Family("MobileOne", "reparam_conv"),
 }
+
+
+def check_kind(block):
+    """Raise UserError, with the nearest name, for what is no name of `KINDS`."""
+    if not isinstance(block, str) or block not in KINDS:
+        near = nearest(str(block), KINDS)
+        hint = f"; did you mean {near}?" if near else ""
+        raise UserError(f"block (={quoted(block)}) must be one of {', '.join(KINDS)}{hint}")
+
+
+def patterns_of(where, names: Sequence[str], network: str) -> tuple[str, ...] | None:
+    """Patterns of blocks' names, as of `fnmatch`.
+
+    Args:
+        where: a pattern or several; None for all blocks.
+        names: of the network's blocks.
+        network: its name, for messages.
+
+    Raises:
+        UserError: one is no pattern, or matches no block.
+    """
+    if where is None:
+        return None
+    patterns = (where,) if isinstance(where, str) else where
+    if not isinstance(patterns, (list, tuple)) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise UserError(f"block_where (={quoted(where)}) must be a pattern of blocks' names, or a list of them")
+    if not patterns:
+        raise UserError("block_where is empty and so chooses no block; leave it out for all of them")
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise UserError(
+                f"block_where (={quoted(pattern)}) matches no block of {network}; they are {listed(names, 60)}"
+            )
+    return tuple(patterns)

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.models.block_kinds import KINDS, MOBILEONE_BRANCHES, BlockSpec
+from mindrepvgg.models.block_kinds import MOBILEONE_BRANCHES, BlockSpec, check_kind, patterns_of
 from mindrepvgg.models.feature_layout import FeatureInfo, FeatureLayout, feature_info, level_of
 from mindrepvgg.models.networks import NetworkSpec
-from mindrepvgg.text import listed, nearest, printable, quoted
+from mindrepvgg.text import listed, printable, quoted
 
 # What a network can be: with its branches, fused, fused with BN inserted, and that with fake quantisation.
 FORMS = TRAIN, DEPLOY, BN, QAT = ("train", "deploy", "bn", "qat")
@@ -155,8 +155,7 @@ class Variant(NetworkSpec):
 
     def _chooses(self, name) -> bool:
         """Whether the block of this name is of the kind `block`."""
-        where = ("*",) if self.block_where is None else self.block_where
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in where)
+        return self.block_where is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.block_where)
 
     def _pairs(self, own) -> Iterator[BlockSpec]:
         """The blocks of a MobileOne after its stem."""
@@ -181,7 +180,18 @@ class Variant(NetworkSpec):
 
     def with_block(self, block: str | None, where=None) -> Variant:
         """See `NetworkSpec.with_block`."""
-        return with_block(self, block, where)
+        if block is None:
+            if where is not None:
+                raise UserError(f"block_where (={quoted(where)}) needs block, the kind of these blocks")
+            return self
+        check_kind(block)
+        if self.family == "mobileone":
+            raise UserError(
+                f"{self.name} takes no block (={quoted(block)}): its layout, pairs of a depthwise 3x3 and a 1x1, is "
+                "MobileOne's own; networks of RepVGG and QARepVGG do"
+            )
+        patterns = patterns_of(where, [spec.name for spec in self.block_specs()], self.name)
+        return self if block == self.family else replace(self, block=block, block_where=patterns)
 
     def family_layout(self, purpose: str, remedy: str = "") -> Variant:
         """See `NetworkSpec.family_layout`; the network itself."""
@@ -346,7 +356,7 @@ def find(name: str, block: str | None = None, block_where=None, **shape) -> Vari
         UserError: there is none, and the message has the nearest names; or a shape is given to a fixed network; or the
             blocks cannot be of this kind.
     """
-    return with_block(_find(name, shape), block, block_where)
+    return _find(name, shape).with_block(block, block_where)
 
 
 def _find(name, shape) -> Variant:
@@ -362,39 +372,6 @@ def _find(name, shape) -> Variant:
         own = _VARIANTS[key].family
         raise UserError(f"{key} has a fixed shape and takes no {_names(shape)}; the name {own!r} does")
     return _VARIANTS[key]
-
-
-def with_block(variant: Variant, block: str | None, where=None) -> Variant:
-    """A network with blocks of another kind; arguments and errors: see `find`."""
-    if block is None:
-        if where is not None:
-            raise UserError(f"block_where (={quoted(where)}) needs block, the kind of these blocks")
-        return variant
-    if not isinstance(block, str) or block not in KINDS:
-        near = nearest(str(block), KINDS)
-        hint = f"; did you mean {near}?" if near else ""
-        raise UserError(f"block (={quoted(block)}) must be one of {', '.join(KINDS)}{hint}")
-    if variant.family == "mobileone":
-        raise UserError(
-            f"{variant.name} takes no block (={quoted(block)}): its layout, pairs of a depthwise 3x3 and a 1x1, is "
-            "MobileOne's own; networks of RepVGG and QARepVGG do"
-        )
-    patterns = (where,) if isinstance(where, str) else where
-    if patterns is not None and not (
-        isinstance(patterns, (list, tuple)) and all(isinstance(pattern, str) for pattern in patterns)
-    ):
-        raise UserError(f"block_where (={quoted(where)}) must be a pattern of blocks' names, or a list of them")
-    names = [spec.name for spec in variant.block_specs()]
-    for pattern in patterns or ():
-        if not fnmatch.filter(names, pattern):
-            raise UserError(
-                f"block_where (={quoted(pattern)}) matches no block of {variant.name}; they are {listed(names, 60)}"
-            )
-    if patterns is not None and not patterns:
-        raise UserError("block_where is empty and so chooses no block; leave it out for all of them")
-    if block == variant.family:
-        return variant
-    return replace(variant, block=block, block_where=None if patterns is None else tuple(patterns))
 
 
 def _names(keys) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Collection, Iterator, Mapping
 
 from mindrepvgg.errors import RecipeError, UserError
 from mindrepvgg.models import variants
+from mindrepvgg.models.block_kinds import KINDS
 from mindrepvgg.models.networks import NetworkSpec
 from mindrepvgg.recipe.auto_augment import parse_policy
 from mindrepvgg.recipe.provenance import CODE, COMMAND_LINE, describe, place
-from mindrepvgg.text import nearest, quoted
+from mindrepvgg.text import listed, nearest, quoted
 
 MOST_PIXELS = 1 << 31  # of all channels of a batch, in float32 on one device
 
@@ -114,6 +115,13 @@ def _frozen(recipe, shown) -> Iterator[str]:
 def _custom_l2(recipe, shown) -> Iterator[str]:
     if not recipe.custom_l2:
         return
+    specs = recipe.variant.block_specs() if recipe.variant.is_family else ()
+    without = {spec.kind for spec in specs if not KINDS[spec.kind].has_custom_l2}
+    if without:
+        yield (
+            f"{shown['custom_l2']} needs blocks of RepVGG or QARepVGG, and {recipe.variant.label} has "
+            f"{listed(sorted(without))} blocks, for which none is known; leave it out"
+        )
     if recipe.quantization or recipe.freeze_stages:
         yield (
             f"{shown['custom_l2']} needs every block's branches to be trained, with quantization null and "

@@ -350,7 +350,8 @@ def _surround(kernel, sides):
     if sides == (0, 0, 0, 0):
         return kernel
     if hasattr(kernel, "sqrt"):
-        return ops.pad(kernel, (left, right, top, bottom))
+        # Not ops.pad: on a CPU, its gradient in a compiled step never ends after some steps (MindSpore 2.10).
+        return ops.Pad(((0, 0), (0, 0), (top, bottom), (left, right)))(kernel)
     return np.pad(kernel, ((0, 0), (0, 0), (top, bottom), (left, right)))
 
 

@@ -79,7 +79,7 @@ class BorderBN(Container):
         self.channels, self.padding = channels, padding
         self.bn = norm(channels)
         top, bottom, left, right = padding
-        # Not ops.pad: on a CPU, its gradient in a compiled step never ends after some steps (MindSpore 2.10).
+        # Not ops.pad, see `algebra`.
         self.pad = ops.Pad(((0, 0), (0, 0), (top, bottom), (left, right)))
 
     def construct(self, x):

@@ -119,7 +119,7 @@ class Dialect:
         """Why the project's code has no such network, or None when it has."""
         if any(stage.name not in self.places for stage in variant.stages):
             return "it has no RepVGGplus" if variant.aux_heads else "it has RepVGGplus only"
-        if variant.block and not deploy:
+        if variant.block and not deploy and self.name != OURS.name:
             return f"it has no network with {variant.block} blocks"
         squeezing = {spec.se for spec in variant.block_specs()} - {None}
         for place in squeezing:

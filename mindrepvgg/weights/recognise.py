@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models import variants
-from mindrepvgg.models.block_kinds import FAMILIES
+from mindrepvgg.models.block_kinds import FAMILIES, KINDS
 from mindrepvgg.models.shapes import Misfits, check_fit, find_misfits, parameter_shapes
 from mindrepvgg.models.variants import DEPLOY, TRAIN, Variant
 from mindrepvgg.text import listed, printable
@@ -70,13 +71,21 @@ def recognise(arrays: dict[str, np.ndarray], expected: Variant | None = None) ->
     Args:
         arrays: name -> array.
         expected: the layout to take where several fit alike: a fused QARepVGG and a fused RepVGG are the same, and a
-            fused MobileOne does not show how many branches it had.
+            fused MobileOne does not show how many branches it had. A train form with blocks of another kind than its
+            family's is recognised by it alone.
 
     Raises:
         CheckpointError: they are no RepVGG, half converted, without a head, not floating-point, or not quite a network;
             the message is one line. Of what is not quite a network it names the closest one, and the first differences
             under the names that the file uses.
     """
+    if expected and expected.block and (found := _as_expected(arrays, expected)):
+        return found
+    for kind, name in _of_no_family(arrays):
+        raise CheckpointError(
+            f"has {kind} blocks ({printable(name)}) and does not tell in which network; "
+            "mindrepvgg.create_model(name, block=..., block_where=..., weights=FILE) takes it where it fits"
+        )
     translations = [translate(arrays, kind, name) for kind, known in DIALECTS_OF.items() for name in known]
     fewest = min(len(one.unknown) for one in translations)
     # The projects' names of fused networks of different kinds may be the same.
@@ -102,6 +111,23 @@ def recognise(arrays: dict[str, np.ndarray], expected: Variant | None = None) ->
             f"{len(quantised)} tensors are not floating-point: {listed(quantised)}; quantised, perhaps"
         )
     return Recognised(translation.dialect.name, variant, form, *sizes, found, left_out)
+
+
+def _as_expected(arrays, expected) -> Recognised | None:
+    """Arrays of this package's train form with blocks of another kind, None where they do not fit."""
+    dense = KINDS[expected.block_specs()[0].kind].dense
+    num_classes, in_channels = _sizes(arrays, f".{dense}.weight")
+    has_aux = any(name.startswith(AUX_HEADS) for name in arrays)
+    if find_misfits(parameter_shapes(expected, TRAIN, num_classes, in_channels, has_aux), arrays).count:
+        return None
+    return Recognised(OURS.name, expected, TRAIN, num_classes, in_channels, has_aux, arrays)
+
+
+def _of_no_family(arrays) -> Iterator[tuple[str, str]]:
+    """The kind and the name of kernels in blocks of kinds that are no family's own."""
+    ends = {f".{KINDS[kind].dense}.weight": kind for kind in KINDS if kind not in FAMILIES}
+    ends = {end: kind for end, kind in ends.items() if end not in _kernels("repvgg").values()}
+    return ((kind, name) for name in arrays for end, kind in ends.items() if name.endswith(end))
 
 
 def _candidate(arrays, translation, expected) -> _Candidate:
@@ -144,7 +170,7 @@ def recognise_described(arrays: dict[str, np.ndarray], description: Description)
 
 def _kernels(kind) -> dict[str, str]:
     """Form -> how the name of every block's largest kernel ends."""
-    return {TRAIN: f".{FAMILIES[kind].dense}.weight", DEPLOY: f".{FAMILIES[kind].fused}.weight"}
+    return {TRAIN: f".{KINDS[kind].dense}.weight", DEPLOY: f".{FAMILIES[kind].fused}.weight"}
 
 
 def _form(arrays, translation) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mindrepvgg.errors import CheckpointError
-from mindrepvgg.models.block_kinds import FAMILIES
+from mindrepvgg.models.block_kinds import FAMILIES, KINDS
 from mindrepvgg.models.shapes import find_misfits, parameter_shapes
 from mindrepvgg.models.variants import DEPLOY, TRAIN, Variant
 from mindrepvgg.reparam.leaves import BN_LEAVES
@@ -82,7 +82,7 @@ def from_ours(
     project, known, family = find_dialect(dialect).project, DIALECTS_OF[variant.family], FAMILIES[variant.family]
     deploy = f"stage0.{family.fused}.weight" in arrays
     form = DEPLOY if deploy else TRAIN
-    in_channels = _size(arrays, f"stage0.{family.fused if deploy else family.dense}.weight", 1)
+    in_channels = _size(arrays, f"stage0.{family.fused if deploy else KINDS[variant.family].dense}.weight", 1)
     aux_heads = any(name.startswith(AUX_HEADS) for name in arrays)
     shapes = parameter_shapes(variant, form, _size(arrays, "linear.weight", 0), in_channels, aux_heads)
     found = find_misfits(shapes, arrays)
@@ -93,7 +93,8 @@ def from_ours(
     if target is None or reason:
         able = [name for name, other in known.items() if not other.refusal(variant, deploy, in_channels)]
         raise CheckpointError(
-            f"{variant.name} in {form} form cannot be written for {project}: {reason}; possible: {', '.join(able)}"
+            f"{variant.name} in {form} form cannot be written for {project}: {reason}; possible: "
+            f"{', '.join(able) or 'its deploy form'}"
         )
     groups = {spec.name: spec.groups for spec in variant.block_specs(in_channels)}
     renamed = {}

@@ -84,6 +84,9 @@ def test_unknown_names_are_told_the_nearest(name, text):
         ({"se_ratio": 0}, "se_ratio (=0) must be a whole number from 1 to the narrowest width (8)"),
         ({"aux_heads": 1}, "aux_heads (=1) must be true or false"),
         ({"aux_heads": True, "num_blocks": (2, 2, 1, 1)}, "aux_heads needs at least two blocks in stage 3 to split"),
+        ({"strides": (1, 2, 3, 2, 2)}, "strides (=(1, 2, 3, 2, 2)) must be 5 numbers, each 1 or 2, for stages 0-4"),
+        ({"strides": (1, 1)}, "strides (=(1, 1)) must be 5 numbers"),
+        ({"strides": 2}, "strides (=2) must be a list of whole numbers"),
         ({"depth": 3, "bn": 1}, "repvgg does not know bn, depth; it takes num_blocks, widths, group_size, se, "),
     ],
 )
@@ -144,4 +147,50 @@ def test_networks_of_other_blocks_have_sizes_of_ones_own_too(kind):
 def test_shapes_of_other_blocks_that_cannot_be_built_are_refused(name, change, text):
     with pytest.raises(UserError) as caught:
         variants.find(name, **{"num_blocks": (1, 1, 1, 1), "widths": (16,) * 5, **change})
+    assert text in str(caught.value)
+
+
+def test_strides_are_told_where_they_are_not_the_published_ones():
+    """What version 0.1 wrote has none, and 0.1 reads what has none."""
+    published = variants.find("repvgg", **SMALL["plain"])
+    assert "strides" not in published.model_args
+    small = variants.find("repvgg", **SMALL["plain"], strides=[1, 1, 2, 2, 2])
+    assert small.model_args == {**published.model_args, "strides": [1, 1, 2, 2, 2]}
+    assert variants.find("repvgg", **small.model_args) == small
+    assert variants.find("repvgg", **SMALL["plain"], strides=(2,) * 5) == published
+
+
+def test_blocks_of_another_kind_are_chosen_by_name():
+    variant = variants.find("qarepvgg_a0", block="dbb", block_where=["stage2.*", "stage0"])
+    kinds = {spec.name: spec.kind for spec in variant.block_specs()}
+    assert [name for name, kind in kinds.items() if kind == "dbb"] == ["stage0", *(f"stage2.{i}" for i in range(4))]
+    assert set(kinds.values()) == {"dbb", "qarepvgg"}
+    assert variant.model_args == {"block": "dbb", "block_where": ["stage2.*", "stage0"]}
+    assert variants.find("qarepvgg_a0", **variant.model_args) == variant
+    assert variant.label == "qarepvgg_a0 with dbb blocks at stage2.*, stage0"
+    assert variants.find("repvgg_a0", block="repvgg") == variants.find("repvgg_a0")
+    assert {spec.branches for spec in variants.find("repvgg_a0", block="mobileone").block_specs()} == {4}
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "text"),
+    [
+        ("repvgg_a0", {"block": "acbb"}, "block (='acbb') must be one of repvgg, qarepvgg, mobileone, acb, dbb, plain"),
+        ("repvgg_a0", {"block": "acbb"}, "; did you mean acb?"),
+        ("repvgg_a0", {"block": ["acb"]}, "block (=['acb']) must be one of"),
+        (
+            "repvgg_a0",
+            {"block": "acb", "block_where": "stage5.*"},
+            "'stage5.*') matches no block of repvgg_a0; they are ",
+        ),
+        ("repvgg_a0", {"block": "acb", "block_where": ["stage1.*", "x"]}, "block_where (='x') matches no block"),
+        ("repvgg_a0", {"block": "acb", "block_where": []}, "block_where is empty"),
+        ("repvgg_a0", {"block": "acb", "block_where": 3}, "block_where (=3) must be a pattern of blocks' names, or a "),
+        ("repvgg_a0", {"block_where": "stage1.*"}, "block_where (='stage1.*') needs block"),
+        ("mobileone_s0", {"block": "acb"}, "mobileone_s0 takes no block (='acb'): its layout, pairs of a depthwise"),
+    ],
+)
+def test_blocks_that_cannot_be_are_refused(name, choice, text):
+    with pytest.raises(UserError) as caught:
+        variants.find(name, **choice)
     assert text in str(caught.value)

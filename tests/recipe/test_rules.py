@@ -117,6 +117,11 @@ def test_hints_for_names_of_other_programs_are_keys():
             "custom_l2 (=True on the command line) needs every block's branches to be trained, with",
         ),
         (
+            {"custom_l2": True, "block": "acb", "block_where": "stage1.*"},
+            "custom_l2 (=True on the command line) needs blocks of RepVGG or QARepVGG, and repvgg_a0 with acb blocks "
+            "at stage1.* has acb blocks, for which none is known; leave it out",
+        ),
+        (
             {"quantization": "bn"},
             "quantization (='bn' on the command line) needs pretrained: the network that is fused and fine-tuned",
         ),
@@ -184,6 +189,14 @@ def test_values_that_do_fit_each_other_are_taken(overrides):
         (
             {"model": "repvgg", "model_args": {"num_blocks": 3, "widths": 4}},
             "model_args on the command line: ",
+        ),
+        ({"block": "abc"}, "block (='abc') must be one of repvgg, qarepvgg, mobileone, acb, dbb, plain; did you mean "),
+        ({"block": "acb", "block_where": "x"}, "block_where (='x') matches no block of repvgg_a0; they are stage0, "),
+        ({"block_where": "stage1.*"}, "block_where (=('stage1.*',)) needs block, the kind of these blocks"),
+        ({"model": "mobileone_s1", "block": "dbb"}, "mobileone_s1 takes no block (='dbb')"),
+        (
+            {"model_args": {"block": "acb"}},
+            "model_args on the command line holds block, which is a key of its own",
         ),
     ],
 )

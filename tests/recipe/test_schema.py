@@ -10,7 +10,7 @@ from support.recipes import refusal
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.recipe import choices
 from mindrepvgg.recipe.schema import KEYS, Recipe
-from mindrepvgg.recipe.sources import load_recipe
+from mindrepvgg.recipe.sources import load_recipe, recipe_from_dict
 from mindrepvgg.text import quoted
 from mindrepvgg.training import schedule
 
@@ -246,3 +246,21 @@ def test_model_args_are_a_copy():
     sizes["widths"].append(3)
     kept.to_dict()["model_args"]["widths"].append(3)
     assert kept.model_args["widths"] == [8, 8, 8, 16, 16]
+
+
+@pytest.mark.parametrize(
+    ("given", "patterns"),
+    [
+        ("stage1.*", ("stage1.*",)),
+        ("stage1.*, stage2.0", ("stage1.*", "stage2.0")),
+        ("[stage1.*,stage2.0]", ("stage1.*", "stage2.0")),
+        ("stage1.[01]", ("stage1.[01]",)),
+        (["*.0"], ("*.0",)),
+        ("null", None),
+    ],
+)
+def test_block_where_is_patterns(given, patterns):
+    recipe = load_recipe(None, {"block": "acb", "block_where": given})
+    assert recipe.block_where == patterns
+    assert recipe_from_dict(recipe.to_dict()) == recipe
+    assert recipe.variant.block_where == patterns

@@ -12,6 +12,7 @@ from support import SMALL, context_mode, images
 from mindrepvgg.recipe.provenance import COMMAND_LINE
 from mindrepvgg.recipe.schema import KEYS
 from mindrepvgg.recipe.sources import load_recipe
+from mindrepvgg.reparam.finding import rep_blocks
 from mindrepvgg.reparam.precision import check_precision
 from mindrepvgg.runtime.ranks import Ranks
 from mindrepvgg.training.assemble import build_learning_rates, build_network, build_step
@@ -54,6 +55,22 @@ def test_every_recipe_has_its_step():
     assert set(PARTS) <= set(KEYS)
     assert len(FILES) == 25
     assert {recipe.model for recipe in map(load, FILES)} == {parameter.values[0].model for parameter in STEPS}
+
+
+def test_other_blocks_train_in_graph_mode():
+    """QARepVGG's recipe with diverse branch blocks. Several steps: some of MindSpore's kernels fail after the first."""
+    small = {"model": "qarepvgg", "model_args": {"num_blocks": [2, 1, 1, 1], "widths": [8, 8, 8, 8, 8]}}
+    recipe = load_recipe(
+        "qarepvgg_a0", {**small, "block": "dbb", "block_where": "stage1.*", "num_classes": 10, "data_dir": "nowhere"}
+    )
+    with context_mode("graph"):
+        net = build_network(recipe, Ranks())
+        kinds = {type(block).__name__ for block in rep_blocks(net).values()}
+        assert kinds == {"QARepVGGBlock", "DiverseBranchBlock"}
+        step = build_step(recipe, net, np.full(12, 0.05, np.float32), Ranks())
+        batch = Tensor(images(4, 3, 32, 32)), Tensor(np.array([3, 9, 0, 1], np.int32))
+        losses = [float(step(*batch)[0].asnumpy()) for _ in range(12)]
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("recipe", [pytest.param(SMALL_STEP, id="small"), *STEPS])
