@@ -14,7 +14,8 @@ from mindrepvgg.models.images import check_images
 from mindrepvgg.models.mindcv_spec import MindCVNetwork
 from mindrepvgg.models.parameters import load_arrays
 from mindrepvgg.models.repvgg import check_count
-from mindrepvgg.models.variants import DEPLOY, MOST_CHANNELS, MOST_CLASSES, PLAIN_FORMS, TRAIN
+from mindrepvgg.models.variant_check import MOST_CHANNELS, MOST_CLASSES
+from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, TRAIN
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.insertion import insert
 from mindrepvgg.runtime.device import execution_mode, inference_mode

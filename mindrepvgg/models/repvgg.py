@@ -15,7 +15,8 @@ from mindrepvgg.models.parameters import load_arrays
 from mindrepvgg.models.qat import to_fake_quantized, to_trainable_deploy
 from mindrepvgg.models.shapes import check_fit, check_size, parameter_shapes
 from mindrepvgg.models.stages import Stages
-from mindrepvgg.models.variants import BN, MOST_CHANNELS, MOST_CLASSES, QAT, TRAIN, Variant
+from mindrepvgg.models.variant_check import MOST_CHANNELS, MOST_CLASSES
+from mindrepvgg.models.variants import BN, QAT, TRAIN, Variant
 from mindrepvgg.reparam.copying import forget_graphs
 from mindrepvgg.reparam.layers import bias_init, kernel_init
 from mindrepvgg.reparam.parts import ConvBN

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mindrepvgg.errors import RecipeError
-from mindrepvgg.models import variants
 from mindrepvgg.models.block_kinds import KINDS
 from mindrepvgg.models.networks import NetworkSpec, find_network
 from mindrepvgg.models.preprocessing import INTERPOLATIONS, RESIZE_BACKENDS, SMALLEST_CROP, Preprocessing
+from mindrepvgg.models.variant_check import MOST_CHANNELS, MOST_CLASSES
 from mindrepvgg.recipe import choices, rules
 from mindrepvgg.recipe.kinds import Kind, kind_of
 from mindrepvgg.recipe.provenance import CODE, DEFAULT, describe, plain
@@ -58,8 +58,8 @@ class Recipe:
     block_where: tuple[str, ...] | None = key(
         None, "which blocks, or of mindcv/NAME convolutions: patterns of names as 'stage1.*'; null: all"
     )
-    num_classes: int | None = key(None, "classes; null: as many as the data have", least=1, most=variants.MOST_CLASSES)
-    in_channels: int = key(3, "channels of an image", least=1, most=variants.MOST_CHANNELS)
+    num_classes: int | None = key(None, "classes; null: as many as the data have", least=1, most=MOST_CLASSES)
+    in_channels: int = key(3, "channels of an image", least=1, most=MOST_CHANNELS)
     pretrained: str = key("", "start: a file, address or name (mindrepvgg weights); other classes: a fresh head")
     freeze_stages: int = key(0, "first stages not trained, with their BN; 1: stage0; 5: all but head", least=0, most=5)
     freeze_bn: bool = key(False, "train no BN: its weights and statistics stay as they are")

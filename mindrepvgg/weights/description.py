@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models.networks import NetworkSpec, find_network
 from mindrepvgg.models.preprocessing import LARGEST_SIDE, SMALLEST_CROP
-from mindrepvgg.models.variants import BN, DEPLOY, FORMS, MOST_CHANNELS, MOST_CLASSES, QAT, TRAIN
+from mindrepvgg.models.variant_check import MOST_CHANNELS, MOST_CLASSES
+from mindrepvgg.models.variants import BN, DEPLOY, FORMS, QAT, TRAIN
 from mindrepvgg.text import counted, listed, printable, quoted
 from mindrepvgg.version import __version__, update_hint
 
