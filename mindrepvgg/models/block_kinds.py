@@ -166,10 +166,11 @@ def _acb(spec):
 
 
 def _dbb(spec):
-    channels, out, per_group, size = spec.in_channels, spec.out_channels, *spec.kernel_shape[1:3]
+    channels, (out, per_group, size, _) = spec.in_channels, spec.kernel_shape
     depthwise = spec.groups == channels == out
     width = 2 * channels if depthwise else channels
-    point, average = (), (_bn(spec, "dbb_avg.avgbn"),)
+    point: tuple[Branch, ...] = ()
+    average: Branch = (_bn(spec, "dbb_avg.avgbn"),)
     if not depthwise:
         point = (_conv_bn(spec, "dbb_1x1", 1),)
         first = Part("dbb_avg.conv", (out, per_group, 1, 1), inner=True), Part("dbb_avg.bn.bn", (out,))

@@ -127,11 +127,10 @@ class Variant(NetworkSpec):
         return self.features.placed(specs) if self.features else specs
 
     def _block_specs(self, in_channels) -> tuple[BlockSpec, ...]:
-        own = {"kind": self.family, "family": self.family}
-        stem = BlockSpec("stage0", in_channels, self.widths[0], self.strides[0], 1, se=self.se, **own)
-        if self.family == "mobileone":
-            return (stem, *self._pairs(own))
-        specs = [stem]
+        own = self.family
+        specs = [BlockSpec("stage0", in_channels, self.widths[0], self.strides[0], 1, 3, own, se=self.se, family=own)]
+        if own == "mobileone":
+            return (*specs, *self._pairs())
         for stage in self.stages:
             for i in range(stage.num_blocks):
                 specs.append(
@@ -141,28 +140,31 @@ class Variant(NetworkSpec):
                         out_channels=stage.width,
                         stride=stage.stride if i == 0 else 1,
                         groups=self.group_size if len(specs) % 2 == 0 else 1,
+                        kind=own,
                         se=self.se,
-                        **own,
+                        family=own,
                     )
                 )
         if self.block is None:
             return tuple(specs)
-        other = {"kind": self.block, "branches": MOBILEONE_BRANCHES if self.block == "mobileone" else 1}
-        return tuple(spec._replace(**other) if self._chooses(spec.name) else spec for spec in specs)
+        kind, branches = self.block, MOBILEONE_BRANCHES if self.block == "mobileone" else 1
+        return tuple(
+            spec._replace(kind=kind, branches=branches) if self._chooses(spec.name) else spec for spec in specs
+        )
 
     def _chooses(self, name) -> bool:
         """Whether the block of this name is of the kind `block`."""
         return self.block_where is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.block_where)
 
-    def _pairs(self, own) -> Iterator[BlockSpec]:
+    def _pairs(self) -> Iterator[BlockSpec]:
         """The blocks of a MobileOne after its stem."""
         width = self.widths[0]
         for stage, with_se in zip(self.stages, self.se_blocks, strict=False):
             for i in range(0, stage.num_blocks, 2):
                 stride, se = stage.stride if i == 0 else 1, "pre" if i >= stage.num_blocks - 2 * with_se else None
-                both = {"branches": self.branches, "se": se, **own}
-                yield BlockSpec(f"{stage.name}.{i}", width, width, stride, width, 3, **both)
-                yield BlockSpec(f"{stage.name}.{i + 1}", width, stage.width, 1, 1, 1, **both)
+                own = self.family, self.branches, se, self.family
+                yield BlockSpec(f"{stage.name}.{i}", width, width, stride, width, 3, *own)
+                yield BlockSpec(f"{stage.name}.{i + 1}", width, stage.width, 1, 1, 1, *own)
                 width = stage.width
 
     @property

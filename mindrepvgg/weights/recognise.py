@@ -79,8 +79,8 @@ def recognise(arrays: dict[str, np.ndarray], expected: Variant | None = None) ->
             the message is one line. Of what is not quite a network it names the closest one, and the first differences
             under the names that the file uses.
     """
-    if expected and expected.block and (found := _as_expected(arrays, expected)):
-        return found
+    if expected and expected.block and (whole := _as_expected(arrays, expected)):
+        return whole
     for kind, name in _of_no_family(arrays):
         raise CheckpointError(
             f"has {kind} blocks ({printable(name)}) and does not tell in which network; "
