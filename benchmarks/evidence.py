@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import mindspore as ms
+import other_networks
 from sections import replace_section
 
 from mindrepvgg.text import markdown_table
@@ -41,7 +42,7 @@ def grid():
     return markdown_table(headings, rows)
 
 
-SECTIONS = {"controls": controls, "grid": grid}
+SECTIONS = {"networks": other_networks.measure, "grid": grid, "controls": controls}
 
 
 def main(names):

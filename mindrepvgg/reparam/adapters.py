@@ -33,7 +33,7 @@ from mindrepvgg.reparam.algebra import LinearMap
 from mindrepvgg.reparam.copying import copy_with
 from mindrepvgg.reparam.finding import outer_blocks
 from mindrepvgg.reparam.known_cells import KNOWN
-from mindrepvgg.reparam.layers import conv2d, fill_conv, grouped_of
+from mindrepvgg.reparam.layers import conv2d, fill_conv, grouped_of, prefix_of
 from mindrepvgg.reparam.maps import Exact, chain_output, is_convolution
 from mindrepvgg.text import quoted
 
@@ -122,8 +122,7 @@ class Adapted(NamedTuple):
         followers = {name: copy_with(getattr(self.cell, name), {}) for name in self.after}
         behind = {id(p) for name in self.after for p in getattr(self.cell, name).get_parameters()}
         parameters = [p for p in self.cell.get_parameters() if id(p) not in behind]
-        name = trained.weight.name
-        prefix = name.removesuffix(f"{inner}.weight") if name.endswith(f"{inner}.weight") else f"{path}.".lstrip(".")
+        prefix = prefix_of(trained.weight, f"{inner}.weight", path)
         values = found.kernel.astype(dtype), found.bias.astype(dtype)
         fill_conv(conv, trained, *values, parameters, f"{prefix}{self.fused}.")
         return FusedCell(self.fused, conv, followers)

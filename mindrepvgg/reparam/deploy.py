@@ -13,7 +13,7 @@ from mindrepvgg.reparam.adapters import Adapted, FusedCell, adapted_cells
 from mindrepvgg.reparam.copying import copy_fused
 from mindrepvgg.reparam.equivalence import verify_equivalence
 from mindrepvgg.reparam.finding import hidden_blocks, is_block, outer_blocks
-from mindrepvgg.reparam.layers import fill_conv
+from mindrepvgg.reparam.layers import fill_conv, prefix_of
 from mindrepvgg.reparam.maps import folded_pair
 from mindrepvgg.reparam.precision import computes_in_half
 from mindrepvgg.reparam.probe import HALF_TOLERANCE, TOLERANCE, check_forms, folds_exactly
@@ -136,8 +136,7 @@ def _with_bn(conv, bn, path, bn_path):
     folded.has_bias = True
     folded.folded_bn = bn_path  # for the proof
     dtype = conv.weight.asnumpy().dtype
-    name = conv.weight.name
-    prefix = name.removesuffix("weight") if name.endswith("weight") else f"{path}."
+    prefix = prefix_of(conv.weight, "weight", path)
     return fill_conv(folded, conv, kernel.astype(dtype), bias.astype(dtype), parameters, prefix)
 
 

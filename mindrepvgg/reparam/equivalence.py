@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import nn
 
 from mindrepvgg.errors import EquivalenceError
 from mindrepvgg.reparam.adapters import FusedCell, adapted
 from mindrepvgg.reparam.compare import check_tolerance, difference, leaves, worst_difference
 from mindrepvgg.reparam.finding import outer_blocks
 from mindrepvgg.reparam.maps import folded_pair, is_norm
+from mindrepvgg.reparam.tracing import example_inputs
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 from mindrepvgg.text import counted, table
 
@@ -91,7 +92,7 @@ def verify_equivalence(train_net, deploy_net, inputs, rtol=1e-4, raise_on_failur
     Args:
         train_net: in train form.
         deploy_net: in deploy form.
-        inputs: what both networks are called with: a Tensor or array (N, C, H, W), or a tuple of arguments.
+        inputs: what both networks are called with, a Tensor or array, or a tuple of arguments; None: see `trace`.
         rtol: what a block's and the network's outputs may differ by, over the train form's largest output.
         raise_on_failure: False leaves the verdict to the report.
 
@@ -101,8 +102,7 @@ def verify_equivalence(train_net, deploy_net, inputs, rtol=1e-4, raise_on_failur
         ValueError: the two are not the two forms of one network.
     """
     check_tolerance(rtol)
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-    arguments = tuple(x if isinstance(x, Tensor) else Tensor(x) for x in arguments)
+    arguments = example_inputs(train_net, inputs)
     folds = _folds(train_net, deploy_net)
     with inference_mode(train_net, deploy_net):
         blocks = _compare_blocks(train_net, folds, arguments)

@@ -18,7 +18,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from mindrepvgg.reparam.blocks import PlainBlock
-from mindrepvgg.reparam.layers import grouped_of, set_grouped
+from mindrepvgg.reparam.layers import grouped_of, prefix_of, set_grouped
 
 # Activations are uint8 and weights int8 without -128, so that a weight's negative is a weight too.
 ACTIVATIONS, WEIGHTS, BIASES = (0, 255), (-127, 127), (-(2**31), 2**31 - 1)
@@ -185,7 +185,7 @@ class ConvBNBlock(PlainBlock):
             "rbr_dense.bn.gamma": np.sqrt(variance.astype(np.float64) + bn.eps),
             "rbr_dense.bn.beta": mean,
         }
-        prefix = block.fused.weight.name.removesuffix(f"{block.FUSED}.weight")
+        prefix = prefix_of(block.fused.weight, f"{block.FUSED}.weight")
         values.update((p.name.removeprefix(prefix), p.asnumpy()) for p in block.get_parameters())
         for parameter in self.get_parameters():
             parameter.set_data(Tensor(values[parameter.name].astype(np.float32)))
@@ -217,7 +217,7 @@ class FakeQuantBlock(ConvBNBlock):
 
     def __init__(self, block, per_channel=True, quantizes_output=False):
         super().__init__(block.deployed())
-        prefix = self.rbr_dense.conv.weight.name.removesuffix("rbr_dense.conv.weight")
+        prefix = prefix_of(self.rbr_dense.conv.weight, "rbr_dense.conv.weight")
         for parameter, value in zip(self.rbr_dense.get_parameters(), block.rbr_dense.get_parameters(), strict=True):
             parameter.set_data(Tensor(value.asnumpy()))
         # MindSpore's own switch: also what statistics taken anew (precise BN) go by.

@@ -17,7 +17,7 @@ def is_block(cell) -> bool:
     Its methods are written anew, with the imports of the block's module but without its functions: so no method of a
     block calls a function of its own module.
     """
-    return isinstance(cell, nn.Cell) and hasattr(cell, "equivalent_conv")
+    return isinstance(cell, nn.Cell) and hasattr(type(cell), "equivalent_conv")
 
 
 def rep_blocks(net: nn.Cell) -> dict[str, nn.Cell]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -14,7 +15,7 @@ from mindrepvgg.reparam.algebra import LinearMap
 from mindrepvgg.reparam.container import Container
 from mindrepvgg.reparam.copying import copy_fused, forget_graphs, fused_block
 from mindrepvgg.reparam.finding import is_block
-from mindrepvgg.reparam.layers import NATIVE, batch_norm, conv2d, fill_conv, grouped_of, pair, sides
+from mindrepvgg.reparam.layers import NATIVE, batch_norm, conv2d, fill_conv, grouped_of, pair, prefix_of, sides
 from mindrepvgg.reparam.maps import (
     Exact,
     chain_map,
@@ -31,8 +32,9 @@ from mindrepvgg.reparam.parts import SqueezeExcite
 from mindrepvgg.reparam.probe import needs_probe
 from mindrepvgg.text import quoted
 
-# Output channels are fused a few at a time: in float64, a large kernel's copies would fill caches and memory.
-_CHANNELS_AT_ONCE = 64
+# Output channels are fused a few at a time, as many as have a kernel of this size: in float64, a large kernel's copies
+# would fill caches and memory.
+_BYTES_AT_ONCE = 5 << 19
 
 
 class FoldableBlock(Container):
@@ -216,13 +218,15 @@ class FoldableBlock(Container):
             ValueError: the block is in deploy form already, or its branches are no convolution of the block's geometry.
         """
         self.check_train_form()
-        by_rows = all(getattr(cell, "BY_ROWS", True) for _, cell in self.cells_and_names())
-        starts = range(0, self.out_channels, _CHANNELS_AT_ONCE)
+        parts = [slice(None)]
+        if all(getattr(cell, "BY_ROWS", True) for _, cell in self.cells_and_names()):
+            count = max(1, _BYTES_AT_ONCE // (8 * math.prod(self.kernel_shape[1:])))
+            parts = [slice(start, start + count) for start in range(0, self.out_channels, count)]
         expected = pair(self.stride), self.padding, pair(self.dilation), self.groups
         kernel = np.empty(self.kernel_shape, dtype)
         bias = np.zeros(self.out_channels, dtype)
         read = Exact()
-        for rows in [slice(start, start + _CHANNELS_AT_ONCE) for start in starts] if by_rows else [slice(None)]:
+        for rows in parts:
             read.rows = rows
             found = LinearMap(*self.linear_map(read))
             if found.kernel.shape != kernel[rows].shape or found[2:] != expected:
@@ -276,7 +280,7 @@ class FoldableBlock(Container):
         with no_init_parameters():
             conv = self.make_conv(grouped_of(trained))
         parameters = [p for branch in branches.values() for p in branch.get_parameters()]
-        prefix = trained.weight.name.removesuffix(f"{path}.weight")
+        prefix = prefix_of(trained.weight, f"{path}.weight")
         return fill_conv(conv, trained, kernel, bias, parameters, f"{prefix}{self.FUSED}.")
 
     @property

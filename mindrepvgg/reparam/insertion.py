@@ -18,7 +18,7 @@ from mindrepvgg.reparam.copying import copy_with
 from mindrepvgg.reparam.finding import is_block, rep_blocks
 from mindrepvgg.reparam.foldable import FoldableBlock
 from mindrepvgg.reparam.keep_function import calibrate, take_over
-from mindrepvgg.reparam.layers import NORMS, batch_norm, epsilon_of, grouped_of, pair, set_grouped
+from mindrepvgg.reparam.layers import NORMS, batch_norm, epsilon_of, grouped_of, pair, prefix_of, set_grouped
 from mindrepvgg.reparam.maps import Exact, is_convolution, is_norm, map_of
 from mindrepvgg.reparam.named_blocks import block_class
 from mindrepvgg.reparam.probe import folds_exactly
@@ -93,10 +93,10 @@ def insert(
     cells = dict(net.cells_and_names())
     chosen = _chosen(net, where)
     found = trace(net, inputs if inputs is None else arguments)
-    shared = [path for path in chosen if path in found.pairs]
+    paired = [path for path in chosen if path in found.pairs]
     refused = {path: found.refused.get(path, "is no convolution of two dimensions") for path in chosen}
     made, kept_in_training = {}, True
-    for path in shared:
+    for path in paired:
         conv, bn = cells[path], cells[found.pairs[path]]
         try:
             made[path] = _block_for(make, conv, bn)
@@ -192,8 +192,7 @@ def _block_for(make, conv, bn) -> FoldableBlock:
 
 def _settle(block, path, conv, bn):
     """Let a new block be called, trained, frozen and computed as what it replaces."""
-    name = conv.weight.name
-    block.update_parameters_name(name.removesuffix("weight") if name.endswith(".weight") else f"{path}.")
+    block.update_parameters_name(prefix_of(conv.weight, "weight", path))
     block.set_train(conv.training)
     for _, cell in block.cells_and_names():
         like = bn if is_norm(cell) else conv

@@ -142,6 +142,19 @@ def fill_parameter(parameter: Parameter, tensor: Tensor) -> Parameter:
     return parameter
 
 
+def prefix_of(parameter: Parameter, ending: str, path: str = "") -> str:
+    """What stands before the ending of a parameter's name: what the names of a cell in its place begin with.
+
+    Args:
+        parameter: of a cell that is replaced.
+        ending: the parameter's path in that cell.
+        path: the cell's place in the network, which counts where somebody gave the parameter a name of another kind.
+    """
+    if f".{parameter.name}".endswith(f".{ending}"):
+        return parameter.name.removesuffix(ending)
+    return f"{path}." if path else ""
+
+
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of one number for both, or of the two."""
     return value if isinstance(value, tuple) else (value, value)

@@ -108,15 +108,16 @@ def test_every_branch_counts_with_its_own_epsilon():
     assert relative_difference(block.fused_kernel_bias()[0], array(torch_reference.probe_kernel(reference)[0])) > 1e-3
 
 
-@pytest.mark.parametrize(("channels", "at_once"), [(8, 3), (8, 8), (8, 1), (160, None)])
-def test_many_channels_are_fused_in_parts(monkeypatch, channels, at_once):
-    if at_once:
-        monkeypatch.setattr(foldable, "_CHANNELS_AT_ONCE", at_once)
-    assert at_once or channels > 2 * foldable._CHANNELS_AT_ONCE
-    block = ready(RepVGGBlock(channels, channels, groups=2))
-    reference = torch_reference.copy_weights(block, torch_reference.Block(channels, channels, groups=2).double())
-    for exact, truth in zip(block.fused_kernel_bias(), torch_reference.probe_kernel(reference), strict=True):
-        assert relative_difference(exact, truth) < 1e-12
+@pytest.mark.parametrize(("rows", "parts"), [(3, 3), (8, 1), (9, 1), (0.5, 8)])
+def test_many_channels_are_fused_in_parts(monkeypatch, rows, parts):
+    monkeypatch.setattr(foldable, "_BYTES_AT_ONCE", int(rows * 4 * 3 * 3 * 8))
+    block = ready(RepVGGBlock(8, 8, groups=2))
+    reference = torch_reference.copy_weights(block, torch_reference.Block(8, 8, groups=2).double())
+    exact, calls = block.linear_map, []
+    monkeypatch.setattr(block, "linear_map", lambda read: calls.append(read.rows) or exact(read))
+    for got, truth in zip(block.fused_kernel_bias(), torch_reference.probe_kernel(reference), strict=True):
+        assert relative_difference(got, truth) < 1e-12
+    assert len(calls) == parts
 
 
 def test_the_fused_kernel_is_rounded_once_at_the_end():

@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 import torch
-from mindspore import Tensor, nn
+from mindspore import Parameter, Tensor, nn
 from support import ROOT, array, assert_same, context_mode, images, noise, randomise_bn, relative_difference, weights
 from support.announced import STAND_INS, layers_on_stand_ins
 
@@ -19,7 +19,7 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.models.qat import to_trainable_deploy
 from mindrepvgg.recipe import choices
 from mindrepvgg.reparam import foldable, layers, parts
-from mindrepvgg.reparam.layers import GROUPED
+from mindrepvgg.reparam.layers import GROUPED, prefix_of
 from mindrepvgg.training.loss import build_loss
 from mindrepvgg.training.optim import build_optimizer
 from mindrepvgg.training.step import NetworkWithLoss, TrainStep
@@ -275,6 +275,21 @@ def made_in(source):
         return []
     called = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return [function.lineno for function in called if ast.unparse(function).rpartition(".")[2] in MADE_HERE]
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "prefix"),
+    [
+        ("stage1.0.rbr_dense.conv.weight", "stage1.0", "stage1.0."),
+        ("renamed.rbr_dense.conv.weight", "stage1.0", "renamed."),
+        ("rbr_dense.conv.weight", "stage1.0", ""),
+        ("xrbr_dense.conv.weight", "stage1.0", "stage1.0."),
+        ("mine", "stage1.0", "stage1.0."),
+        ("mine", "", ""),
+    ],
+)
+def test_what_stands_before_the_end_of_a_name(name, path, prefix):
+    assert prefix_of(Parameter(Tensor([1.0]), name), "rbr_dense.conv.weight", path) == prefix
 
 
 def test_no_other_module_makes_a_convolution_or_a_bn():

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from mindrepvgg import create_model
+
 ROOT = Path(__file__).parents[2]
 
 # What version 0.1 wrote.
@@ -116,6 +118,12 @@ def randomise_bn(net, seed=0):
     return net
 
 
+def small(kind="plain", seed=0, **options):
+    """A small RepVGG of a kind of SMALL with a random history, in inference; the same one for the same seed."""
+    ms.set_seed(seed)
+    return randomise_bn(create_model("repvgg", 10, **{**SMALL[kind], **options}), seed).set_train(False)
+
+
 def images(*shape, seed=0):
     """Noise as a float32 array, (2, 3, 32, 32) unless told; every image has a contrast and a colour of its own."""
     rng, shape = np.random.default_rng(seed), shape or (2, 3, 32, 32)
@@ -150,6 +158,11 @@ def weights(net):
     found = [(parameter.name, parameter.asnumpy().copy()) for parameter in net.get_parameters()]
     assert len(dict(found)) == len(found), "two parameters share a name"
     return dict(found)
+
+
+def same_weights(before, after):
+    """Whether two sets of named arrays are the same, bit for bit."""
+    return before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
 
 
 def assert_same(got, want, where="root"):

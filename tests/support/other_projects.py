@@ -18,7 +18,7 @@ _STAND_INS = (
 
 
 @contextlib.contextmanager
-def _stand_ins():
+def stand_ins():
     """Modules that take any name, in the place of those that are not installed, while others are imported."""
     missing = [name for name in _STAND_INS if importlib.util.find_spec(name.partition(".")[0]) is None]
     sys.modules.update({name: MagicMock(name=name, __path__=[]) for name in missing})
@@ -34,5 +34,5 @@ def other_project(module: str) -> ModuleType:
     project = module.partition(".")[0]
     if importlib.util.find_spec(project) is None:
         pytest.skip(f"{project} is not installed")
-    with _stand_ins():
+    with stand_ins():
         return importlib.import_module(module)
