@@ -134,8 +134,9 @@ def quantize_checkpoint(
     quantization_tools()
     source, weights = local_file(source, weights)
     net = load_weights(source, weights)
+    layout = net.variant.deploy_layout("INT8")  # first: what has none needs no data
     recipe = recipe_of(net, overrides)
-    layers = layer_nodes(net.variant.deploy_layout("INT8"), GraphOptions().output)
+    layers = layer_nodes(layout, GraphOptions().output)
     check_keep_float(options.keep_float, layers)
     unlabelled = unlabelled_pictures(recipe)
     if unlabelled is not None and options.calibration is None:
