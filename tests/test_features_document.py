@@ -4,6 +4,7 @@ import re
 import runpy
 
 import numpy as np
+import pytest
 from mindspore import Tensor
 from support import ROOT, relative_difference, weights
 
@@ -21,7 +22,11 @@ def test_what_a_features_network_tells(tmp_path, capsys):
     assert run(0, tmp_path, capsys)[1].strip() == BLOCKS[0].splitlines()[3].partition("# ")[2]
 
 
-def test_a_pyramid_is_trained_fused_saved_loaded_and_exported(pynative_mode, tmp_path, monkeypatch, capsys):
+def test_a_pyramid_is_trained_fused_saved_loaded_and_exported(
+    pynative_mode, tmp_path, monkeypatch, capsys, pytestconfig
+):
+    if pytestconfig.getoption("--announced-signatures"):
+        pytest.skip("the example makes its own convolutions by today's signatures")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     names, printed = run(1, tmp_path, capsys)
