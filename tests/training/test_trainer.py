@@ -153,6 +153,15 @@ class TestResuming:
         assert result.best_top1 == best
         assert_same_run(tmp_path, expected, changed=["num_parallel_workers"])
 
+    @pytest.mark.slow
+    def test_a_run_with_blocks_of_another_kind(self, tmp_path):
+        """The compiled step of diverse branch blocks, stopped within an epoch."""
+        blocks = {"block": "dbb", "block_where": ["stage1.*", "stage3.*"], "epoch_size": 1}
+        assert Trainer(tiny(tmp_path / "whole", **blocks)).run().finished
+        stopped = run_until(Trainer(tiny(tmp_path / "stopped", **blocks)), 6)
+        assert Trainer(recipe_of_run(stopped.last), resume=stopped.last).run().finished
+        assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
     def test_ctrl_c_and_the_command_it_prints(self, run, tmp_path, call):
         """As a user does it, but that the command runs in this process; the folder's name needs quoting."""
         folder = tmp_path / "my first run"
