@@ -61,7 +61,7 @@ def padded_crop(picture: np.ndarray, size: tuple[int, int], padding: int, rng: n
     Source: arXiv:1512.03385, section 4.2, as torchvision's RandomCrop with padding has it.
     """
     top, left = rng.integers(2 * padding + 1, size=2)
-    wide = cv2.copyMakeBorder(picture, *[padding] * 4, cv2.BORDER_CONSTANT, value=0)
+    wide = cv2.copyMakeBorder(picture, padding, padding, padding, padding, cv2.BORDER_CONSTANT)
     return wide[top : top + size[0], left : left + size[1]]
 
 

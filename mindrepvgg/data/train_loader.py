@@ -194,8 +194,8 @@ class TrainLoader(Loader):
         rng = self._random(_AUGMENTATION, epoch, index, repeat)
         padding = augmentation.crop_padding
         if not padding:
-            shape = picture.shape[:2]
-            top, left, height, width = random_resized_crop(*shape, augmentation.scale, augmentation.ratio, rng)
+            height, width = picture.shape[:2]
+            top, left, height, width = random_resized_crop(height, width, augmentation.scale, augmentation.ratio, rng)
             picture = picture[top : top + height, left : left + width]
         picture = resize_fast(picture, preprocessing.image_size, preprocessing.interpolation)
         if padding:
