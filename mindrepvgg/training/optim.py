@@ -204,13 +204,18 @@ class AdamW(nn.Optimizer):
         ops.assign(self.weight2, weight2)
         # The kernel's step with m and v as they are: the corrections go into its rate, eps and decay.
         root = ops.sqrt(weight2)
-        correction, eps, decay_factor = root / weight1, self.eps * root, weight1 / root
+        eps, decay_factor = self.eps * root, weight1 / root
         if self.is_group_lr:
-            update = ops.partial(self._update, correction, eps, decay_factor)
-            return self.hyper_map(update, lr, self.parameters, self.moments1, self.moments2, gradients, self.decays)
-        update = ops.partial(self._update, correction, eps, decay_factor, lr)
+            rates = self.hyper_map(ops.partial(self._rate, root, weight1), lr)
+            update = ops.partial(self._update, eps, decay_factor)
+            return self.hyper_map(update, rates, self.parameters, self.moments1, self.moments2, gradients, self.decays)
+        update = ops.partial(self._update, eps, decay_factor, self._rate(root, weight1, lr))
         return self.hyper_map(update, self.parameters, self.moments1, self.moments2, gradients, self.decays)
 
-    def _update(self, correction, eps, decay_factor, lr, w, m, v, gradient, decay):
-        self.fused(w, m, v, lr * correction, self.beta1, self.beta2, eps, decay * decay_factor, gradient)
+    def _rate(self, root, weight1, lr):
+        # In this order: a run that an older version began goes on bit for bit.
+        return lr * root / weight1
+
+    def _update(self, eps, decay_factor, rate, w, m, v, gradient, decay):
+        self.fused(w, m, v, rate, self.beta1, self.beta2, eps, decay * decay_factor, gradient)
         return True
