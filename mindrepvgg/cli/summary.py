@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the layers' exact figures too")
     arguments = parser.parse_args(argv)
 
-    from mindrepvgg.models import summary, variants
+    from mindrepvgg.models import costs, summary, variants
     from mindrepvgg.recipe.sources import load_recipe
 
     asked = (("num_classes", "num_classes"), ("image_size", "image_resize"), ("batch_size", "batch_size"))
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         found, facts = _of_checkpoint(path, arguments.weights, sizes)
     if arguments.csv:
-        summary.write_csv(found, arguments.csv)
+        costs.write_csv(found, arguments.csv)
     if arguments.json:
         print(json.dumps({**found.to_dict(), "checkpoint": facts}))
     else:

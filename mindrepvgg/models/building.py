@@ -7,7 +7,7 @@ from typing import Any
 from mindrepvgg.models import repvgg
 from mindrepvgg.models.mindcv_networks import build_mindcv
 from mindrepvgg.models.mindcv_spec import MindCVNetwork
-from mindrepvgg.models.networks import NetworkSpec
+from mindrepvgg.models.network_spec import NetworkSpec
 from mindrepvgg.models.variants import Variant
 
 _BUILDERS: dict[type, Any] = {Variant: repvgg.build, MindCVNetwork: build_mindcv}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.models import variants
-from mindrepvgg.models.networks import MINDCV, NetworkSpec
+from mindrepvgg.models.network_spec import MINDCV, NetworkSpec
 from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.text import nearest, printable, quoted
 

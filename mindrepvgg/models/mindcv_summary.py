@@ -9,9 +9,9 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from mindrepvgg.errors import UserError
+from mindrepvgg.models.costs import Figures, Layer, Summary
 from mindrepvgg.models.mindcv_networks import build_mindcv
 from mindrepvgg.models.mindcv_spec import MindCVNetwork
-from mindrepvgg.models.summary import Figures, Layer, Summary
 from mindrepvgg.models.variants import DEPLOY, TRAIN
 from mindrepvgg.reparam.adapters import FusedCell, adapted
 from mindrepvgg.reparam.deploy import to_deploy

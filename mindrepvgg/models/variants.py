@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mindrepvgg.errors import UserError
 from mindrepvgg.models.block_kinds import MOBILEONE_BRANCHES, BlockSpec, check_kind, patterns_of
 from mindrepvgg.models.feature_layout import FeatureInfo, FeatureLayout, feature_info, level_of
-from mindrepvgg.models.networks import NetworkSpec
+from mindrepvgg.models.network_spec import NetworkSpec
 from mindrepvgg.models.variant_check import check_variant
 from mindrepvgg.text import listed, printable, quoted
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.models.mindcv_spec import RATES
-from mindrepvgg.models.networks import MINDCV as PREFIX
-from mindrepvgg.models.networks import is_mindcvs
+from mindrepvgg.models.network_spec import MINDCV as PREFIX
+from mindrepvgg.models.network_spec import is_mindcvs
 from mindrepvgg.models.variants import list_models, normalise_name
 from mindrepvgg.recipe.kinds import kind_of
 from mindrepvgg.recipe.provenance import MINDCV, describe

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from mindrepvgg.errors import RecipeError, UserError
 from mindrepvgg.models import variants
 from mindrepvgg.models.block_kinds import KINDS
-from mindrepvgg.models.networks import NetworkSpec
+from mindrepvgg.models.network_spec import NetworkSpec
 from mindrepvgg.recipe.auto_augment import parse_policy
 from mindrepvgg.recipe.provenance import CODE, COMMAND_LINE, describe, place
 from mindrepvgg.text import listed, nearest, quoted

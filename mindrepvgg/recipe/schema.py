@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.models.block_kinds import KINDS
-from mindrepvgg.models.networks import NetworkSpec, find_network
+from mindrepvgg.models.network_spec import NetworkSpec
+from mindrepvgg.models.networks import find_network
 from mindrepvgg.models.preprocessing import INTERPOLATIONS, RESIZE_BACKENDS, SMALLEST_CROP, Preprocessing
 from mindrepvgg.models.variant_check import MOST_CHANNELS, MOST_CLASSES
 from mindrepvgg.recipe import choices, rules

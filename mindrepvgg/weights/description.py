@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 
 from mindrepvgg.errors import CheckpointError, UserError
-from mindrepvgg.models.networks import NetworkSpec, find_network
+from mindrepvgg.models.network_spec import NetworkSpec
+from mindrepvgg.models.networks import find_network
 from mindrepvgg.models.preprocessing import LARGEST_SIDE, SMALLEST_CROP
 from mindrepvgg.models.variant_check import MOST_CHANNELS, MOST_CLASSES
 from mindrepvgg.models.variants import BN, DEPLOY, FORMS, QAT, TRAIN

@@ -12,7 +12,8 @@ from mindspore import nn
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models.building import build_network
 from mindrepvgg.models.feature_layout import FEATURE_KEYS
-from mindrepvgg.models.networks import find_network, is_mindcvs
+from mindrepvgg.models.network_spec import is_mindcvs
+from mindrepvgg.models.networks import find_network
 from mindrepvgg.models.parameters import load_arrays, network_arrays
 from mindrepvgg.models.qat import fold_bn
 from mindrepvgg.models.shapes import check_finite, parameter_shapes

@@ -4,8 +4,9 @@ import pytest
 from support.mindcv_networks import register
 
 from mindrepvgg.errors import UserError
+from mindrepvgg.models.costs import write_csv
 from mindrepvgg.models.networks import find_network
-from mindrepvgg.models.summary import summarise, write_csv
+from mindrepvgg.models.summary import summarise
 
 pytest.importorskip("mindcv")
 
