@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from mindspore import Tensor
-from support import context_mode, images, randomise_bn, relative_difference, weights
+from support import images, randomise_bn, relative_difference, weights
 from support.mindcv_networks import register
 
 from mindrepvgg import to_deploy
@@ -19,12 +19,6 @@ mindcv = pytest.importorskip("mindcv")
 @pytest.fixture(scope="module")
 def tiny():
     return register()
-
-
-@pytest.fixture(autouse=True)
-def _pynative():
-    with context_mode("pynative"):
-        yield
 
 
 def refusal(function, *arguments, **options):

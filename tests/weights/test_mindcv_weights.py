@@ -7,7 +7,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
-from support import ROOT, context_mode, images, randomise_bn, relative_difference, weights
+from support import ROOT, images, randomise_bn, relative_difference, weights
 from support.mindcv_networks import register
 
 import mindrepvgg
@@ -23,12 +23,6 @@ CLASSES = ["a", "b", "c", "d", "e"]
 @pytest.fixture(scope="module")
 def tiny():
     return register()
-
-
-@pytest.fixture(autouse=True)
-def _pynative():
-    with context_mode("pynative"):
-        yield
 
 
 @pytest.fixture(scope="module")
