@@ -28,14 +28,14 @@ import numpy as np
 from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
-from mindrepvgg.errors import UserError
+from mindrepvgg.errors import FusionError, UserError
 from mindrepvgg.reparam.algebra import LinearMap
 from mindrepvgg.reparam.copying import copy_with
 from mindrepvgg.reparam.finding import outer_blocks
 from mindrepvgg.reparam.known_cells import KNOWN
 from mindrepvgg.reparam.layers import conv2d, fill_conv, grouped_of, prefix_of
 from mindrepvgg.reparam.maps import Exact, chain_output, is_convolution
-from mindrepvgg.text import quoted
+from mindrepvgg.text import first_line, quoted
 
 GROUP = "mindrepvgg.reparam"
 
@@ -114,6 +114,8 @@ class Adapted(NamedTuple):
             ValueError: see `exact`.
         """
         found = self.exact()
+        if self.fused in self.after:
+            raise ValueError(f"its adapter calls the convolution {self.fused}, as a cell that follows it")
         inner, trained = next((path, cell) for path, cell in self.cell.cells_and_names() if is_convolution(cell))
         dtype = trained.weight.asnumpy().dtype
         size, channels = found.kernel.shape[2:], found.kernel.shape[1] * found.groups
@@ -157,10 +159,20 @@ class FusedCell(nn.Cell):
 
 
 def adapted(cell: nn.Cell) -> Adapted | None:
-    """What an adapter says of a cell; None where there is none, or nothing to fuse."""
+    """What an adapter says of a cell; None where there is none, or nothing to fuse.
+
+    Raises:
+        FusionError: the adapter raises, or does not return what it must.
+    """
     adapter = _adapter_of(cell)
-    said = adapter(cell) if adapter else None
-    return Adapted(cell, *said) if said else None
+    if adapter is None:
+        return None
+    try:
+        said = adapter(cell)
+        return Adapted(cell, *said) if said else None
+    except Exception as error:  # an adapter is anybody's code
+        text = f"the adapter of {type(cell).__name__} fails: {type(error).__name__}: {first_line(error)}"
+        raise FusionError(f"{text}; it must return None, or (linear_map, after, fused)") from error
 
 
 def adapted_cells(net: nn.Cell) -> dict[str, Adapted]:

@@ -95,7 +95,7 @@ def _fused_cells(known: dict[str, Adapted]) -> tuple[dict[str, FusedCell], dict[
     for path, cell in known.items():
         try:
             fused[path] = cell.deployed(path)
-        except (AttributeError, ValueError) as error:
+        except Exception as error:  # an adapter is anybody's code
             left[path] = first_line(error)
     return fused, left
 

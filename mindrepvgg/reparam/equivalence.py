@@ -15,6 +15,7 @@ from mindrepvgg.reparam.adapters import FusedCell, adapted
 from mindrepvgg.reparam.compare import check_tolerance, difference, leaves, worst_difference
 from mindrepvgg.reparam.finding import outer_blocks
 from mindrepvgg.reparam.maps import folded_pair, is_norm
+from mindrepvgg.reparam.precision import computes_in_half
 from mindrepvgg.reparam.tracing import example_inputs
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 from mindrepvgg.text import counted, table
@@ -93,7 +94,8 @@ def verify_equivalence(train_net, deploy_net, inputs, rtol=1e-4, raise_on_failur
         train_net: in train form.
         deploy_net: in deploy form.
         inputs: what both networks are called with, a Tensor or array, or a tuple of arguments; None: see `trace`.
-        rtol: what a block's and the network's outputs may differ by, over the train form's largest output.
+        rtol: what a block's and the network's outputs may differ by, over the train form's largest output. Half
+            precision needs more than float32's 1e-4: `to_deploy` takes 2e-2.
         raise_on_failure: False leaves the verdict to the report.
 
     Raises:
@@ -122,7 +124,8 @@ def verify_equivalence(train_net, deploy_net, inputs, rtol=1e-4, raise_on_failur
         failures=_failures(blocks, folds, max_rel, rtol),
     )
     if raise_on_failure and not report.passed:
-        raise EquivalenceError(f"the two forms differ: {'; '.join(report.failures)}", report)
+        half = "; they compute in half precision: give a larger rtol" if computes_in_half(train_net) else ""
+        raise EquivalenceError(f"the two forms differ: {'; '.join(report.failures)}{half}", report)
     return report
 
 

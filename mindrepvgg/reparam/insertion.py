@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import mindspore as ms
 from mindspore import nn
 
-from mindrepvgg.errors import FusionError
+from mindrepvgg.errors import FusionError, UserError
 from mindrepvgg.reparam.copying import copy_with
 from mindrepvgg.reparam.finding import is_block, rep_blocks
 from mindrepvgg.reparam.foldable import FoldableBlock
@@ -86,12 +87,17 @@ def insert(
         The new network.
 
     Raises:
-        UserError: `block` is unknown.
+        TypeError: `net` is no Cell.
+        UserError: `block` is unknown, or `where` is none of what it can be.
         FusionError: nothing was replaced, or the network cannot be run or copied.
     """
+    if not isinstance(net, nn.Cell):
+        raise TypeError(f"insert takes a mindspore.nn.Cell, and got a {type(net).__name__}")
     make, arguments = block_class(block) if isinstance(block, str) else block, example_inputs(net, inputs)
+    if not callable(make):
+        raise UserError(f"block (={quoted(make)}) must be the name of a block, or a class or function that makes one")
     cells = dict(net.cells_and_names())
-    chosen = _chosen(net, where)
+    chosen, remarks = _chosen(net, where)
     found = trace(net, inputs if inputs is None else arguments)
     paired = [path for path in chosen if path in found.pairs]
     refused = {path: found.refused.get(path, "is no convolution of two dimensions") for path in chosen}
@@ -110,13 +116,10 @@ def insert(
             made.pop(path, None)
     for path, new in made.items():
         _settle(new, path, cells[path], cells[found.pairs[path]])
-    report = Insertion(
-        {path: type(new).__name__ for path, new in made.items()},
-        refused,
-        () if kept_in_training else (_INFERENCE_ALONE,),
-    )
+    remarks += () if kept_in_training else (_INFERENCE_ALONE,)
+    report = Insertion({path: type(new).__name__ for path, new in made.items()}, refused, remarks)
     if not made:
-        raise FusionError(f"{type(net).__name__}: no convolution was replaced; {_why(report)}")
+        raise FusionError(f"{type(net).__name__}: no convolution was replaced; {_why(report, where)}")
     replaced: dict[nn.Cell, nn.Cell] = {cells[path]: new for path, new in made.items()}
     replaced |= {cells[found.pairs[path]]: nn.Identity() for path in made}
     result = copy_with(net, replaced)
@@ -134,21 +137,29 @@ _INFERENCE_ALONE = (
 )
 
 
-def _why(report):
-    reasons = [f"{path}: {why}" for path, why in report.refused.items()]
-    return listed(reasons, 3, "; ") or "where chooses none"
+def _why(report, where):
+    reasons = [f"{path or 'the whole network'}: {why}" for path, why in report.refused.items()]
+    none = "where chooses none" if where is not None else "outside of blocks, none is larger than 1x1"
+    return listed(reasons, 3, "; ") or none
 
 
-def _chosen(net, where) -> list[str]:
-    """The paths of the convolutions that `where` chooses."""
+def _chosen(net, where) -> tuple[list[str], tuple[str, ...]]:
+    """The paths of the convolutions that `where` chooses; and a remark, where a pattern matches none."""
     convs = {path: cell for path, cell in net.cells_and_names() if is_convolution(cell)}
     if where is None:
         within = {id(inner) for block in rep_blocks(net).values() for _, inner in block.cells_and_names()}
-        return [p for p, c in convs.items() if math.prod(pair(c.kernel_size)) > 1 and id(c) not in within]
+        return [p for p, c in convs.items() if math.prod(pair(c.kernel_size)) > 1 and id(c) not in within], ()
     if callable(where):
-        return [path for path, conv in convs.items() if where(path, conv)]
-    patterns = (where,) if isinstance(where, str) else tuple(where)
-    return [path for path in convs if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)]
+        return [path for path, conv in convs.items() if where(path, conv)], ()
+    patterns = (where,) if isinstance(where, str) else tuple(where) if isinstance(where, Iterable) else (where,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        kind = type(where).__name__
+        raise UserError(f"where (of type {kind}) must be a pattern of paths, several, or a function (path, conv)")
+    matches = {pattern: [path for path in convs if fnmatch.fnmatchcase(path, pattern)] for pattern in patterns}
+    idle = [quoted(pattern) for pattern, paths in matches.items() if not paths]
+    matched = {path for paths in matches.values() for path in paths}
+    remarks = (f"where: no convolution is called {listed(idle)}",) if idle else ()
+    return [path for path in convs if path in matched], remarks
 
 
 def _block_for(make, conv, bn) -> FoldableBlock:
@@ -158,6 +169,8 @@ def _block_for(make, conv, bn) -> FoldableBlock:
         raise ValueError(f"its BN is of a class ({type(bn).__name__}), or has hooks or a switch, that no block copies")
     if not folds_exactly(conv):
         raise ValueError(f"is of a class ({type(conv).__name__}), or has hooks, that no block copies")
+    if conv.weight.dtype in (ms.float16, ms.bfloat16):
+        raise ValueError(f"its weights are {conv.weight.dtype}; blocks are inserted before half precision is set")
     kernel, _, stride, padding, dilation, groups = map_of(conv, Exact())
     wanted = {
         "in_channels": kernel.shape[1] * groups,

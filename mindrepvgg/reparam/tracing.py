@@ -54,7 +54,7 @@ def trace(net: nn.Cell, inputs=None) -> Trace:
             the channels of the first convolution.
 
     Raises:
-        FusionError: the network cannot be run on noise.
+        FusionError: the network cannot be run on the inputs, or on noise.
     """
     convs = {path: cell for path, cell in net.cells_and_names() if _is_conv2d(cell)}
     norms = {path: cell for path, cell in net.cells_and_names() if is_norm(cell)}
@@ -64,10 +64,12 @@ def trace(net: nn.Cell, inputs=None) -> Trace:
         try:
             expected = run.output_of(net, arguments)
         except Exception as error:
-            if inputs is not None:
-                raise
-            text = f"{type(net).__name__} cannot be run on noise {arguments[0].shape}: {first_line(error)}"
-            raise FusionError(f"{text}; give example inputs") from error
+            if inputs is None:
+                on, remedy = f"noise {arguments[0].shape}", "give example inputs"
+            else:
+                on, remedy = "the inputs that were given", "several arguments are given as a tuple"
+            text = f"{type(net).__name__} cannot be run on {on}: {first_line(error)}"
+            raise FusionError(f"{text}; {remedy}") from error
         pairs, refused = _pairs_of(run, convs, norms)
         refused |= _with_other_consumers(net, arguments, run, pairs, expected)
     order = [path for path in run.calls if path in convs]

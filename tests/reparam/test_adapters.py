@@ -104,6 +104,35 @@ def test_what_an_adapter_cannot_fold_is_left_and_named(caplog):
     assert "it cannot fuse 1: what ReLU computes is not known as a convolution" in caplog.text
 
 
+def broken(_):
+    raise ZeroDivisionError("no branch")
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize(
+    ("adapter", "reason"),
+    [
+        (broken, "the adapter of TwoBranches fails: ZeroDivisionError: no branch; it must return None, or"),
+        (
+            lambda cell: two_branches(cell)[:2],
+            "the adapter of TwoBranches fails: TypeError: .*; it must return None, or",
+        ),
+        (lambda cell: (broken, ("act",), "fused"), "it cannot fuse .*: no branch"),
+        (lambda cell: (lambda read: None, ("act",), "fused"), "it cannot fuse .*: cannot unpack"),
+        (lambda cell: (two_branches(cell)[0], ("act",), "a.b"), "it cannot fuse .*: .*can not contain"),
+        (
+            lambda cell: (two_branches(cell)[0], ("act",), "act"),
+            "it cannot fuse .*: .* convolution act, as a cell that",
+        ),
+    ],
+    ids=["raises", "too little", "map raises", "map of nothing", "dotted name", "name of another cell"],
+)
+def test_an_adapter_that_fails_is_named(adapter, reason):
+    register(f"{__name__}.TwoBranches", adapter)
+    with pytest.raises(FusionError, match=reason):
+        to_deploy(nn.SequentialCell(TwoBranches()))
+
+
 def test_a_name_must_be_dotted():
     for name in ("Block", "a..b", "a.b-c", 3):
         with pytest.raises(UserError, match="must be the dotted name of a class"):

@@ -193,6 +193,18 @@ def test_a_network_of_agreeing_blocks_is_told_of_the_tolerance(pynative_mode):
 
 
 @compat
+def test_half_precision_is_named_where_it_does_not_pass(pynative_mode):
+    net = small()
+    deployed = to_deploy(net)
+    changed_head(net, deployed)
+    with pytest.raises(EquivalenceError) as caught:
+        verify_equivalence(net, deployed, images(), rtol=1e-3)
+    assert "half precision" not in str(caught.value)
+    with pytest.raises(EquivalenceError, match=r"; they compute in half precision: give a larger rtol$"):
+        verify_equivalence(net.to_float(ms.float16), deployed, images(), rtol=1e-3)
+
+
+@compat
 @pytest.mark.parametrize("rtol", [np.nan, -1e-4, np.inf])
 def test_a_tolerance_that_says_nothing_is_refused(rtol):
     with pytest.raises(UserError, match=r"^rtol \(=\S+\) must be a number of at least 0$"):

@@ -3,6 +3,7 @@
 import copy
 import logging
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor, nn
@@ -144,6 +145,32 @@ def test_mistakes_are_told():
         insert(residual(), "repvgg", "layer1.*")
     with pytest.raises(FusionError, match="no convolution was replaced; raw: no BN takes its output"):
         insert(residual(), "repvgg", "raw")
+    with pytest.raises(FusionError, match="replaced; the whole network: no BN takes its output"):
+        insert(conv2d(3, 4, 3), "repvgg")
+    with pytest.raises(FusionError, match="replaced; outside of blocks, none is larger than 1x1"):
+        insert(conv2d(3, 4, 1), "repvgg")
+    with pytest.raises(UserError, match=r"block \(=None\) must be the name of a block"):
+        insert(residual(), None)
+    for where in (5, Tensor(images()), ("conv1", 5)):
+        with pytest.raises(UserError, match="must be a pattern of paths"):
+            insert(residual(), "repvgg", where)
+    with pytest.raises(TypeError, match=r"insert takes a mindspore\.nn\.Cell, and got a NoneType"):
+        insert(None)
+
+
+def test_a_pattern_that_matches_nothing_is_told():
+    grown = insert(residual(), "repvgg", ["conv1", "layer9.*", "conv*"])
+    assert list(grown.insertion.replaced) == ["conv1", "conv2"]
+    assert grown.insertion.remarks == ("where: no convolution is called 'layer9.*'",)
+    assert insert(residual(), "repvgg", ["conv1"]).insertion.remarks == ()
+
+
+def test_weights_of_half_precision_are_refused():
+    net = nn.SequentialCell(conv2d(3, 4, 3), batch_norm(4))
+    for parameter in net.get_parameters():
+        parameter.set_dtype(ms.float16)
+    with pytest.raises(FusionError, match="0: its weights are Float16; blocks are inserted before half precision"):
+        insert(net, "repvgg", None, images().astype(np.float16))
 
 
 def test_frozen_parts_stay_frozen():

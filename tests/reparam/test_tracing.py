@@ -157,4 +157,7 @@ def test_a_network_that_does_not_take_noise_asks_for_inputs():
 
     with pytest.raises(FusionError, match=r"Two cannot be run on noise \(2, 3, 64, 64\): .*; give example inputs"):
         trace(Two())
+    for given in (images(), [images(), Tensor(2.0)]):
+        with pytest.raises(FusionError, match=r"Two cannot be run on the inputs that were given: .* as a tuple"):
+            trace(Two(), given)
     assert len(trace(Two(), (images(), Tensor(2.0))).pairs) == 2
