@@ -34,9 +34,11 @@ def take_over(block: FoldableBlock, conv: nn.Cell, bn: nn.Cell) -> bool:
         Whether the block computes the same in training mode too.
 
     Raises:
-        ValueError: it is not known how for this block.
+        ValueError: it is not known how for this block, or the convolution's weights are not finite.
     """
     kernel, bias = folded_pair(conv, bn)
+    if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
+        raise ValueError("its weights, or those of its BN, are not finite: there is no function to keep")
     branches = _branches(block)
     main = _main(branches, block)
     if main is None:

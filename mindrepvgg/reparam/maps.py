@@ -37,7 +37,7 @@ class Exact:
         self._arrays = {}
 
     def __call__(self, cell, leaf):
-        """Read one as `differentiable` does; raises ValueError for a negative variance."""
+        """Read one as `differentiable` does; raises ValueError for a variance that is negative or NaN."""
         if leaf == "identity":
             channels, groups, size, value = cell
             return algebra.identity_kernel(channels, groups, size, value, self.rows)
@@ -51,8 +51,9 @@ def _array(parameter, leaf):
     array = parameter.asnumpy()
     if array.ndim == 1:  # a kernel becomes float64 where it meets one: a copy would only cost time and memory
         array = array.astype(np.float64)
-    if leaf == "moving_variance" and array.min() < 0:
-        raise ValueError(f"{parameter.name} is negative ({array.min():g}): damaged statistics")
+    if leaf == "moving_variance" and not array.min() >= 0:  # NaN as well
+        kind = "negative" if array.min() < 0 else "not a number"
+        raise ValueError(f"{parameter.name} is {kind} ({array.min():g}): damaged statistics")
     array.flags.writeable = False  # sums are made in place, and this is not theirs
     return array
 

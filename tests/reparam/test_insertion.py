@@ -230,6 +230,16 @@ def test_the_function_is_kept_by_a_block_of_ones_own():
         insert(net, Bare, "conv1", images(), keep_function=True)  # its BN has nobody to stand for its shift
 
 
+@pytest.mark.parametrize(
+    ("leaf", "reason"),
+    [("gamma", "not finite: there is no function to keep"), ("moving_variance", "bn1.moving_variance is not a number")],
+)
+def test_a_damaged_function_is_not_kept(leaf, reason):
+    net = residual()
+    getattr(net.bn1, leaf).set_data(Tensor(np.full(8, np.nan, np.float32)))
+    assert reason in insert(net, "repvgg", "conv*", keep_function=True).insertion.refused["conv1"]
+
+
 def test_new_branches_know_the_statistics_of_their_inputs():
     net, x = residual(), images()
     grown = insert(net, "repvgg", "stem", x, keep_function=True)
