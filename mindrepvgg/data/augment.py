@@ -20,8 +20,8 @@ class Augmentation:
 
     scale: tuple[float, float]
     ratio: tuple[float, float]
-    hflip: float
     crop_padding: int = 0
+    hflip: float
     vflip: float = 0.0
     color_jitter: float = 0.0
     auto_augment: str | None = None
