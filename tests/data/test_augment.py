@@ -13,7 +13,8 @@ def test_every_key_of_the_recipes_section_is_passed_on():
     assert names == [name for name, key in KEYS.items() if key.section == "augmentation"]
     values = {"scale": (0.2, 0.9), "ratio": (0.5, 2.0), "crop_padding": 2, "hflip": 0.1, "vflip": 0.2,
               "color_jitter": 0.3, "auto_augment": "autoaug", "re_prob": 0.4, "re_scale": (0.1, 0.2),
-              "re_ratio": (0.4, 2.5), "re_value": 0.5, "mixup": 0.6, "cutmix": 0.7, "cutmix_prob": 0.8, "aug_repeats": 3}  # fmt: skip
+              "re_ratio": (0.4, 2.5), "re_value": 0.5, "mixup": 0.6, "cutmix": 0.7, "cutmix_prob": 0.8,
+              "aug_repeats": 3}  # fmt: skip
     assert dataclasses.asdict(Augmentation.of(Recipe(**values))) == values
 
 
