@@ -45,3 +45,13 @@ def check_images(net: nn.Cell, images):
             raise UserError(f"{expected}, and got {images.dtype}{hint}")
         if not computes_in_half(net) and images.dtype != next(iter(net.get_parameters())).dtype:
             raise UserError(f"{expected}, and got {images.dtype}; x.astype(mindspore.float32) makes it fit")
+
+
+class ImageNetwork(nn.Cell):
+    """A network that checks the images it is called with. A subclass has the attribute `in_channels`."""
+
+    def __call__(self, *args, **kwargs):
+        """Compute, see `construct`; what is no batch of images is refused in one line, a UserError."""
+        if args or "x" in kwargs:
+            check_images(self, args[0] if args else kwargs["x"])
+        return super().__call__(*args, **kwargs)

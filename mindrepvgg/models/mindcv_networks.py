@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from mindrepvgg.errors import CheckpointError, UserError
-from mindrepvgg.models.images import check_images
+from mindrepvgg.models.images import ImageNetwork
 from mindrepvgg.models.mindcv_spec import MindCVNetwork
 from mindrepvgg.models.parameters import load_arrays
 from mindrepvgg.models.repvgg import check_count
@@ -26,7 +26,7 @@ from mindrepvgg.text import first_line
 _SIDES = (64, 224)
 
 
-class MindCVClassifier(nn.Cell):
+class MindCVClassifier(ImageNetwork):
     """A network of MindCV, with what this package asks of one: (N, in_channels, H, W) -> logits (N, num_classes).
 
     Parameters are called as in MindCV's network, which is the attribute `network`. `variant` says which network it is,
@@ -49,12 +49,6 @@ class MindCVClassifier(nn.Cell):
         self.metadata = {}
         self.deploy = False
         self.network = network
-
-    def __call__(self, *args, **kwargs):
-        """Compute, see `construct`; what is no batch of images is refused in one line, a UserError."""
-        if args or "x" in kwargs:
-            check_images(self, args[0] if args else kwargs["x"])
-        return super().__call__(*args, **kwargs)
 
     def construct(self, x):
         """Classify images: (N, in_channels, H, W) -> (N, num_classes); with auxiliary logits where MindCV has them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mindspore import nn
 
 from mindrepvgg.models.feature_layout import FeatureInfo
-from mindrepvgg.models.images import check_images
+from mindrepvgg.models.images import ImageNetwork
 from mindrepvgg.reparam.finding import rep_blocks
 from mindrepvgg.reparam.named_blocks import block_class
 
@@ -22,7 +22,7 @@ def _block(spec, **options):
     return make(spec.in_channels, spec.out_channels, **place, activation=nn.ReLU, **options)
 
 
-class Stages(nn.Cell):
+class Stages(ImageNetwork):
     """The blocks of a layout, as `stage0`, `stage1`, ...; what is made of their maps, a subclass says.
 
     `net.variant` is the layout. `net.metadata` is what a checkpoint told of the network, empty in a fresh one.
@@ -45,12 +45,6 @@ class Stages(nn.Cell):
         for stage in variant.stages:
             stage_blocks = [blocks[f"{stage.name}.{i}"] for i in range(stage.num_blocks)]
             setattr(self, stage.name, nn.SequentialCell(stage_blocks))
-
-    def __call__(self, *args, **kwargs):
-        """Compute, see `construct`; what is no batch of images is refused in one line, a UserError."""
-        if args or "x" in kwargs:
-            check_images(self, args[0] if args else kwargs["x"])
-        return super().__call__(*args, **kwargs)
 
     @property
     def deploy(self) -> bool:

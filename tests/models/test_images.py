@@ -8,7 +8,7 @@ from support import images, relative_difference
 
 from mindrepvgg import create_model
 from mindrepvgg.errors import UserError
-from mindrepvgg.models import stages
+from mindrepvgg.models import images as models_images
 from mindrepvgg.reparam.precision import set_precision
 
 pytestmark = pytest.mark.compat
@@ -80,7 +80,7 @@ def test_nothing_is_checked_inside_a_graph(graph_mode, monkeypatch):
     net, x = tiny(), Tensor(images())
 
     calls = []
-    monkeypatch.setattr(stages, "check_images", lambda *_: calls.append(1))
+    monkeypatch.setattr(models_images, "check_images", lambda *_: calls.append(1))
     outer = Around(net)(x)
     assert calls == []
     np.testing.assert_array_equal(net(x).asnumpy(), outer.asnumpy())
