@@ -76,6 +76,21 @@ def nearest(name: str, known: Iterable[str], synonyms: Mapping[str, str] | None 
     return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 
+def not_one_of(key: str, value, known: Iterable[str]) -> str:
+    """The message for a value that is none of the known names; with the nearest, if one is like it."""
+    known = list(known)
+    near = nearest(str(value), known)
+    hint = f"; did you mean {near}?" if near else ""
+    return f"{key} (={quoted(value)}) must be one of {', '.join(known)}{hint}"
+
+
+def plain(value):
+    """The value with tuples as lists and mappings as dicts, all the way down: what json and yaml can write."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def table(
     rows: Iterable[Sequence[object]],
     align: str = "<>",

@@ -15,7 +15,7 @@ from pathlib import Path
 from mindrepvgg.cli import options
 from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.errors import UserError
-from mindrepvgg.models.variants import BLOCK_KEYS
+from mindrepvgg.models.network_spec import BLOCK_KEYS
 from mindrepvgg.recipe.schema import KEYS
 from mindrepvgg.text import counted, quoted
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.text import listed, nearest, quoted
+from mindrepvgg.text import listed, not_one_of, quoted
 
 
 class Part(NamedTuple):
@@ -203,9 +203,7 @@ FAMILIES = {
 def check_kind(block):
     """Raise UserError, with the nearest name, for what is no name of `KINDS`."""
     if not isinstance(block, str) or block not in KINDS:
-        near = nearest(str(block), KINDS)
-        hint = f"; did you mean {near}?" if near else ""
-        raise UserError(f"block (={quoted(block)}) must be one of {', '.join(KINDS)}{hint}")
+        raise UserError(not_one_of("block", block, KINDS))
 
 
 def patterns_of(where, names: Sequence[str], network: str) -> tuple[str, ...] | None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.models.block_kinds import BlockSpec
-from mindrepvgg.text import quoted
+from mindrepvgg.text import plain, quoted
 
 LEVELS = range(5)
 _STAGES = range(1, 5)
@@ -119,7 +119,7 @@ class FeatureLayout:
 
     def to_dict(self) -> dict:
         """Plain types, for JSON; `FeatureLayout(**values)` reads it back."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return plain(asdict(self))
 
 
 FEATURE_KEYS = tuple(field.name for field in fields(FeatureLayout))

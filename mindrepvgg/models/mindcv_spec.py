@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.models import variants
-from mindrepvgg.models.network_spec import MINDCV, NetworkSpec
+from mindrepvgg.models.network_spec import BLOCK_KEYS, MINDCV, NetworkSpec
 from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.text import nearest, printable, quoted
 
@@ -47,13 +47,6 @@ class MindCVNetwork(NetworkSpec):
     def name(self) -> str:  # type: ignore[override]
         """As a recipe and a checkpoint have it."""
         return f"{MINDCV}{self.mindcv_name}"
-
-    @property
-    def model_args(self) -> dict:
-        """See `NetworkSpec.model_args`."""
-        where = None if self.block_where is None else list(self.block_where)
-        chosen = {"block": self.block, "block_where": where}
-        return {**self.size_args, **{key: value for key, value in chosen.items() if value is not None}}
 
     @property
     def size_args(self) -> dict:
@@ -101,7 +94,7 @@ def find_in_mindcv(name: str, block=None, block_where=None, **rates) -> MindCVNe
         raise UserError(f"model (={quoted(f'{MINDCV}{name}')}) is no network of the installed MindCV; {hint}")
     unknown = sorted(set(rates) - set(RATES))
     if unknown:
-        taken = ", ".join((*variants.BLOCK_KEYS, *RATES))
+        taken = ", ".join((*BLOCK_KEYS, *RATES))
         raise UserError(f"{MINDCV}{name} takes no {printable(unknown[0])}; a network of MindCV takes {taken}")
     for key, value in rates.items():
         if value is not None and not (type(value) in (int, float) and 0 <= value < 1):

@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from mindrepvgg.models.feature_layout import FeatureLayout
+from mindrepvgg.text import plain
 
 MINDCV = "mindcv/"
+
+# What gives a network blocks of another kind, see `NetworkSpec.with_block`.
+BLOCK_KEYS = ("block", "block_where")
 
 
 class NetworkSpec:
@@ -35,7 +39,12 @@ class NetworkSpec:
     @property
     def model_args(self) -> dict:
         """What the name does not tell, in plain types: `find_network(name, **model_args)` makes the same network."""
-        raise NotImplementedError
+        return {**self.size_args, **self.block_args}
+
+    @property
+    def block_args(self) -> dict:
+        """Those of `model_args` that are blocks."""
+        return {key: plain(getattr(self, key)) for key in BLOCK_KEYS if getattr(self, key) is not None}
 
     @property
     def size_args(self) -> dict:

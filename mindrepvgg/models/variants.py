@@ -18,7 +18,7 @@ from mindrepvgg.models.block_kinds import MOBILEONE_BRANCHES, BlockSpec, check_k
 from mindrepvgg.models.feature_layout import FeatureInfo, FeatureLayout, feature_info, level_of
 from mindrepvgg.models.network_spec import NetworkSpec
 from mindrepvgg.models.variant_check import check_variant
-from mindrepvgg.text import listed, printable, quoted
+from mindrepvgg.text import listed, plain, printable, quoted
 
 # What a network can be: with its branches, fused, fused with BN inserted, and that with fake quantisation.
 FORMS = TRAIN, DEPLOY, BN, QAT = ("train", "deploy", "bn", "qat")
@@ -168,14 +168,9 @@ class Variant(NetworkSpec):
                 width = stage.width
 
     @property
-    def model_args(self) -> dict:
-        """What the network's name does not tell, the other arguments of `find`; empty for those of fixed sizes."""
-        return {**self.size_args, **_plain(self._choice)}
-
-    @property
     def size_args(self) -> dict:
-        """Those of `model_args` that are sizes."""
-        return _plain(self._sizes) if self.name in SHAPE_KEYS else {}
+        """See `NetworkSpec.size_args`; empty for those of fixed sizes."""
+        return self._sizes if self.name in SHAPE_KEYS else {}
 
     def with_block(self, block: str | None, where=None) -> Variant:
         """See `NetworkSpec.with_block`."""
@@ -198,22 +193,13 @@ class Variant(NetworkSpec):
 
     def to_dict(self) -> dict:
         """The arguments of `find`, after the family's name, that rebuild this network's shape."""
-        return _plain({**self._sizes, **self._choice})
+        return {**self._sizes, **self.block_args}
 
     @property
     def _sizes(self) -> dict:
         # Versions up to 0.1 have no strides, and read what does not tell them.
         keys = [key for key in SHAPE_KEYS[self.family] if key != "strides" or self.strides != STRIDES]
-        return {key: getattr(self, key) for key in keys}
-
-    @property
-    def _choice(self) -> dict:
-        return {key: getattr(self, key) for key in BLOCK_KEYS if getattr(self, key) is not None}
-
-
-def _plain(values) -> dict:
-    """The same in types that JSON has."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return {key: plain(getattr(self, key)) for key in keys}
 
 
 def _scaled(name: str, num_blocks, a: float, b: float, **options) -> Variant:
@@ -276,9 +262,6 @@ SHAPE_KEYS = {
     "mobileone": ("num_blocks", "widths", "branches", "se_blocks", "se_ratio"),
 }
 _LISTS = ("num_blocks", "widths", "se_blocks", "strides")
-
-# What gives blocks of a network another kind, see `find`.
-BLOCK_KEYS = ("block", "block_where")
 
 
 def list_models() -> list[str]:

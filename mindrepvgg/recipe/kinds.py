@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mindrepvgg.models.preprocessing import LARGEST_SIDE
 from mindrepvgg.recipe import strict_yaml
-from mindrepvgg.recipe.provenance import plain
+from mindrepvgg.text import plain
 
 
 class Kind(NamedTuple):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 
-from mindrepvgg.text import printable, quoted
+from mindrepvgg.text import plain, printable, quoted
 
 # The sources besides yaml files, which are named by their paths.
 DEFAULT, COMMAND_LINE, CODE, MINDCV = "default", "command line", "code", "MindCV's default"
@@ -24,10 +23,3 @@ def describe(name: str, value, source: str) -> str:
     with contextlib.suppress(RecursionError):
         value = plain(value)
     return f"{printable(name)} (={quoted(value)}{place(source)})"
-
-
-def plain(value):
-    """The value with tuples as lists and mappings as dicts, all the way down: what json and yaml can write."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

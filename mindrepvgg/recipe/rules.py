@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from mindrepvgg.errors import RecipeError, UserError
 from mindrepvgg.models import variants
 from mindrepvgg.models.block_kinds import KINDS
-from mindrepvgg.models.network_spec import NetworkSpec
+from mindrepvgg.models.network_spec import BLOCK_KEYS, NetworkSpec
 from mindrepvgg.recipe.auto_augment import parse_policy
 from mindrepvgg.recipe.provenance import CODE, COMMAND_LINE, describe, place
 from mindrepvgg.text import listed, nearest, quoted
@@ -162,7 +162,7 @@ def _checkpoints(recipe, shown) -> Iterator[str]:
 
 def find_variant(recipe) -> NetworkSpec:
     """The variant `model` and `model_args` describe; RecipeError, naming where they were given, when there is none."""
-    for key in variants.BLOCK_KEYS:
+    for key in BLOCK_KEYS:
         if key in recipe.model_args:
             raise RecipeError(f"model_args{place(recipe.sources['model_args'])} holds {key}, which is a key of its own")
     own_sizes = variants.normalise_name(recipe.model) in variants.SHAPE_KEYS

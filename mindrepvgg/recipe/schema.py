@@ -14,8 +14,9 @@ from mindrepvgg.models.preprocessing import INTERPOLATIONS, RESIZE_BACKENDS, SMA
 from mindrepvgg.models.variant_check import MOST_CHANNELS, MOST_CLASSES
 from mindrepvgg.recipe import choices, rules
 from mindrepvgg.recipe.kinds import Kind, kind_of
-from mindrepvgg.recipe.provenance import CODE, DEFAULT, describe, plain
+from mindrepvgg.recipe.provenance import CODE, DEFAULT, describe
 from mindrepvgg.recipe.strict_yaml import YamlError
+from mindrepvgg.text import plain
 
 
 class Key(NamedTuple):

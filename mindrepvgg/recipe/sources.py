@@ -14,11 +14,11 @@ import yaml
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.files import read_regular
 from mindrepvgg.recipe import configs, mindcv_keys, strict_yaml
-from mindrepvgg.recipe.provenance import CHECKPOINT, COMMAND_LINE, describe, plain
+from mindrepvgg.recipe.provenance import CHECKPOINT, COMMAND_LINE, describe
 from mindrepvgg.recipe.rules import check_data_dir, refuse_unknown
 from mindrepvgg.recipe.schema import KEYS, Key, Recipe
 from mindrepvgg.runtime.environment import launched_processes
-from mindrepvgg.text import listed
+from mindrepvgg.text import listed, plain
 
 _LONGEST_CHAIN = 20
 _LARGEST_FILE = 1 << 16  # bytes; yaml's parser takes a second for as many

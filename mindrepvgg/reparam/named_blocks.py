@@ -6,7 +6,7 @@ import importlib
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.reparam.foldable import FoldableBlock
-from mindrepvgg.text import nearest, quoted
+from mindrepvgg.text import not_one_of
 
 # The module and the class of each.
 BLOCKS = {
@@ -26,8 +26,6 @@ BLOCKS = {
 def block_class(name: str) -> type[FoldableBlock]:
     """The class of the block called `name`, one of BLOCKS. Raises UserError for another name."""
     if name not in BLOCKS:
-        like = nearest(name, BLOCKS)
-        hint = f"; did you mean {like}?" if like else ""
-        raise UserError(f"block (={quoted(name)}) must be one of {', '.join(BLOCKS)}{hint}")
+        raise UserError(not_one_of("block", name, BLOCKS))
     module, _, attribute = BLOCKS[name].rpartition(".")
     return getattr(importlib.import_module(f"mindrepvgg.reparam.{module}"), attribute)

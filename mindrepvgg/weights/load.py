@@ -12,12 +12,12 @@ from mindspore import nn
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models.building import build_network
 from mindrepvgg.models.feature_layout import FEATURE_KEYS
-from mindrepvgg.models.network_spec import is_mindcvs
+from mindrepvgg.models.network_spec import BLOCK_KEYS, is_mindcvs
 from mindrepvgg.models.networks import find_network
 from mindrepvgg.models.parameters import load_arrays, network_arrays
 from mindrepvgg.models.qat import fold_bn
 from mindrepvgg.models.shapes import check_finite, parameter_shapes
-from mindrepvgg.models.variants import BLOCK_KEYS, BN, DEPLOY, QAT, SHAPE_KEYS, STRIDES, TRAIN, Variant
+from mindrepvgg.models.variants import BN, DEPLOY, QAT, SHAPE_KEYS, STRIDES, TRAIN, Variant
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.layers import NATIVE, set_grouped
 from mindrepvgg.text import listed, nearest, printable, quoted

@@ -13,9 +13,9 @@ from mindrepvgg.models import variants
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.variants import DEPLOY
 from mindrepvgg.recipe import configs
-from mindrepvgg.recipe.provenance import plain
 from mindrepvgg.recipe.schema import KEYS
 from mindrepvgg.recipe.sources import load_recipe
+from mindrepvgg.text import plain
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"

@@ -8,9 +8,9 @@ import yaml
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.recipe import mindcv_keys, provenance
 from mindrepvgg.recipe.mindcv_keys import mindcv_notice
-from mindrepvgg.recipe.provenance import plain
 from mindrepvgg.recipe.schema import KEYS
 from mindrepvgg.recipe.sources import explain_recipe, load_recipe
+from mindrepvgg.text import plain
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
