@@ -22,9 +22,10 @@ HEADER = "# Exact versions for Python {}, all extras and the development tools. 
 # What the resolver may know of the machine: how to reach the network, and where its cache is.
 _KEPT_VARIABLES = ["PATH", "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "NO_PROXY"]
 
-# Ascend hosts often are ARM. MindSpore comes from its vendor there, and everything else from the package index.
+# Ascend hosts often are ARM. MindSpore comes from its vendor there, OpenVINO is for x86, and everything else comes from
+# the package index.
 _ARM = ("--python-platform", "aarch64-manylinux_2_28", "--only-binary", ":all:", "--no-deps")
-_FROM_VENDOR = "mindspore"
+_NOT_FROM_INDEX = ("mindspore", "openvino")
 
 # One package at one version of the index. A version with a local part, such as 2.13.0+cpu, is on no index.
 _PIN = re.compile(r"[a-z0-9][a-z0-9.-]*==[0-9][0-9a-z.!]*")
@@ -67,10 +68,14 @@ def lock(python: str, *options: str):
         text = found.read_text()
         if problems(text):
             sys.exit(f"error: {target.name} would hold what is not an exact version of the index: {problems(text)}")
-        without.write_text("".join(f"{name}=={pin}\n" for name, pin in pins(text).items() if name != _FROM_VENDOR))
+        without.write_text(
+            "".join(f"{name}=={pin}\n" for name, pin in pins(text).items() if name not in _NOT_FROM_INDEX)
+        )
         _resolve(without, Path(folder, "arm.txt"), python, *_ARM)
     target.write_text(HEADER.format(python) + text)
-    print(f"{target.name}: {len(pins(text))} packages; all but {_FROM_VENDOR} have a wheel for aarch64 too")
+    print(
+        f"{target.name}: {len(pins(text))} packages; all but {', '.join(_NOT_FROM_INDEX)} have a wheel for aarch64 too"
+    )
 
 
 def main():

@@ -12,6 +12,7 @@ from mindrepvgg.version import __version__ as __version__
 
 if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
     from mindrepvgg.api import convert, export, predict, quantize, train, validate
+    from mindrepvgg.deployment.comparison import compare
     from mindrepvgg.models.repvgg import RepVGG, RepVGGPlus
     from mindrepvgg.models.variants import list_models
     from mindrepvgg.reparam.blocks import RepVGGBlock
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
 
 _HOMES = {
     **dict.fromkeys(("train", "validate", "predict", "convert", "export", "quantize"), "api"),
+    "compare": "deployment.comparison",
     "list_models": "models.variants",
     "create_model": "weights.load",
     "load_weights": "weights.load",
@@ -40,6 +42,7 @@ __all__ = [
     "RepVGG",
     "RepVGGBlock",
     "RepVGGPlus",
+    "compare",
     "convert",
     "create_model",
     "export",

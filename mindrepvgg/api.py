@@ -84,7 +84,9 @@ def validate(
     limit: int | None = None,
     flip: bool = False,
     amp_level: str = "O0",
-    engine: str = "mindspore",
+    engine: str | None = None,
+    precision: str = "float32",
+    num_threads: int | None = None,
     by_class: bool = False,
     device_target: str = "auto",
     mode: int = 0,
@@ -92,15 +94,19 @@ def validate(
     show_progress: bool = False,
     **overrides: Any,
 ) -> Validation:
-    """Measure a checkpoint's accuracy on the validation split that it was trained with, or on another.
+    """Measure a checkpoint's, or an exported file's, accuracy on the validation split of its training, or on another.
 
     Args:
-        checkpoint: a file of this or any RepVGG project, in train or deploy form.
+        checkpoint: a file of this or any RepVGG project, in train or deploy form; or an exported file: `.onnx`,
+            OpenVINO's `.xml`, or `.mindir`.
         weights: "raw", or "ema" for the averaged copy in the file.
         limit: at most so many images, spread over all classes; None: all.
         flip: average the logits of each image and its mirror image.
         amp_level: "O0" computes in float32; "O2" and "O3" in float16.
-        engine: what computes: "mindspore", or "onnxruntime", on the CPU in float32.
+        engine: what computes: "mindspore", or on the CPU "onnxruntime" or "openvino"; None: mindspore for a checkpoint,
+            and for an exported file the first that runs it, see `deployment.engine.RUNS`.
+        precision: of openvino's arithmetic: "float32" or "bfloat16", whose difference is logged.
+        num_threads: threads of onnxruntime or openvino; None: their choice.
         by_class: count for each class too, see `Validation.classes`.
         device_target: "CPU", "Ascend", or "auto": Ascend where the machine has one.
         mode: 0: graph mode; 1: PyNative mode.
@@ -114,15 +120,18 @@ def validate(
     Raises:
         UserError: checkpoint, data and options do not go together, or a package is missing.
     """
+    from mindrepvgg.deployment.exported import Computing
     from mindrepvgg.evaluation.validation_report import EvalOptions, run_validation
     from mindrepvgg.runtime import device, ranks
-    from mindrepvgg.weights.load import load_weights
 
-    options = EvalOptions(limit, flip, amp_level, engine, by_class)
-    target = device.setup(_device_of(engine, device_target), mode)
+    computing = Computing.of(checkpoint, engine, num_threads, precision)
+    options = EvalOptions(limit, flip, amp_level, computing.engine, by_class, precision)
+    ways = {"weights": weights, "amp_level": amp_level, "mode": mode, "device_target": device_target}
+    computing.check(checkpoint, overrides, **ways)
+    target = device.setup(computing.device(device_target), mode)
     group = ranks.start(distribute)
-    net = load_weights(checkpoint, weights)
-    found = run_validation(net, overrides, options, target, group, _engine_of(engine), show_progress)
+    net, make = computing.open(checkpoint, overrides, weights)
+    found = run_validation(net, overrides, options, target, group, make, show_progress)
     group.leave()
     return found
 
@@ -135,7 +144,9 @@ def predict(
     class_names: StrPath | None = None,
     out: StrPath | None = None,
     weights: str = "raw",
-    engine: str = "mindspore",
+    engine: str | None = None,
+    precision: str = "float32",
+    num_threads: int | None = None,
     device_target: str = "auto",
     show_progress: bool = False,
     **overrides: Any,
@@ -143,13 +154,15 @@ def predict(
     """Predict the classes of pictures.
 
     Args:
-        checkpoint: a file of this or any RepVGG project, in train or deploy form.
+        checkpoint: a file of this or any RepVGG project, or an exported file, see `validate`.
         inputs: pictures and folders of pictures; "-" is one picture from standard input.
         topk: the most probable classes to tell of each picture.
         class_names: a file of names, one a line or a JSON list; None: those that the checkpoint knows.
         out: a folder to write each picture to, with its classes on it.
         weights: "raw", or "ema" for the averaged copy in the file.
-        engine: what computes: "mindspore", or "onnxruntime", on the CPU.
+        engine: what computes, see `validate`.
+        precision: of openvino's arithmetic, see `validate`.
+        num_threads: threads of onnxruntime or openvino.
         device_target: "CPU", "Ascend", or "auto": Ascend where the machine has one.
         show_progress: draw a progress bar on a terminal.
         **overrides: recipe keys, such as `image_resize` or `batch_size`, which replace what the checkpoint says.
@@ -162,24 +175,25 @@ def predict(
         UserError: checkpoint, pictures and options do not go together, or a package is missing.
     """
     from mindrepvgg.data.inputs import InputFiles
+    from mindrepvgg.deployment.exported import Computing
     from mindrepvgg.errors import UserError
     from mindrepvgg.evaluation.draw import Drawer
     from mindrepvgg.evaluation.predictions import class_names_of, loader_for, predictions
     from mindrepvgg.reparam.layers import set_grouped
     from mindrepvgg.runtime import device
-    from mindrepvgg.weights.load import load_weights
 
     if topk < 1:
         raise UserError(f"topk (={topk}) must be at least 1")
     files = InputFiles([inputs] if isinstance(inputs, (str, PathLike)) else inputs)
     drawer = Drawer(out, files) if out else None
-    device.setup(_device_of(engine, device_target))
-    net = load_weights(checkpoint, weights)
+    computing = Computing.of(checkpoint, engine, num_threads, precision)
+    computing.check(checkpoint, overrides, weights=weights, device_target=device_target)
+    device.setup(computing.device(device_target))
+    net, make = computing.open(checkpoint, overrides, weights)
     names = class_names_of(net, class_names)
     loader = loader_for(net, files, {"batch_size": 32, **overrides})
-    if "grouped" in overrides:
+    if "grouped" in overrides:  # no exported file comes here with it
         set_grouped(net, overrides["grouped"])
-    make = _engine_of(engine)
     found = predictions(make(net) if make else net, loader, names, topk, show_progress)
     return found if drawer is None else _drawn(found, drawer)
 
@@ -361,17 +375,3 @@ def _compiling_nothing(device_target: str):
     with device.execution_mode(ms.PYNATIVE_MODE):
         device.setup(device_target, ms.PYNATIVE_MODE)
         yield
-
-
-def _device_of(engine: str, device_target: str) -> str:
-    """The device to choose: onnxruntime computes on the CPU, and MindSpore then only reads the checkpoint."""
-    return "CPU" if engine == "onnxruntime" else device_target
-
-
-def _engine_of(engine: str):
-    """The function that makes an engine of a network; None for MindSpore, which runs the network itself."""
-    if engine != "onnxruntime":
-        return None
-    from mindrepvgg.deployment.engine import engine_of
-
-    return engine_of

@@ -11,6 +11,9 @@ from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.text import quoted
 
 CHECKPOINT = "checkpoint of this or any RepVGG project"
+JUDGED = f"{CHECKPOINT}, or exported file: .onnx, .xml (OpenVINO), .mindir"
+
+ENGINE = ("engine", "precision", "num_threads")  # the options of `add_engine`
 
 
 def add_device(parser: ArgumentParser, default: str = "auto", text: str = "where it runs (%(default)s)"):
@@ -24,8 +27,12 @@ def add_mode(parser: ArgumentParser):
 
 
 def add_engine(parser: ArgumentParser | _ArgumentGroup):
-    """Add --engine."""
-    parser.add_argument("--engine", default="mindspore", choices=("mindspore", "onnxruntime"), help="what computes")
+    """Add --engine, and its --precision and --num_threads."""
+    text = "what computes (mindspore; of an exported file, the engine it is for)"
+    parser.add_argument("--engine", choices=("mindspore", "onnxruntime", "openvino"), help=text)
+    text = "of openvino's arithmetic (%(default)s); tells how far bfloat16 is from float32"
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help=text)
+    parser.add_argument("--num_threads", type=int, metavar="N", help="of onnxruntime and openvino (their own choice)")
 
 
 def add_weights(parser: ArgumentParser):

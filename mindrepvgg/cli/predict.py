@@ -24,7 +24,7 @@ _OVERRIDES = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the most probable classes of each picture."""
     parser = ArgumentParser("predict", description=__doc__)
-    parser.add_checkpoint("CKPT", options.CHECKPOINT)
+    parser.add_checkpoint("CKPT", options.JUDGED)
     parser.add_argument("inputs", nargs="+", metavar="IMAGE|FOLDER|-", help="-: one picture from standard input")
     parser.add_argument("--topk", type=int, default=5, metavar="K", help="classes a picture (%(default)s)")
     parser.add_argument("--class_names", metavar="FILE", help="one a line or a JSON list; default: the checkpoint's")
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.ckpt_path,
         arguments.inputs,
         show_progress=True,
-        **options.chosen(arguments, ("topk", "class_names", "out", "weights", "engine", "device_target")),
+        **options.chosen(arguments, ("topk", "class_names", "out", "weights", "device_target", *options.ENGINE)),
         **options.given(arguments, ("batch_size", *_OVERRIDES)),
     )
     results, failed, count, skip = [], 0, 0, arguments.on_bad_image == "skip"

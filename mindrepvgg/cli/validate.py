@@ -1,10 +1,11 @@
-"""Validate a checkpoint, in train or deploy form. The checkpoint knows the rest itself.
+"""Validate a checkpoint, in train or deploy form, or an exported file. The file knows the rest itself.
 
     mindrepvgg validate best.ckpt
     mindrepvgg validate RepVGG-A0-train.pth --data_dir /data/imagenet --cross_check
+    mindrepvgg validate best.onnx --against best.ckpt
     msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python -m mindrepvgg validate best.ckpt
 
-The exit status is 1 when --cross_check finds a difference.
+The exit status is 1 when --cross_check finds a difference, or --against one above --rtol.
 """
 
 import json
@@ -20,13 +21,15 @@ _OVERRIDES = (
     "grouped",
 )
 # --cross_check compares logits and has no use for these.
-_WAYS = ("limit", "flip", "amp_level", "engine", "per_class", "confusion")
+_WAYS = ("limit", "flip", "amp_level", "per_class", "confusion", *options.ENGINE)
+# --against counts both sides alike, in float32 but for --precision.
+_NOT_AGAINST = ("flip", "amp_level", "per_class", "confusion")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print top-1, top-5, loss and speed of a checkpoint on its validation split, or how far it is from PyTorch."""
+    """Print top-1, top-5, loss and speed on the validation split, or how far a file is from another or PyTorch."""
     parser = ArgumentParser("validate", description=__doc__)
-    parser.add_checkpoint("CKPT", options.CHECKPOINT)
+    parser.add_checkpoint("CKPT", options.JUDGED)
     options.add_overrides(parser, _OVERRIDES)
     options.add_weights(parser)
     options.add_device(parser)
@@ -40,13 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_engine(way)
     way.add_argument("--per_class", metavar="FILE.csv", help="write each class's accuracies and its worst confusion")
     way.add_argument("--confusion", metavar="FILE.csv|FILE.png", help="write or draw the confusion matrix")
+    both = parser.add_argument_group("compare", "with another file, on the same images; status 1 if they differ")
+    both.add_argument("--against", metavar="FILE", help="checkpoint or exported file: both accuracies, how far apart")
     check = parser.add_argument_group("cross-check", "compare with PyTorch on the same images; status 1 if they differ")
     check.add_argument("--cross_check", nargs="?", const="torch", choices=("torch", "timm"), help="the other side")
     check.add_argument("--reference", metavar="FILE", help="what PyTorch reads: the original of CKPT (default: CKPT)")
-    options.add_rtol(check, 1e-4, "largest difference over the largest logit (%(default)s)")
+    text = "largest difference over the largest output (1e-4; --against: float16 1e-2, bfloat16 1e-1, INT8 any)"
+    options.add_rtol(check, None, text)
     arguments = parser.parse_args(argv)
     _check(arguments, parser)
     overrides = options.given(arguments, _OVERRIDES)
+    if arguments.against:
+        return _compare(arguments, overrides)
     return (_cross_check if arguments.cross_check else _validate)(arguments, overrides)
 
 
@@ -55,10 +63,13 @@ def _check(arguments, parser):
     for name in _WAYS:
         if arguments.cross_check and getattr(arguments, name) != parser.get_default(name):
             raise UserError(f"--cross_check compares logits with PyTorch's and takes no --{name}; give one of the two")
+    if arguments.against and arguments.cross_check:
+        raise UserError("--against and --cross_check are two comparisons; give one of the two")
+    for name in _NOT_AGAINST:
+        if arguments.against and getattr(arguments, name) != parser.get_default(name):
+            raise UserError(f"--against compares two files and takes no --{name}; give one of the two")
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit (={arguments.limit}) must be at least 1")
-    if arguments.engine == "onnxruntime" and (arguments.amp_level != "O0" or arguments.device_target == "Ascend"):
-        raise UserError("--engine onnxruntime computes in float32 on the CPU; leave out --amp_level and Ascend with it")
     if arguments.per_class or arguments.confusion:
         from mindrepvgg.evaluation.class_report import TABLE, TABLE_OR_PICTURE, check_suffix
 
@@ -76,7 +87,8 @@ def _validate(arguments, overrides):
         by_class=bool(arguments.per_class or arguments.confusion),
         distribute=arguments.distribute == "auto" and "auto",
         show_progress=not arguments.json,
-        **options.chosen(arguments, ("weights", "limit", "flip", "amp_level", "engine", "device_target", "mode")),
+        **options.chosen(arguments, ("weights", "limit", "flip", "amp_level", "device_target", "mode")),
+        **options.chosen(arguments, options.ENGINE),
         **overrides,
     )
     if ranks.joined().is_first:
@@ -86,6 +98,23 @@ def _validate(arguments, overrides):
         if found.classes and arguments.confusion:
             found.classes.write_confusion(arguments.confusion)
     return 0
+
+
+def _compare(arguments, overrides):
+    from mindrepvgg.deployment.comparison import compare
+    from mindrepvgg.runtime import ranks
+
+    if ranks.start("auto" if arguments.distribute == "auto" else False).size > 1:
+        raise UserError("--against is done in one process; start it without msrun")
+    found = compare(
+        arguments.ckpt_path,
+        arguments.against,
+        show_progress=not arguments.json,
+        **options.chosen(arguments, ("weights", "limit", "device_target", "mode", "rtol", *options.ENGINE)),
+        **overrides,
+    )
+    print(json.dumps(found.to_dict()) if arguments.json else found.format())
+    return 0 if found.passed else 1
 
 
 def _cross_check(arguments, overrides):
@@ -98,7 +127,12 @@ def _cross_check(arguments, overrides):
         raise UserError("--cross_check is done in one process; start it without msrun")
     path, weights = local_file(arguments.ckpt_path, arguments.weights)
     net = load_weights(path, weights)
-    against = (arguments.reference, arguments.cross_check, weights == "ema", arguments.rtol)
+    against = (
+        arguments.reference,
+        arguments.cross_check,
+        weights == "ema",
+        1e-4 if arguments.rtol is None else arguments.rtol,
+    )
     checked, images = cross_check_file(path, net, overrides, *against)
     print(
         json.dumps({**checked.to_dict(), "images": images}) if arguments.json else f"on {images}:\n{checked.format()}"

@@ -1,171 +1,66 @@
-"""An ONNX file, or a network in memory, run by onnxruntime as a function of arrays."""
+"""Exported files of every kind, and networks in memory, as functions of arrays: which engine runs which."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
-
+from mindrepvgg.deployment.engine_base import ENGINES, MINDSPORE, ONNXRUNTIME, OPENVINO, Engine
 from mindrepvgg.deployment.graph import GraphOptions, build_onnx, require_onnx
-from mindrepvgg.errors import CheckpointError, UserError
-from mindrepvgg.files import open_regular
+from mindrepvgg.deployment.mindir_engine import MindIREngine
+from mindrepvgg.deployment.onnx_engine import OnnxEngine
+from mindrepvgg.deployment.openvino_engine import OpenVinoEngine
+from mindrepvgg.errors import UserError
 from mindrepvgg.models.parameters import network_arrays
-from mindrepvgg.models.preprocessing import DESCRIBED_KEYS
 from mindrepvgg.models.variants import DEPLOY
 from mindrepvgg.reparam.deploy import to_deploy
-from mindrepvgg.runtime.optional import import_optional
-from mindrepvgg.text import counted, first_line, quoted
+from mindrepvgg.runtime.optional import require_optional
+from mindrepvgg.text import quoted
 from mindrepvgg.version import __version__
-from mindrepvgg.weights.description import Description
 
-_LARGEST_FILE = 1 << 31  # bytes; a protobuf message has less
-
-# Of an exported file's metadata, those that a checkpoint's description has under the same name.
-_DESCRIBED = (
-    *("model", "model_args", "features", "form", "num_classes", "in_channels"),
-    *("class_names", "dataset", "image_size"),
-)
-
-# ONNX's types as onnxruntime names them.
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+# The engines that run an exported file, by its suffix; the first one unless another is asked for.
+RUNS = {".onnx": (ONNXRUNTIME, OPENVINO), ".xml": (OPENVINO,), ".mindir": (MINDSPORE,)}
 
 
-class OnnxEngine:
-    """A callable network, run by onnxruntime on CPU: images (N, C, H, W) float32 array -> logits (N, classes) array.
+def is_exported(path) -> bool:
+    """Whether a file is one for inference, told by its suffix: ONNX, OpenVINO's IR or MindIR."""
+    return Path(path).suffix in RUNS
 
-    A file of a features network gives a tuple of arrays, its maps.
-    A file with preprocessing inside takes uint8 (N, H, W, C). A file with a fixed batch takes any number of images,
-    and runs them in batches of its size. Several threads may call an engine at once.
+
+def open_engine(path, engine: str | None = None, num_threads: int | None = None, precision: str = "float32") -> Engine:
+    """Open an exported file of any kind.
 
     Args:
-        model: an ONNX file's path or content.
-        num_threads: threads of one call; None leaves the choice to onnxruntime, which takes the physical cores.
-
-    Attributes:
-        metadata: what the file says of itself (see `export.facts_of`); empty for a file of another program.
-        batch_size, image_size (height, width), num_classes: None where the file leaves them open.
+        path: `.onnx`; `.xml` with its `.bin` beside it; or `.mindir` with its `.mindir.json`.
+        engine: one of ENGINES; None: the first that runs such a file, see `RUNS`.
+        num_threads: threads of one call; None: the engine's choice.
+        precision: "float32", or under openvino "bfloat16".
 
     Raises:
-        UserError: onnxruntime is missing.
-        CheckpointError: there is no such file, it is not ONNX, it is not a network of images, or its metadata cannot be
-            used or are another network's.
+        UserError: the engine does not run such a file, or has no such option; or its package is missing.
+        CheckpointError: the file cannot be used, see the engine's class.
     """
-
-    def __init__(self, model, num_threads: int | None = None):
-        ort = import_optional("onnxruntime", "onnx", "running an ONNX file")
-        in_memory = isinstance(model, (bytes, bytearray))
-        self.path = None if in_memory else Path(model)
-        self._name = str(self.path or "the model")
-        if self.path is not None:
-            open_regular(self.path, "an ONNX file", CheckpointError, _LARGEST_FILE).close()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors only; they are raised as well
-        # Threads that wait shall sleep. Spinning threads take the processor from the machine's other work, and on a
-        # busy machine from the thread they wait for.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if num_threads is not None:
-            options.intra_op_num_threads = num_threads
-        try:
-            source = bytes(model) if in_memory else str(self.path)
-            self._session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors have no common base
-            reason = first_line(error)
-            raise CheckpointError(f"{self._name} cannot be run by onnxruntime {ort.__version__}: {reason}") from None
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        self.metadata = self._read_metadata()
-        self.gives_maps = self.metadata.get("features") is not None
-        takes_images = len(inputs) == 1 and len(inputs[0].shape) == 4 and inputs[0].type in _TYPES
-        # A damaged file may have an axis of no length, as no batch of images has.
-        if not takes_images or 0 in inputs[0].shape or not (len(outputs) == 1 or self.gives_maps):
-            raise CheckpointError(
-                f"{self._name} has {counted(len(inputs), 'input')} and {counted(len(outputs), 'output')}, the first of "
-                f"shape {inputs[0].shape if inputs else None}; expected one batch of images in and one array out"
-            )
-        self._input, self._dtype = inputs[0].name, np.dtype(_TYPES[inputs[0].type])
-        self._shape = [size if isinstance(size, int) else None for size in inputs[0].shape]
-        self.preprocesses = self._dtype == np.uint8
-        self.batch_size, *rest = self._shape
-        height, width = rest[:2] if self.preprocesses else rest[1:]
-        self.image_size = (height, width) if height and width else None
-        last = outputs[0].shape[-1] if outputs[0].shape else None
-        self.num_classes = last if isinstance(last, int) and not self.gives_maps else None
-        if self.metadata:
-            self._check_metadata()
-
-    def _read_metadata(self):
-        """What a file of this package says of itself."""
-        try:
-            texts = self._session.get_modelmeta().custom_metadata_map
-        except UnicodeDecodeError:
-            raise CheckpointError(f"{self._name} is damaged: its metadata are not UTF-8; get a fresh copy") from None
-        return {key: _from_json(text) for key, text in texts.items()} if "mindrepvgg" in texts else {}
-
-    def _check_metadata(self):
-        """Raise CheckpointError where the metadata cannot be used, or the graph is another network's."""
-        told = {key: self.metadata[key] for key in _DESCRIBED if key in self.metadata}
-        told["preprocessing"] = {key: self.metadata[key] for key in DESCRIBED_KEYS if key in self.metadata}
-        told["versions"] = {"mindrepvgg": self.metadata["mindrepvgg"]}
-        Description.read(told, self._name)
-        channels = self._shape[3 if self.preprocesses else 1]
-        size = self.image_size and list(self.image_size)
-        for key, has in (("num_classes", self.num_classes), ("in_channels", channels), ("image_size", size)):
-            if has is not None and told.get(key, has) != has:
-                raise CheckpointError(
-                    f"{self._name} is not described rightly: its metadata say {key} {quoted(told[key])}, its graph "
-                    f"has {has}; get a fresh copy"
-                )
-
-    def __call__(self, images):
-        """Compute logits (N, classes), or the probabilities of a file that has a softmax.
-
-        Args:
-            images: an array of the shape and type that the file takes.
-
-        Raises:
-            UserError: the images have another shape, or the file's operators do not fit together.
-        """
-        images = np.asarray(images)
-        expected = (None, *self._shape[1:])
-        fits = images.ndim == 4 and all(size in (None, has) for size, has in zip(expected, images.shape, strict=True))
-        if not fits or 0 in images.shape or (self.preprocesses and images.dtype != np.uint8):
-            wanted = ", ".join("any" if size is None else str(size) for size in expected)
-            raise UserError(f"{self._name} takes {self._dtype} ({wanted}), not {images.dtype} {images.shape}")
-        images = np.ascontiguousarray(images, self._dtype)
-        if self.batch_size in (None, len(images)):
-            return self._run(images)
-        size = self.batch_size
-        missing = -len(images) % size
-        padded = np.concatenate([images, np.zeros((missing, *images.shape[1:]), self._dtype)]) if missing else images
-        parts = [self._run(padded[start : start + size]) for start in range(0, len(padded), size)]
-        if self.gives_maps:
-            return tuple(np.concatenate(maps)[: len(images)] for maps in zip(*parts, strict=True))
-        return np.concatenate(parts)[: len(images)]
-
-    def _run(self, images):
-        try:
-            found = self._session.run(None, {self._input: images})
-            return tuple(found) if self.gives_maps else found[0]
-        except Exception as error:  # onnxruntime's errors have no common base
-            raise CheckpointError(f"{self._name} cannot compute {images.shape}: {first_line(error)}") from None
-
-    def require(self, *keys):
-        """Return the metadata under these keys, in their order; raise CheckpointError where the file lacks one."""
-        missing = [key for key in keys if key not in self.metadata]
-        if missing:
-            lacks = f"{self._name} does not tell its {', '.join(missing)}"
-            if self.metadata:
-                raise CheckpointError(f"{lacks}, nor did {self.metadata.get('checkpoint')}, which it was exported from")
-            raise CheckpointError(f"{lacks}: another program wrote it; mindrepvgg export makes a file that does")
-        return [self.metadata[key] for key in keys]
+    suffix = Path(path).suffix
+    if suffix not in RUNS:
+        raise UserError(f"{path} is no exported file: its name must end in one of {', '.join(RUNS)}")
+    chosen = engine or RUNS[suffix][0]
+    if chosen not in RUNS[suffix]:
+        raise UserError(f"--engine {chosen} does not run {path}: {suffix} is for {' or '.join(RUNS[suffix])}")
+    check_options(chosen, num_threads, precision)
+    if chosen == OPENVINO:
+        return OpenVinoEngine(path, num_threads, precision)
+    return OnnxEngine(path, num_threads) if chosen == ONNXRUNTIME else MindIREngine(path)
 
 
-def _from_json(text):
-    """Return a metadata value; text that is not JSON, which another program wrote, as it is."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+def check_options(engine: str, num_threads: int | None = None, precision: str = "float32"):
+    """Raise UserError for options that an engine does not have."""
+    if engine not in ENGINES:
+        raise UserError(f"engine (={quoted(engine)}) must be one of {', '.join(ENGINES)}")
+    if precision != "float32" and engine != OPENVINO:
+        raise UserError(f"--precision {precision} is for --engine openvino; the engine here is {engine}")
+    if num_threads is not None and engine == MINDSPORE:
+        raise UserError("--num_threads is for the engines onnxruntime and openvino; the engine here is mindspore")
+    if num_threads is not None and num_threads < 1:
+        raise UserError(f"num_threads (={num_threads}) must be at least 1")
 
 
 def network_facts(net) -> dict:
@@ -181,21 +76,32 @@ def network_facts(net) -> dict:
     return {**facts, **{key: net.metadata[key] for key in ("class_names", "dataset") if key in net.metadata}}
 
 
-def engine_of(net, num_threads: int | None = None, precision: str = "float32") -> OnnxEngine:
+def engine_of(
+    net,
+    num_threads: int | None = None,
+    engine: str = ONNXRUNTIME,
+    precision: str = "float32",
+) -> OnnxEngine | OpenVinoEngine:
     """Make an engine of a MindSpore network, in memory, for any batch and image size.
 
     Args:
         net: in either form; a train-form network is fused in a copy.
-        num_threads: see `OnnxEngine`.
-        precision: see `GraphOptions`.
+        num_threads: see the engine's class.
+        engine: "onnxruntime" or "openvino".
+        precision: see `open_engine`.
 
     Raises:
-        UserError: onnx or onnxruntime is missing.
+        UserError: onnx or the engine's package is missing.
     """
-    require_onnx()
-    layout = net.variant.deploy_layout("onnxruntime", "take the engine mindspore")
+    if engine == OPENVINO:
+        require_optional("openvino", "openvino", "the engine openvino")
+    else:
+        require_onnx()
+    layout = net.variant.deploy_layout(engine, "take the engine mindspore")
     deployed = net if net.deploy else to_deploy(net)
-    options = GraphOptions(precision=precision)
     facts = {**network_facts(net), "model": layout.name}
-    model = build_onnx(layout, network_arrays(deployed), options, facts)
-    return OnnxEngine(model.SerializeToString(), num_threads)
+    model = build_onnx(layout, network_arrays(deployed), GraphOptions(), facts)
+    content = model.SerializeToString()
+    if engine == OPENVINO:
+        return OpenVinoEngine(content, num_threads, precision)
+    return OnnxEngine(content, num_threads)

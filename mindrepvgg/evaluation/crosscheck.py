@@ -11,7 +11,7 @@ from mindrepvgg.data.loaders import check_classes, eval_loader, loader_of
 from mindrepvgg.data.samples import labelled_photos
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.evaluation.inference import ArrayFunction, as_function
-from mindrepvgg.evaluation.metrics import MetricSum
+from mindrepvgg.evaluation.metrics import MetricSum, softmax
 from mindrepvgg.evaluation.torch_reference import TorchReference, import_torch, read_tensors
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.recipe.network import recipe_of
@@ -73,7 +73,11 @@ class CrossCheck:
 
 
 def cross_check(
-    ours: ArrayFunction, reference: ArrayFunction, batches: Iterable[tuple], rtol: float = 1e-4
+    ours: ArrayFunction,
+    reference: ArrayFunction,
+    batches: Iterable[tuple],
+    rtol: float = 1e-4,
+    probabilities: bool = False,
 ) -> CrossCheck:
     """Run two networks over the same batches and compare them, batch by batch.
 
@@ -81,6 +85,7 @@ def cross_check(
         ours, reference: images (N, C, H, W) float32 -> logits (N, classes), both arrays.
         batches: (images, labels, valid) as an `EvalLoader` gives them; labels are None where there are none.
         rtol: the largest difference over the reference's largest logit that passes.
+        probabilities: whether the differences are those of the probabilities, the softmax of both.
 
     Raises:
         UserError: `rtol` is negative, infinite or NaN.
@@ -96,8 +101,9 @@ def cross_check(
         if a.shape != b.shape:
             raise ValueError(f"logits of shapes {a.shape} and {b.shape} do not compare")
         # np.maximum keeps a NaN, where max() would lose it.
-        max_abs = float(np.maximum(max_abs, difference(b, a)[0]))
-        scale = max(scale, largest(b))
+        compared = [softmax(a), softmax(b)] if probabilities else [a, b]
+        max_abs = float(np.maximum(max_abs, difference(compared[1], compared[0])[0]))
+        scale = max(scale, largest(compared[1]))
         tops = [np.argsort(-logits, axis=1, kind="stable")[:, :_TOP] for logits in (a, b)]
         same_top1 += int((tops[0][:, 0] == tops[1][:, 0]).sum())
         same_top5 += int((np.sort(tops[0], 1) == np.sort(tops[1], 1)).all(1).sum())

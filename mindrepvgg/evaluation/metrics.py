@@ -39,6 +39,13 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.log(np.exp(shifted).sum(axis=1)) - np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """The probabilities (N, classes) of logits, in float64."""
+    logits = np.asarray(logits, np.float64)
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
 @dataclass
 class MetricSum:
     """Loss and top-k counts over images seen so far; add batches with `update`, ranks with `+`.

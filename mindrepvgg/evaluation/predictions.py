@@ -18,6 +18,7 @@ from mindrepvgg.data.loaders import loader_of
 from mindrepvgg.data.source import ImageFiles, Source
 from mindrepvgg.errors import UserError
 from mindrepvgg.evaluation.inference import ArrayFunction, as_function
+from mindrepvgg.evaluation.metrics import softmax
 from mindrepvgg.files import MEGABYTE, read_regular
 from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.text import counted, printable
@@ -75,11 +76,13 @@ class _Reasons(BadImages):
 def loader_for(net, files: ImageFiles, overrides: Mapping | None = None) -> EvalLoader:
     """Batches of the files' pictures, prepared as the network's checkpoint says; `overrides`: recipe keys over that.
 
+    An exported file with preprocessing inside gets uint8 pixels.
+
     Raises RecipeError when these do not go together.
     """
     names = tuple(str(index) for index in range(net.num_classes))
     source = Source("pictures", names, np.zeros(len(files), np.int32), files=files)
-    return loader_of(recipe_of(net, overrides or {}), source)
+    return loader_of(recipe_of(net, overrides or {}), source, as_uint8=getattr(net, "preprocesses", False))
 
 
 def predictions(
@@ -121,8 +124,7 @@ def _prediction(file, logits, error, class_names, topk):
         error = f"the network's logits for {file} are not finite"
     if error is not None:
         return Prediction(file, error=error)
-    exponentials = np.exp(logits - logits.max())
-    probabilities = exponentials / exponentials.sum()
+    probabilities = softmax(logits)
     first = [int(index) for index in np.argsort(-logits, kind="stable")[:topk]]
     names = range(len(logits)) if class_names is None else class_names
     return Prediction(file, tuple((str(names[index]), index, float(probabilities[index])) for index in first))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from mindspore import nn
+
 from mindrepvgg.data.loaders import check_classes, loader_of, open_split
 from mindrepvgg.data.source import spread
 from mindrepvgg.evaluation.class_report import ClassReport
@@ -28,8 +30,9 @@ class EvalOptions:
         limit: at most so many images, spread over the classes; None: all.
         flip: take the mean of an image's logits and its mirror image's.
         amp_level: "O2" and "O3" compute in float16, see `reparam.precision.set_precision`.
-        engine: "mindspore", or "onnxruntime", which computes the deploy form in float32 on the CPU.
+        engine: "mindspore", or "onnxruntime" or "openvino", which compute the deploy form on the CPU.
         by_class: count for each class too.
+        precision: of the engine's arithmetic.
     """
 
     limit: int | None = None
@@ -37,6 +40,7 @@ class EvalOptions:
     amp_level: str = "O0"
     engine: str = "mindspore"
     by_class: bool = False
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Validation:
         """Plain types, for JSON."""
         return {
             **{name: getattr(self, name) for name in ("model", "form", "dataset", "device", "processes")},
-            **{name: getattr(self.options, name) for name in ("engine", "amp_level", "flip")},
+            **{name: getattr(self.options, name) for name in ("engine", "precision", "amp_level", "flip")},
             "split_images": self.split_images,
             **vars(self.evaluation),
             **({"worst_classes": [result._asdict() for result in self.classes.worst()]} if self.classes else {}),
@@ -81,8 +85,9 @@ class Validation:
         if self.chosen_images < self.split_images:
             images = f"{self.chosen_images:,} of {counted(self.split_images, 'image')}, spread over all classes"
         fused = ", fused to deploy form" if self.form == "train" else ""
+        inside = f" in {options.precision}" if options.precision != "float32" else ""
         special = [
-            *([f"computed by onnxruntime{fused}"] if options.engine == "onnxruntime" else []),
+            *([f"computed by {options.engine}{inside}{fused}"] if options.engine != "mindspore" else []),
             *([f"computed in {_HALF} ({options.amp_level})"] if options.amp_level != "O0" else []),
             *(["logits averaged over each image and its mirror image"] if options.flip else []),
         ]
@@ -110,8 +115,8 @@ def run_validation(
     """Validate a network on the split that its checkpoint tells.
 
     Args:
-        net: not called yet, because a graph that it has compiled would keep its precision. It stays in the precision
-            of the options.
+        net: a network that was not called yet, because a graph that it has compiled would keep its precision; it
+            stays in the precision of the options. Or an exported file, see `deployment.exported.ExportedNetwork`.
         overrides: recipe keys of the command line, see `recipe.network.recipe_of`.
         options: how to validate it.
         device: the one in use.
@@ -124,18 +129,21 @@ def run_validation(
     """
     check_precision(options.amp_level, _HALF, device)
     recipe = recipe_of(net, overrides)
-    set_grouped(net, recipe.grouped)
+    is_network = isinstance(net, nn.Cell)
+    if is_network:
+        set_grouped(net, recipe.grouped)
     source = open_split(recipe, "val")
     check_classes(net, source)
-    loader = loader_of(recipe, spread(source, options.limit), ranks, as_uint8=engine_of is None)
+    as_uint8 = engine_of is None if is_network else net.preprocesses
+    loader = loader_of(recipe, spread(source, options.limit), ranks, as_uint8)
     if options.amp_level != "O0":
         set_precision(net, options.amp_level, _HALF)
     run = engine_of(net) if engine_of else net
     confusion = ConfusionSum.of(net.num_classes) if options.by_class else None
     found = evaluate(run, loader, show_progress and ranks.is_first, ranks, options.flip, confusion)
     return Validation(
-        model=recipe.model,
-        form=form_of(net),
+        model=recipe.model if net.variant else net.name,
+        form=form_of(net) if is_network else net.form,
         dataset=source.title,
         device=device,
         processes=ranks.size,

@@ -16,7 +16,7 @@ def recipe_of(net, overrides: Mapping, maps: bool = False) -> Recipe:
     """How to validate a network: what its checkpoint tells, with `overrides` on top.
 
     Args:
-        net: the network.
+        net: the network, or what tells as much of one; its `variant` is None where it is not known.
         overrides: recipe keys.
         maps: whether a network that gives maps and has no classes will do.
 
@@ -24,18 +24,19 @@ def recipe_of(net, overrides: Mapping, maps: bool = False) -> Recipe:
         RecipeError: the two do not go together. The data set's folder may be missing.
         UserError: the network has no classes.
     """
-    if net.variant.features and not maps:
+    variant = net.variant
+    if variant and variant.features and not maps:
         raise UserError(
-            f"the features network of {net.variant.name} gives maps and has no classes; give one that classifies"
+            f"the features network of {variant.name} gives maps and has no classes; give one that classifies"
         )
     known = net.metadata
     values = dict(known.get("recipe") or {})
     values.update(described_keys(known))
     if "dataset" in known:
         values["dataset"] = known["dataset"]
-    variant = net.variant
-    values |= {"model": variant.name, "model_args": variant.size_args}
-    values |= {"block": variant.block, "block_where": variant.block_where}
+    if variant:
+        values |= {"model": variant.name, "model_args": variant.size_args}
+        values |= {"block": variant.block, "block_where": variant.block_where}
     values["num_classes"], values["in_channels"] = net.num_classes or None, net.in_channels
     try:
         return recipe_from_dict(values, overrides=overrides, given=CODE)

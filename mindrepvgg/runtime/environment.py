@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -28,6 +29,20 @@ def cap_cpu_isa() -> bool:
         return False
     os.environ[_ISA_CAP] = "AVX2"
     return True
+
+
+@contextlib.contextmanager
+def without_isa_cap():
+    """Take the cap on oneDNN away in the body, where another program's copy of oneDNN reads it for the first time.
+
+    MindSpore read it when it was imported.
+    """
+    cap = os.environ.pop(_ISA_CAP, None)
+    try:
+        yield
+    finally:
+        if cap is not None:
+            os.environ[_ISA_CAP] = cap
 
 
 def launched_processes() -> int | None:

@@ -32,7 +32,9 @@ SUFFIXES = (".ckpt", ".safetensors")
 _MOST_BYTES = 8 << 30
 
 # Files for inference, by how they begin or by their suffix: what they are, and what uses them.
-_ONNX_ENGINES = "onnxruntime runs it, and in Python mindrepvgg.deployment.engine.OnnxEngine"
+_ONNX_ENGINES = (
+    "validate, predict and benchmark take it as .onnx, and in Python mindrepvgg.deployment.engine.OnnxEngine"
+)
 _INFERENCE = (
     (rb"\x08[\x01-\x20][\x12\x1a\x3a\x42]", ".onnx", "an ONNX file", _ONNX_ENGINES),
     (rb"\x0a.[\d.]+\x12\x09MindSpore", ".mindir", "a MindIR file", "mindspore.load and MindSpore Lite read it"),

@@ -26,7 +26,18 @@ def test_both_forms_judge_alike(files, call):
     assert 0 < train["correct"] < train["num_images"] == 1000
     assert all(f["loss"] == pytest.approx(train["loss"], rel=1e-5) for f in fused)
     assert set(train) == {
-        *("model", "form", "dataset", "device", "processes", "engine", "amp_level", "flip", "split_images"),
+        *(
+            "model",
+            "form",
+            "dataset",
+            "device",
+            "processes",
+            "engine",
+            "precision",
+            "amp_level",
+            "flip",
+            "split_images",
+        ),
         *("top1", "top5", "loss", "num_images", "correct", "images_per_second", "unreadable"),
     }
 

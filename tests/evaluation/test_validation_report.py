@@ -139,7 +139,18 @@ def test_files_and_lines_agree(digits, call, tmp_path):
 def test_what_programs_get(digits, judge, tmp_path):
     found = judge(digits / "train.ckpt", "--limit", "100", "--confusion", tmp_path / "m.png")
     assert list(found) == [
-        *("model", "form", "dataset", "device", "processes", "engine", "amp_level", "flip", "split_images"),
+        *(
+            "model",
+            "form",
+            "dataset",
+            "device",
+            "processes",
+            "engine",
+            "precision",
+            "amp_level",
+            "flip",
+            "split_images",
+        ),
         *("top1", "top5", "loss", "num_images", "correct", "images_per_second", "unreadable", "worst_classes"),
     ]
     assert (found["num_images"], found["split_images"], found["unreadable"]) == (100, 1000, 0)
@@ -330,8 +341,8 @@ def test_two_processes_count_what_one_counts(digits, judge, tmp_path):
         ("--limit few", "argument --limit: invalid int value: 'few'\n"),
         ("--amp_level O1", "argument --amp_level: invalid choice: 'O1'"),
         ("--engine tensorrt", "argument --engine: invalid choice: 'tensorrt'"),
-        ("--engine onnxruntime --amp_level O2", "--engine onnxruntime computes in float32 on the CPU; leave out"),
-        ("--engine onnxruntime --device_target Ascend", "--engine onnxruntime computes in float32 on the CPU; leave"),
+        ("--engine onnxruntime --amp_level O2", "--engine onnxruntime computes on the CPU; leave out"),
+        ("--engine onnxruntime --device_target Ascend", "--engine onnxruntime computes on the CPU; leave"),
         ("--cross_check --flip", "--cross_check compares logits with PyTorch's and takes no --flip; give one of"),
         ("--cross_check --limit 5", "and takes no --limit;"),
         ("--cross_check --per_class c.csv", "and takes no --per_class;"),

@@ -203,8 +203,8 @@ def test_what_is_no_checkpoint(call, tmp_path, name, suffix):
 @pytest.mark.parametrize(
     "command",
     [
-        "validate net.onnx", "validate net.ckpt --engine onnxruntime", "convert net.onnx out.ckpt", "summary net.onnx",
-        "convert net.ckpt --inspect", "predict net.onnx net.onnx", "export net.onnx out.mindir",
+        "validate net.ckpt --engine onnxruntime", "convert net.onnx out.ckpt", "summary net.onnx",
+        "convert net.ckpt --inspect", "predict net.ckpt net.ckpt", "export net.onnx out.mindir",
         "train -c quickstart --pretrained net.onnx --ckpt_save_dir run", "train --resume net.onnx",
     ],
 )  # fmt: skip
@@ -216,8 +216,9 @@ def test_an_onnx_file_is_told_from_a_checkpoint(call, tmp_path, monkeypatch, com
     status, out, err = call(*command.split())
     assert (status, out) == (2, "")
     assert err == (
-        f"error: {path} is an ONNX file, for inference, and no checkpoint: onnxruntime runs it, and in Python "
-        "mindrepvgg.deployment.engine.OnnxEngine; give the checkpoint that it was exported from, deploy.ckpt\n"
+        f"error: {path} is an ONNX file, for inference, and no checkpoint: validate, predict and benchmark take it as "
+        ".onnx, and in Python mindrepvgg.deployment.engine.OnnxEngine; give the checkpoint that it was exported from, "
+        "deploy.ckpt\n"
     )
     assert contents(tmp_path).keys() == {path}
 
