@@ -1,6 +1,7 @@
 """Measure the latency and throughput of networks by form, engine, precision and batch size.
 
     mindrepvgg benchmark --models repvgg_a0,repvgg_b1 --engines mindspore,onnxruntime,torch --out results.md
+    mindrepvgg benchmark a1.onnx a1.int8.onnx --engines onnxruntime,openvino --precisions float32,bfloat16
     mindrepvgg benchmark --ckpt_path best.ckpt --forms deploy --batch_sizes 1,8,32 --csv results.csv
 
 The paper's table 4 on any device: the speed of each network beside ResNet-18's, and the plot of accuracy over speed.
@@ -22,14 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; files are written anew after each batch size, so that none is lost."""
     parser = ArgumentParser("benchmark", description=__doc__)
     parser.add_argument("--models", metavar="NAME,...", default="", help="networks of the family (repvgg_a0)")
-    parser.add_argument("files", nargs="*", metavar="CKPT", help="checkpoints of this or any RepVGG project")
+    parser.add_argument("files", nargs="*", metavar="CKPT", help="checkpoints of any project, exported files")
     parser.add_argument("--ckpt_path", nargs="+", default=[], metavar="FILE", help="checkpoints too")
     parser.add_argument("--forms", metavar="FORM,...", default="train,deploy", help="train, deploy (both)")
     parser.add_argument("--batch_sizes", metavar="N,...", default="1,16", help="images a call (%(default)s)")
-    parser.add_argument("--precisions", metavar="NAME,...", default="float32", help="float32, float16 (%(default)s)")
     parser.add_argument(
-        "--engines", metavar="NAME,...", default="mindspore", help="mindspore, onnxruntime, torch (%(default)s)"
+        "--precisions", metavar="NAME,...", default="float32", help="float32, float16, bfloat16 (float32)"
     )
+    text = "mindspore, onnxruntime, openvino, torch (%(default)s); of an exported file, those that run it"
+    parser.add_argument("--engines", metavar="NAME,...", default="mindspore", help=text)
     parser.add_argument("--baselines", metavar="NAME,...", default="", help="networks of MindCV, as resnet18")
     parser.add_argument("--image_size", metavar="N", default=224, help="pixels of a side (%(default)s)")
     parser.add_argument("--rounds", metavar="N", default=20, help="counted calls of each contestant (%(default)s)")

@@ -61,7 +61,7 @@ class ExportedNetwork:
         self.variant = described.variant if described else None
         self.metadata = described.to_dict() if described else {}
         told = engine.metadata
-        self.precision = "int8" if "quantization" in told else told.get("precision", "")
+        self.precision = precision_of(told)
         self.gives_probabilities = told.get("output") == "probabilities"
         self.num_classes = described.num_classes if described else engine.num_classes
         self.in_channels = described.in_channels if described else engine.in_channels
@@ -118,6 +118,11 @@ class ExportedNetwork:
             return scores
         # np.maximum keeps a NaN.
         return np.log(np.maximum(scores.astype(np.float32), _SMALLEST))
+
+
+def precision_of(metadata: Mapping) -> str:
+    """The precision of an exported file's weights: "float32", "float16" or "int8"; "" where it does not tell."""
+    return "int8" if "quantization" in metadata else metadata.get("precision", "")
 
 
 class BesideFloat32:

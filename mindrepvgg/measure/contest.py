@@ -2,11 +2,13 @@
 
 - Time: of one call, with the images in the host's memory, until the logits are an array of the host. Copying the logits
   counts, and so does copying the images, where an engine copies them in each call.
-- First call: the graph is built in it; for onnxruntime it includes making the session.
+- First call: the graph is built in it; for onnxruntime and OpenVINO it includes opening the file.
 - Processes: each contestant has one of its own, so that its memory can be told and no framework meets another's threads
   or settings. The contestants of one batch size are alive together and take turns, see `turns`.
 - Speed ratio: the median of the rounds' ratios.
 - float16: MindSpore's amp level O3, the float16 export under onnxruntime, half-precision tensors in PyTorch.
+- bfloat16: the float32 file under OpenVINO, with its hint.
+- An exported file is run as it is, in its own precision, at its own batch and size where these are fixed.
 - Memory: the most that a contestant's process held, beyond what it held with its framework loaded; on an NPU, what
   MindSpore allocated there.
 
@@ -25,11 +27,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from mindrepvgg.deployment.engine import RUNS, is_exported, open_engine
+from mindrepvgg.deployment.engine_base import MINDSPORE, ONNXRUNTIME, OPENVINO
+from mindrepvgg.deployment.exported import precision_of
 from mindrepvgg.deployment.graph import GraphOptions, build_onnx, require_onnx
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure.contestants import Network, compete, filled_network, read_arrays
 from mindrepvgg.measure.report import Report, Result
-from mindrepvgg.measure.settings import MINDSPORE, ONNXRUNTIME, REFERENCE, TORCH, Contestant, Settings
+from mindrepvgg.measure.settings import FILE, PRECISIONS, REFERENCE, TORCH, Contestant, Settings
 from mindrepvgg.measure.worker import BrokenDown, Worker
 from mindrepvgg.models import variants
 from mindrepvgg.models.shapes import parameter_shapes
@@ -42,7 +47,8 @@ from mindrepvgg.text import nearest, quoted
 
 # What a network's logits may differ by between contestants, over the largest. Loose, because NPUs round float32
 # convolutions; a network that computes something else differs by about the largest itself.
-_AGREEMENT = {"float32": 1e-2, "float16": 1e-1}
+# Two engines round the integers of an INT8 file differently; "" is a file that does not tell its precision.
+_AGREEMENT = {"float32": 1e-2, "float16": 1e-1, "bfloat16": 2e-1, "int8": 3e-1, "": 3e-1}
 # Seconds before a turn: PyTorch's threads spin for some milliseconds after their call.
 _REST = 0.05
 
@@ -83,6 +89,9 @@ def _check_packages(settings):
     """Raise UserError for an engine that is not installed, or a network that MindCV does not have."""
     if ONNXRUNTIME in settings.engines:
         require_onnx()
+    if OPENVINO in settings.engines:
+        require_optional("openvino", "openvino", "the engine openvino")
+        require_optional("onnx", "onnx", "the engine openvino")
     if TORCH in settings.engines:
         require_optional("torch", "torch", "the engine torch")
     if settings.baselines:
@@ -102,8 +111,9 @@ def _prepare(settings, folder) -> dict[str, Network]:
     from mindrepvgg.reparam.deploy import to_deploy
     from mindrepvgg.weights.load import load_weights
 
-    networks = {}
-    for number, label in enumerate((*settings.models, *settings.ckpt_paths)):
+    networks = {label: _exported(label) for label in settings.ckpt_paths if is_exported(label)}
+    checkpoints = [label for label in settings.ckpt_paths if label not in networks]
+    for number, label in enumerate((*settings.models, *checkpoints)):
         if number < len(settings.models):
             variant = variants.find(label)
             shapes = parameter_shapes(variant, TRAIN, aux_heads=False)
@@ -124,11 +134,28 @@ def _prepare(settings, folder) -> dict[str, Network]:
     return networks
 
 
+def _exported(path) -> Network:
+    """Read what an exported file tells, with the first engine that runs it."""
+    engine = open_engine(path)
+    if engine.gives_maps or not engine.in_channels:
+        raise UserError(f"{path} cannot be measured: it gives maps, or leaves the channels of its input open")
+    variant = engine.description.variant if engine.description else None
+    facts = variant, engine.num_classes, engine.in_channels, {FILE: str(path)}
+    sizes = engine.batch_size, engine.image_size
+    return Network(*facts, precision_of(engine.metadata), engine.preprocesses, *sizes)
+
+
 def _plan(settings, networks) -> tuple[list[Contestant], list[str]]:
     """Return the combinations to measure, ordered by batch size, and a line for each kind that is left out."""
     left_out = []
-    if ONNXRUNTIME in settings.engines and TRAIN in settings.forms and networks:
-        left_out.append("train form under onnxruntime: only the deploy form is exported")
+    files = {label: network for label, network in networks.items() if FILE in network.weights}
+    networks = {label: network for label, network in networks.items() if label not in files}
+    for engine in (ONNXRUNTIME, OPENVINO):
+        if engine in settings.engines and TRAIN in settings.forms and networks:
+            left_out.append(f"train form under {engine}: only the deploy form is exported")
+    for engine, precision in itertools.product(settings.engines, settings.precisions):
+        if precision not in PRECISIONS[engine] and networks:
+            left_out.append(f"{precision} under {engine}: it computes in {' and '.join(PRECISIONS[engine])}")
     if settings.baselines and MINDSPORE not in settings.engines:
         left_out.append(f"{', '.join(settings.baselines)}: run under mindspore, which is not among the engines")
     if TRAIN in settings.forms:
@@ -141,11 +168,36 @@ def _plan(settings, networks) -> tuple[list[Contestant], list[str]]:
         contestants += [
             Contestant(label, form, engine, precision, batch_size)
             for engine, (label, network), form in itertools.product(settings.engines, networks.items(), settings.forms)
-            if form in network.weights and (engine, form) != (ONNXRUNTIME, TRAIN)
+            if form in network.weights and precision in PRECISIONS[engine]
+            if form != TRAIN or engine not in (ONNXRUNTIME, OPENVINO)
         ]
+    contestants += _plan_files(settings, files, left_out)
+    contestants.sort(key=lambda contestant: settings.batch_sizes.index(contestant.batch_size))
     if not contestants:
         raise UserError(f"nothing to measure: {'; '.join(left_out)}")
     return contestants, left_out
+
+
+def _plan_files(settings, files, left_out):
+    """Return the contestants of the exported files; add to `left_out` what their fixed sizes rule out."""
+    contestants = []
+    for label, network in files.items():
+        runs = RUNS[Path(label).suffix]
+        engines = [engine for engine in settings.engines if engine in runs] or [runs[0]]
+        side = settings.image_size
+        if network.image_size not in (None, (side, side)):
+            height, width = network.image_size
+            left_out.append(f"{label}: it takes {height}x{width}; give --image_size for a square one")
+            continue
+        for batch_size in settings.batch_sizes:
+            if network.batch_size not in (None, batch_size):
+                left_out.append(f"{label}, batch {batch_size}: its batch is fixed at {network.batch_size}")
+                continue
+            for engine in engines:
+                contestants.append(Contestant(label, FILE, engine, network.precision, batch_size))
+                if engine == OPENVINO and "bfloat16" in settings.precisions and network.precision == "float32":
+                    contestants.append(Contestant(label, FILE, engine, "bfloat16", batch_size))
+    return contestants
 
 
 def _groups(contestants, alone):
@@ -167,7 +219,7 @@ def _compete(report, group, networks, folder, logits, update):
         logits: (network, batch size) -> the first contestant and its logits, which the others must agree with.
         update: called after each step of a contestant.
     """
-    settings, facts, memory = report.settings, {}, {}
+    settings, facts, memory, differs = report.settings, {}, {}, {}
     times = {contestant: [] for contestant in group}
     with contextlib.ExitStack() as stack:
         workers: dict[Contestant, Worker] = {}
@@ -192,7 +244,7 @@ def _compete(report, group, networks, folder, logits, update):
                 stack.callback(worker.close)
                 facts[contestant] = worker.answer()
                 if network:
-                    _check_agreement(contestant, facts[contestant].logits, logits)
+                    differs[contestant] = _check_agreement(contestant, facts[contestant].logits, logits)
         for contestant, counts in turns(workers, settings.rounds, settings.warmup, _REST):
             with step(contestant):
                 seconds = workers[contestant].ask("call")
@@ -205,7 +257,15 @@ def _compete(report, group, networks, folder, logits, update):
         network, own = _network(networks, contestant), facts[contestant]
         parameters = own.parameters if network is None else _count(network, contestant.form)
         report.results.append(
-            Result(contestant, own.device, tuple(times[contestant]), own.first_seconds, memory[contestant], parameters)
+            Result(
+                contestant,
+                own.device,
+                tuple(times[contestant]),
+                own.first_seconds,
+                memory[contestant],
+                parameters,
+                differs.get(contestant),
+            )
         )
 
 
@@ -215,7 +275,10 @@ def _network(networks, contestant) -> Network | None:
 
 
 def _count(network, form):
-    """Count the numbers that training learns, without auxiliary heads, which inference leaves out."""
+    """Count the numbers that training learns, without auxiliary heads, which inference leaves out; None: not known."""
+    if network.variant is None:
+        return None
+    form = DEPLOY if form == FILE else form
     sizes = network.num_classes, network.in_channels
     return summarise(network.variant, *sizes, aux_heads=False).total(form).params
 
@@ -225,20 +288,26 @@ def _source(contestant, network, folder):
     if network is None:
         return None
     arrays = network.weights[contestant.form]
-    if contestant.engine != ONNXRUNTIME:
+    if contestant.form == FILE or contestant.engine not in (ONNXRUNTIME, OPENVINO):
         return arrays
-    path = Path(folder, f"{Path(arrays).stem}_{contestant.precision}.onnx")
+    precision = "float16" if contestant.precision == "float16" else "float32"
+    path = Path(folder, f"{Path(arrays).stem}_{precision}.onnx")
     if not path.exists():
-        options = GraphOptions(precision=contestant.precision)
+        options = GraphOptions(precision=precision)
         path.write_bytes(build_onnx(network.variant, read_arrays(arrays), options).SerializeToString())
     return str(path)
 
 
-def _check_agreement(contestant, found, logits):
-    """Keep the first contestant's logits; raise BrokenDown where another's differ, or some are not finite."""
+def _check_agreement(contestant, found, logits) -> float:
+    """Keep the first contestant's logits; raise BrokenDown where another's differ, or some are not finite.
+
+    Returns:
+        How far the logits are from the first contestant's, over the largest of these.
+    """
     if not np.isfinite(found).all():
         raise BrokenDown("its logits are not finite")
     first, expected = logits.setdefault((contestant.network, contestant.batch_size), (contestant, found))
     _, max_rel = difference(expected, found)
     if max_rel > max(_AGREEMENT[own.precision] for own in (first, contestant)):
         raise BrokenDown(f"its logits differ from the first contestant's by {max_rel:.1e} of the largest")
+    return max_rel

@@ -7,25 +7,38 @@ import os
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mindrepvgg.measure.settings import MINDSPORE, ONNXRUNTIME, TORCH
+from mindrepvgg.deployment.engine_base import MINDSPORE, ONNXRUNTIME, OPENVINO
+from mindrepvgg.measure.settings import FILE, TORCH
 from mindrepvgg.measure.torch_network import torch_eager, torch_network
 from mindrepvgg.measure.worker import host_memory
-from mindrepvgg.models.variants import Variant
 from mindrepvgg.runtime.timing import timed
 
 
 @dataclass(frozen=True)
 class Network:
-    """What a process needs to build a network of the family; weights: form -> file of its arrays."""
+    """What a process needs to build a network of the family, or to call an exported file.
 
-    variant: Variant
-    num_classes: int
+    Attributes:
+        variant: the layout; None for a file that does not describe itself.
+        num_classes, in_channels: the network's.
+        weights: form -> file of its arrays; FILE -> the exported file.
+        precision: of an exported file, see `Contestant`.
+        preprocesses: whether it takes uint8 (N, H, W, C).
+        batch_size, image_size: where it fixes them; None for any.
+    """
+
+    variant: Any
+    num_classes: int | None
     in_channels: int
     weights: dict[str, str]
+    precision: str = ""
+    preprocesses: bool = False
+    batch_size: int | None = None
+    image_size: tuple[int, int] | None = None
 
 
 class Facts(NamedTuple):
@@ -52,7 +65,8 @@ def compete(contestant, network, source, settings) -> Generator:
     Args:
         contestant: a `Contestant`.
         network: a `Network`; None for one of MindCV's.
-        source: the file that the network is built from: arrays, for onnxruntime an ONNX file; None for MindCV's.
+        source: the file that the network is built from: arrays, for onnxruntime and openvino an ONNX file, or an
+            exported file; None for MindCV's.
         settings: the benchmark's `Settings`.
 
     Yields:
@@ -62,8 +76,10 @@ def compete(contestant, network, source, settings) -> Generator:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: settings.num_threads])
     channels = network.in_channels if network else 3
     shape = (contestant.batch_size, channels, settings.image_size, settings.image_size)
-    images = np.random.default_rng(0).standard_normal(shape, np.float32)
-    prepare = {MINDSPORE: _mindspore, ONNXRUNTIME: _onnxruntime, TORCH: _torch}[contestant.engine]
+    images: np.ndarray = np.random.default_rng(0).standard_normal(shape, np.float32)
+    if network and network.preprocesses:
+        images = np.random.default_rng(0).integers(0, 256, (shape[0], *shape[2:], channels), np.uint8)
+    prepare = {MINDSPORE: _mindspore, ONNXRUNTIME: _onnxruntime, OPENVINO: _openvino, TORCH: _torch}[contestant.engine]
     prepared = prepare(contestant, network, source, images, settings.device_target)
     start = time.perf_counter()
     logits = prepared.call()
@@ -83,7 +99,13 @@ def _mindspore(contestant, network, source, images, device_target):
 
     if network is None:
         import mindcv
+    if contestant.form == FILE:
+        from mindrepvgg.deployment.mindir_engine import MindIREngine
 
+        target = device.setup(device_target)
+        peak_memory = host_memory() if target == "CPU" else ms.runtime.max_memory_allocated
+        file = MindIREngine(source)
+        return _Prepared(target, lambda: file(images), peak_memory)
     target = device.setup(device_target)
     peak_memory = host_memory() if target == "CPU" else ms.runtime.max_memory_allocated
     if network is None:
@@ -106,6 +128,18 @@ def _onnxruntime(contestant, network, source, images, device_target):
 
     peak_memory = host_memory()
     engine = functools.cache(lambda: OnnxEngine(source, len(os.sched_getaffinity(0))))
+    return _Prepared("CPU", lambda: engine()(images), peak_memory)
+
+
+def _openvino(contestant, network, source, images, device_target):
+    """Build it under OpenVINO on the CPU, in float32 unless the contestant is one of bfloat16."""
+    import openvino  # noqa: F401 - before memory is counted
+
+    from mindrepvgg.deployment.openvino_engine import OpenVinoEngine
+
+    peak_memory = host_memory()
+    precision = "bfloat16" if contestant.precision == "bfloat16" else "float32"
+    engine = functools.cache(lambda: OpenVinoEngine(source, len(os.sched_getaffinity(0)), precision))
     return _Prepared("CPU", lambda: engine()(images), peak_memory)
 
 

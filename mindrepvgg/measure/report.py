@@ -8,10 +8,11 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from mindrepvgg.deployment.engine_base import MINDSPORE
 from mindrepvgg.errors import UserError
 from mindrepvgg.evaluation.class_report import check_suffix
 from mindrepvgg.files import atomic_write
-from mindrepvgg.measure.settings import MINDSPORE, PUBLISHED_TOP1, REFERENCE, Contestant, Settings
+from mindrepvgg.measure.settings import PUBLISHED_TOP1, REFERENCE, Contestant, Settings
 from mindrepvgg.models.variants import TRAIN
 from mindrepvgg.runtime.environment import processor
 from mindrepvgg.runtime.timing import quartiles, times_as_fast
@@ -30,7 +31,9 @@ class Result:
         seconds: of its call in each round.
         first_seconds: of its first call, in which graphs are built.
         memory: bytes; None where the system does not tell.
-        parameters: numbers that training learns, without auxiliary heads.
+        parameters: numbers that training learns, without auxiliary heads; None where they are not known.
+        max_rel: how far its logits are from those of the first contestant of its network and batch size, over the
+            largest of these; None for MindCV's networks.
     """
 
     contestant: Contestant
@@ -38,7 +41,8 @@ class Result:
     seconds: tuple[float, ...]
     first_seconds: float
     memory: int | None
-    parameters: int
+    parameters: int | None
+    max_rel: float | None = None
 
     @property
     def quartiles(self) -> tuple[float, float, float]:
@@ -88,6 +92,7 @@ class Report:
                 "parameters": result.parameters,
                 "published_top1": self.settings.published(result.contestant),
                 "speed_ratio": result.speed_ratio(self.reference(result.contestant.batch_size)),
+                "max_rel": result.max_rel,
                 "reference": self.reference(result.contestant.batch_size).contestant.network,
             }
             for result in self.results
@@ -112,6 +117,11 @@ class Report:
         lines = [self._header(), "", figures]
         references = {self.reference(batch).contestant for batch in self.settings.batch_sizes if self._has(batch)}
         lines += ["", *(f"- speed ratio 1: {contestant.format()}" for contestant in sorted(references))]
+        lines += [
+            f"- {result.contestant.format()}: logits differ from the first's by {result.max_rel:.1e} of the largest"
+            for result in self.results
+            if result.max_rel and result.contestant.precision != "float32"
+        ]
         lines += [f"- left out: {line}" for line in self.left_out]
         return "\n".join(lines)
 
@@ -153,7 +163,8 @@ class Report:
 
         def rank(result):
             own = result.contestant
-            return -own.batch_size, own.engine != MINDSPORE, precisions.index(own.precision), own.form == TRAIN
+            known = precisions.index(own.precision) if own.precision in precisions else len(precisions)
+            return -own.batch_size, own.engine != MINDSPORE, known, own.form == TRAIN
 
         ranked = sorted(self.results, key=rank)
         found = {}
@@ -223,7 +234,7 @@ def _cells(row):
         f"{row['images_per_second']:.1f}",
         f"{row['first_call_s']:.1f}",
         "" if row["memory_mib"] is None else f"{row['memory_mib']:.0f}",
-        f"{row['parameters']:,}",
+        "" if row["parameters"] is None else f"{row['parameters']:,}",
         "" if row["published_top1"] is None else f"{row['published_top1']:.2f}",
         f"{row['speed_ratio']:.2f}",
     )

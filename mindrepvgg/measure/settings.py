@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from mindrepvgg.deployment.graph import PRECISIONS
+from mindrepvgg.deployment.engine_base import MINDSPORE, ONNXRUNTIME, OPENVINO
 from mindrepvgg.errors import UserError
 from mindrepvgg.models import variants
 from mindrepvgg.models.preprocessing import LARGEST_SIDE
@@ -15,7 +15,16 @@ from mindrepvgg.recipe.kinds import Kind, kind_of
 from mindrepvgg.recipe.rules import MOST_PIXELS
 from mindrepvgg.text import quoted
 
-MINDSPORE, ONNXRUNTIME, TORCH = ENGINES = ("mindspore", "onnxruntime", "torch")
+TORCH = "torch"
+# The precisions that each engine computes a network in. OpenVINO computes a float16 file in float32.
+PRECISIONS = {
+    MINDSPORE: ("float32", "float16"),
+    ONNXRUNTIME: ("float32", "float16"),
+    OPENVINO: ("float32", "bfloat16"),
+    TORCH: ("float32", "float16"),
+}
+ENGINES = tuple(PRECISIONS)
+FILE = "file"  # in place of a form: an exported file, which has no other
 REFERENCE = "resnet18"  # whose speed is 1, as one may read the paper's table 4; without it, the first row's
 
 # ImageNet-1k, percent, released weights at 224x224; RepVGGplus is published at 320x320 only. Source: the tables of the
@@ -31,9 +40,10 @@ class Contestant(NamedTuple):
     """What is measured.
 
     Attributes:
-        network: a network's name, or a checkpoint's path.
-        form: 'train' or 'deploy'; '' for a network of MindCV.
-        engine, precision, batch_size: as in `Settings`.
+        network: a network's name, or the path of a checkpoint or an exported file.
+        form: 'train' or 'deploy'; '' for a network of MindCV, FILE for an exported file.
+        engine, batch_size: as in `Settings`.
+        precision: as in `Settings`; of an exported file its own, "int8" or "" (not known) too.
     """
 
     network: str
@@ -44,8 +54,9 @@ class Contestant(NamedTuple):
 
     def format(self) -> str:
         """Return the contestant in words, for a message."""
-        form = f"{self.form} form, " if self.form else ""
-        return f"{self.network}, {form}{self.engine}, {self.precision}, batch {self.batch_size}"
+        form = f"{self.form} form, " if self.form in PLAIN_FORMS else ""
+        precision = f"{self.precision}, " if self.precision else ""
+        return f"{self.network}, {form}{self.engine}, {precision}batch {self.batch_size}"
 
 
 _LISTS = {
@@ -53,7 +64,7 @@ _LISTS = {
     "ckpt_paths": Kind(os.fspath, "a path", "FILE"),
     "forms": kind_of("str", *PLAIN_FORMS),
     "batch_sizes": kind_of("int", least=1),
-    "precisions": kind_of("str", *PRECISIONS),
+    "precisions": kind_of("str", "float32", "float16", "bfloat16"),
     "engines": kind_of("str", *ENGINES),
     "baselines": kind_of("str"),
 }
@@ -73,11 +84,12 @@ class Settings:
 
     Attributes:
         models: names of the family; the networks are filled by a rule.
-        ckpt_paths: checkpoints of any project.
+        ckpt_paths: checkpoints of any project, and exported files: `.onnx`, `.xml` of OpenVINO, `.mindir`.
         forms: of `variants.PLAIN_FORMS`.
         batch_sizes: images of a call.
-        precisions: of PRECISIONS.
-        engines: of ENGINES.
+        precisions: of a network; those of PRECISIONS that an engine has. An exported file has its own, and under
+            openvino bfloat16 as well.
+        engines: of ENGINES. An exported file is run by those of them that run it, or else by its first.
         baselines: networks of MindCV, freshly initialised, under MindSpore.
         image_size: pixels of a side.
         rounds: how many rounds count.

@@ -5,9 +5,11 @@ import itertools
 import sys
 
 import numpy as np
+import onnx
 import pytest
 from support import SMALL, context_mode, randomise_bn
 
+import mindrepvgg
 from mindrepvgg import create_model, save_checkpoint
 from mindrepvgg.cli import benchmark, entry
 from mindrepvgg.errors import UserError
@@ -37,7 +39,7 @@ def run(tmp_path_factory):
     capture = pytest.MonkeyPatch()
     printed = []
     capture.setattr("builtins.print", lambda *values: printed.append(*values))
-    arguments = ["--ckpt_path", path, "--engines", "mindspore,onnxruntime,torch", "--batch_sizes", 2, "--rounds", 2]
+    arguments = ["--ckpt_path", path, "--engines", ",".join(ENGINES), "--batch_sizes", 2, "--rounds", 2]
     arguments += ["--warmup", 1, "--image_size", 32, "--num_threads", 1, "--csv", table, "--out", out]
     arguments += ["--forms", "deploy"]
     try:
@@ -235,6 +237,62 @@ def test_what_makes_no_sense_is_left_out_with_a_line(tmp_path):
     ]
 
 
+def test_what_an_engine_does_not_compute_in_is_left_out(tmp_path):
+    settings = Settings("repvgg_nano", forms="deploy", engines="openvino,torch", precisions="float16,bfloat16")
+    contestants, left_out = contest._plan(settings, contest._prepare(settings, tmp_path))
+    assert [(own.engine, own.precision) for own in contestants if own.batch_size == 1] == [
+        *(("torch", "float16"), ("openvino", "bfloat16")),
+    ]
+    assert left_out == [
+        "float16 under openvino: it computes in float32 and bfloat16",
+        "bfloat16 under torch: it computes in float32 and float16",
+    ]
+
+
+@pytest.fixture
+def exported(tmp_path, monkeypatch):
+    """Files of one network, in the working folder: any batch, a fixed one with pixels, MindIR, and one undescribed."""
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(randomise_bn(create_model("repvgg", 10, 3, **SMALL["plain"])), "own.ckpt", image_size=[32, 32])
+    mindrepvgg.export("own.ckpt", "any.onnx", image_size="dynamic")
+    mindrepvgg.export("own.ckpt", "pixels.onnx", batch_size=2, preprocess=True)
+    mindrepvgg.export("own.ckpt", "own.mindir")
+    model = onnx.load("any.onnx")
+    model.ClearField("metadata_props")
+    onnx.save(model, "lost.onnx")
+
+
+def test_exported_files_take_part(exported):
+    """By the engines that run them, or else by their own."""
+    files = ["any.onnx", "pixels.onnx", "own.mindir", "lost.onnx", "--engines", "openvino"]
+    sizes = ["--image_size", "32", "--batch_sizes", "2", "--rounds", "1", "--warmup", "0", "--csv", "table.csv"]
+    assert entry.run(MAIN, [*files, *sizes]) == 0
+    with open("table.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["network"], row["engine"], row["precision"]) for row in rows] == [
+        ("any.onnx", "openvino", "float32"),
+        ("pixels.onnx", "openvino", "float32"),
+        ("own.mindir", "mindspore", "float32"),
+        ("lost.onnx", "openvino", ""),
+    ]
+    assert {row["form"] for row in rows} == {"file"}
+    assert all(float(row["max_rel"]) < 1e-5 for row in rows)
+    assert [row["parameters"] == "" for row in rows] == [False, False, False, True]
+
+
+def test_files_of_another_size_are_left_out(exported, tmp_path):
+    settings = Settings(ckpt_paths="own.mindir,any.onnx", engines="openvino,onnxruntime", precisions="float32,bfloat16")
+    contestants, left_out = contest._plan(settings, contest._prepare(settings, tmp_path))
+    assert [(own.engine, own.precision) for own in contestants if own.batch_size == 1] == [
+        *(("openvino", "float32"), ("openvino", "bfloat16"), ("onnxruntime", "float32")),
+    ]
+    assert left_out == ["own.mindir: it takes 32x32; give --image_size for a square one"]
+    settings = Settings(ckpt_paths="pixels.onnx", image_size=32, batch_sizes="2,1")
+    contestants, left_out = contest._plan(settings, contest._prepare(settings, tmp_path))
+    assert [(own.engine, own.batch_size) for own in contestants] == [("onnxruntime", 2)]
+    assert left_out == ["pixels.onnx, batch 1: its batch is fixed at 2"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -242,8 +300,10 @@ def test_what_makes_no_sense_is_left_out_with_a_line(tmp_path):
         ("--ckpt_path none.ckpt", "none.ckpt does not exist"),
         ("--forms fused", "forms (='fused') must be train or deploy"),
         ("--forms ,", "forms is empty; give at least one"),
-        ("--engines tensorrt", "engines (='tensorrt') must be mindspore, onnxruntime or torch"),
-        ("--precisions bfloat16", "precisions (='bfloat16') must be float32 or float16"),
+        ("--engines tensorrt", "engines (='tensorrt') must be mindspore, onnxruntime, openvino or torch"),
+        ("--precisions int4", "precisions (='int4') must be float32, float16 or bfloat16"),
+        ("--precisions bfloat16", "nothing to measure: bfloat16 under mindspore: it computes in float32 and float16"),
+        ("none.onnx", "none.onnx does not exist, expected an ONNX file"),
         ("--batch_sizes 1,0", "batch_sizes (='0') must be a whole number of at least 1"),
         ("--rounds 0", "rounds (='0') must be a whole number of at least 1"),
         ("--image_size 100000", "image_size (='100000') must be a whole number of at least 1 and at most 16384"),
@@ -284,6 +344,11 @@ def test_wrong_use_is_refused_in_one_line(capsys, arguments, text):
             "onnxruntime",
             "onnxruntime",
             "an ONNX file needs the package onnxruntime: pip install onnxruntime 'numpy<2' (extra: onnx)",
+        ),
+        (
+            "openvino",
+            "openvino",
+            "the engine openvino needs the package openvino: pip install openvino 'numpy<2' (extra: openvino)",
         ),
         (
             "onnx",
