@@ -43,7 +43,7 @@ class MindIREngine(Engine):
         content = read_regular(self.path, "a MindIR file", CheckpointError, _LARGEST_FILE)
         try:
             graph = ModelProto.FromString(content).graph
-        except DecodeError:
+        except (DecodeError, ValueError):  # ValueError: a name that is no UTF-8
             raise CheckpointError(f"{self.name} is not MindIR, or damaged; get a fresh copy") from None
         first = graph.input[0].tensor[0] if graph.input and graph.input[0].tensor else None
         self._describe(

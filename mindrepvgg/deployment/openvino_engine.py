@@ -29,6 +29,7 @@ from mindrepvgg.text import first_line, printable, quoted
 # What this package calls a precision: what OpenVINO calls it, and the capability of a CPU that has it.
 _PRECISIONS = {"float32": ("f32", "FP32"), "bfloat16": ("bf16", "BF16")}
 _TYPES = {"f32": np.float32, "f16": np.float16, "u8": np.uint8}
+_LARGEST_OPSET = 1000  # of today's 26
 _METADATA = "framework"  # where OpenVINO keeps the metadata of the ONNX file that a model was made from
 
 _compiling = threading.Lock()  # the environment is the process's
@@ -64,6 +65,8 @@ class OpenVinoEngine(Engine):
         self.precision = precision
         if self.path is not None:
             _check_files(self.path)
+        if self.path is None or self.path.suffix != ".xml":
+            _check_onnx(model, self.name)
         hint, capability = _PRECISIONS[precision]
         options = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": num_streams}
         if num_threads is not None:
@@ -93,7 +96,7 @@ class OpenVinoEngine(Engine):
             _sizes(first) if first else (),
             _TYPES.get(_type_of(first)) if first else None,
             [_sizes(output) for output in outputs],
-            _metadata_of(read),
+            _metadata_of(read, self.name),
             len(inputs),
         )
 
@@ -124,6 +127,27 @@ def _check_files(path: Path):
         open_regular(path, "an ONNX file", CheckpointError, LARGEST_FILE).close()
 
 
+def _check_onnx(model, name):
+    """Raise CheckpointError for what is not valid ONNX: OpenVINO crashes on some, and hangs on an opset of billions.
+
+    ONNX's own checker does not see every lie of a file.
+    """
+    onnx = import_optional("onnx", "openvino", "an ONNX file under openvino")
+    try:
+        if isinstance(model, (bytes, bytearray)):
+            read = onnx.load_model_from_string(bytes(model))
+        else:
+            read = onnx.load(str(model), load_external_data=False)
+        onnx.checker.check_model(read)
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{name} is damaged: its names or metadata are not UTF-8; get a fresh copy") from None
+    except Exception as error:  # protobuf's, the checker's, or a ValueError
+        raise CheckpointError(f"{name} cannot be run by OpenVINO: it is not valid ONNX: {first_line(error)}") from None
+    opset = max(entry.version for entry in read.opset_import)
+    if opset > _LARGEST_OPSET:
+        raise CheckpointError(f"{name} cannot be run by OpenVINO: it says that its opset is {opset}; get a fresh copy")
+
+
 @functools.cache
 def _core():
     """OpenVINO's one entry, which keeps what it has learnt of the CPU."""
@@ -132,11 +156,14 @@ def _core():
     return openvino.Core()
 
 
-def _metadata_of(model) -> dict:
+def _metadata_of(model, name) -> dict:
     """What a file of this package says of itself; OpenVINO keeps the metadata of the ONNX file in its IR too."""
     if not model.has_rt_info(_METADATA):
         return {}
-    found = model.get_rt_info(_METADATA).value
+    try:
+        found = model.get_rt_info(_METADATA).value
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{name} is damaged: its metadata are not UTF-8; get a fresh copy") from None
     facts = read_metadata(found) if isinstance(found, dict) else {}
     # OpenVINO's tools write the weights of an IR in float16 unless they are told not to.
     if facts and any(op.get_type_name() == "Constant" and _type_of(op) == "f16" for op in model.get_ops()):

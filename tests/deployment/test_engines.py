@@ -261,6 +261,20 @@ def test_what_is_no_model(content, kind, damage):
     assert "\n" not in str(caught.value)
 
 
+def test_a_number_that_openvino_would_count_down_from(content):
+    model = onnx.ModelProto.FromString(content())
+    model.opset_import[0].version = 2**31
+    with pytest.raises(CheckpointError, match=r"(it says that its opset is 2147483648|it is not valid ONNX: )"):
+        OpenVinoEngine(model.SerializeToString())
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_metadata_that_are_no_text(content, kind):
+    damaged = content().replace(b"num_classes", b"num_\xff\xfe\xfdsses")
+    with pytest.raises(CheckpointError, match=r"the model is damaged: its (names or )?metadata are not UTF-8; get"):
+        kind(damaged)
+
+
 @pytest.mark.parametrize("kind", BOTH)
 def test_a_description_of_another_network(content, kind):
     model = onnx.ModelProto.FromString(content())
@@ -288,7 +302,9 @@ def test_a_stale_description_beside_a_mindir(files, tmp_path):
 
 def test_what_is_no_mindir(files, tmp_path):
     good = files[".mindir"].read_bytes()
-    for damage in (b"", b"no graph", good[: len(good) // 2], files[".onnx"].read_bytes()):
+    no_text = good.replace(b"Conv2D", b"Con\xff2D")
+    assert no_text != good
+    for damage in (b"", b"no graph", good[: len(good) // 2], no_text, files[".onnx"].read_bytes()):
         (tmp_path / "net.mindir").write_bytes(damage)
         with pytest.raises(CheckpointError) as caught:
             MindIREngine(tmp_path / "net.mindir")

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from mindspore import Tensor
 from PIL import Image
-from support import SMALL, context_mode, randomise_bn
+from support import ROOT, SMALL, context_mode, randomise_bn
 
 import mindrepvgg
 from mindrepvgg import create_model, save_checkpoint
@@ -32,6 +32,7 @@ KINDS = {
     "open.mindir": {"image_size": "dynamic"},
     "pixels.mindir": {"preprocess": True, "batch_size": 8},
 }
+FROZEN = ROOT / "tests" / "artefacts" / "frozen_0_1"
 LOST = ("--dataset", "mnist5k", "--crop_pct", "1")
 
 
@@ -174,6 +175,17 @@ def test_two_files_on_the_same_images(run, truth, files, outputs, rtol):
     assert found["max_rel"] <= rtol / 2
     for side in found["sides"]:
         assert side["loss"] == pytest.approx(truth.evaluation.loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_int8_is_judged_by_its_accuracy(run, engine):
+    """Of a file that 0.1.0 wrote; the difference is told, and passes whatever it is."""
+    line = f"validate {FROZEN / 'int8.onnx'} --engine {engine} --against {FROZEN / 'deploy.ckpt'} --mode 1 --limit 300"
+    status, out, _ = run(f"{line} --json")
+    found = json.loads(out)
+    assert (status, found["passed"], found["rtol"], found["sides"][0]["precision"]) == (0, True, None, "int8")
+    assert 1e-3 < found["max_rel"] < 1
+    assert run(f"{line} --rtol 1e-3")[0] == 1
 
 
 def test_the_table_and_the_status_of_two_that_differ(run, folder):
