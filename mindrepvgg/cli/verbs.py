@@ -15,7 +15,7 @@ from mindrepvgg.version import __version__
 GROUPS = {
     "networks": {
         "train": "train a network as a recipe says",
-        "validate": "measure a checkpoint's accuracy, or compare it with PyTorch",
+        "validate": "measure the accuracy of a checkpoint or an exported file; compare two",
         "predict": "print the most probable classes of pictures",
         "summary": "list a network's layers, parameters and multiplications",
     },

@@ -147,8 +147,8 @@ def compare(
     """
     path, computing = checkpoint, Computing.of(checkpoint, engine, num_threads, precision)
     others = Computing.of(against)
-    if weights != "raw" and is_exported(path) and is_exported(against):
-        raise UserError(f"--weights {weights} is for checkpoints, and neither of the two is one; leave it out")
+    if is_exported(path) and is_exported(against):
+        computing.check(path, overrides, weights=weights, mode=mode, device_target=device_target)
     device.setup(device_target, mode)
     nets, runs = _open(((path, computing), (against, others)), overrides, weights)
     own, other = nets

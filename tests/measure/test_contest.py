@@ -33,6 +33,7 @@ def _graph_mode():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A network of one's own in all engines: (checkpoint, exit status, stdout, rows of the CSV, markdown)."""
+    pytest.importorskip("openvino")
     folder = tmp_path_factory.mktemp("benchmark")
     path, table, out = folder / "own.ckpt", folder / "results.csv", folder / "results.md"
     save_checkpoint(randomise_bn(create_model("repvgg", 10, 3, **SMALL["plain"])), path)
@@ -252,6 +253,7 @@ def test_what_an_engine_does_not_compute_in_is_left_out(tmp_path):
 @pytest.fixture
 def exported(tmp_path, monkeypatch):
     """Files of one network, in the working folder: any batch, a fixed one with pixels, MindIR, and one undescribed."""
+    pytest.importorskip("openvino")
     monkeypatch.chdir(tmp_path)
     save_checkpoint(randomise_bn(create_model("repvgg", 10, 3, **SMALL["plain"])), "own.ckpt", image_size=[32, 32])
     mindrepvgg.export("own.ckpt", "any.onnx", image_size="dynamic")
