@@ -260,7 +260,11 @@ def test_bfloat16_tells_how_far_it_is(run, caplog):
         ("validate plain.onnx --against plain.onnx --cross_check", "--against and --cross_check are two comparisons"),
         (
             "validate plain.onnx --against soft.onnx --weights ema",
-            "--weights ema is for checkpoints, and neither of the",
+            "--weights ema is for checkpoints; plain.onnx",
+        ),
+        (
+            "validate plain.onnx --against soft.onnx --grouped split",
+            "--grouped is for checkpoints; plain.onnx computes",
         ),
         ("predict plain.onnx digit.png --weights ema", "--weights ema is for checkpoints; plain.onnx"),
         ("predict plain.onnx digit.png --grouped split", "--grouped is for checkpoints; plain.onnx"),
