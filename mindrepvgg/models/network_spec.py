@@ -64,7 +64,7 @@ class NetworkSpec:
     @property
     def file_name(self) -> str:
         """What files of the network begin with."""
-        return self.name.replace("/", "_")
+        return file_name_of(self.name)
 
     def with_block(self, block: str | None, where=None) -> NetworkSpec:
         """The network with blocks of another kind.
@@ -106,6 +106,11 @@ class NetworkSpec:
     def deploy_layout(self, purpose: str, remedy: str = "") -> Any:
         """The layout that the network has in deploy form, under the family's names; otherwise as `family_layout`."""
         return self.family_layout(purpose, remedy)
+
+
+def file_name_of(name: str) -> str:
+    """What files of the network called so begin with."""
+    return name.replace("/", "_")
 
 
 def is_mindcvs(name) -> bool:

@@ -11,6 +11,13 @@ from mindrepvgg.models import mindcv_spec, variants
 from mindrepvgg.models.network_spec import MINDCV, NetworkSpec, is_mindcvs
 
 
+def spelled(name: str) -> str:
+    """A network's name as recipes and checkpoints have it; whether there is such a network is not asked."""
+    if is_mindcvs(name):
+        return f"{MINDCV}{name.strip()[len(MINDCV) :]}"
+    return variants.normalise_name(name)
+
+
 def find_network(name: str, **model_args) -> NetworkSpec:
     """The network of a name.
 
@@ -22,5 +29,5 @@ def find_network(name: str, **model_args) -> NetworkSpec:
         UserError: there is none, and the message has the nearest names; or the arguments do not fit.
     """
     if is_mindcvs(name):
-        return mindcv_spec.find_in_mindcv(name.strip()[len(MINDCV) :], **model_args)
+        return mindcv_spec.find_in_mindcv(spelled(name).removeprefix(MINDCV), **model_args)
     return variants.find(name, **model_args)

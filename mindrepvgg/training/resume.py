@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
-from mindrepvgg.errors import TrainingError
-from mindrepvgg.models.variants import normalise_name
+from mindrepvgg.errors import CheckpointError, TrainingError
+from mindrepvgg.models.network_spec import file_name_of
+from mindrepvgg.models.networks import spelled
 from mindrepvgg.recipe.provenance import CODE
 from mindrepvgg.recipe.schema import KEYS, Recipe
 from mindrepvgg.recipe.sources import recipe_from_dict
@@ -146,9 +147,14 @@ def restore(path, run, now: Position) -> Position:
         TrainingError: the checkpoint belongs to a finished network only, or to a run of another recipe; more epochs are
             allowed.
     """
-    _, arrays = load_checkpoint_and_state(path, net=run.net)
+    try:
+        _, arrays = load_checkpoint_and_state(path, net=run.net)
+    except CheckpointError:
+        # Where the recipes differ, as in `block`, that says more than the parameters that do not fit.
+        _check_same_recipe(path, *_read_run(path, read_checkpoint(path)[1]), run.recipe, now)
+        raise
     saved, before = _read_run(path, Description.read(run.net.metadata, path))
-    _check_same_recipe(path, saved, run.recipe, before, now)
+    _check_same_recipe(path, saved, before, run.recipe, now)
     _check_position(path, before, saved, run, now)
     of_ranks = arrays.pop(rank_statistics.KEY, None)
     rates, updates = _counted(path, arrays)
@@ -230,7 +236,7 @@ def find_run(resume, recipe: Recipe | None, overrides: Mapping, source: str = CO
         own = (recipe or Recipe()).ckpt_save_dir
         folder = overrides.get("ckpt_save_dir", own) if resume is True else resume
         model = overrides.get("model", recipe and recipe.model)
-        checkpoint = find_last(folder, model and normalise_name(model))
+        checkpoint = find_last(folder, model and file_name_of(spelled(model)))
         overrides = {"ckpt_save_dir": str(folder), **overrides}
     return (recipe or recipe_of_run(checkpoint)).replace(source, **overrides), Path(checkpoint)
 
@@ -250,7 +256,7 @@ def _read_run(path, description: Description) -> tuple[Recipe, Position]:
     return recipe_from_dict(description.recipe, str(path)), Position.from_dict(description.position, path)
 
 
-def _check_same_recipe(path, saved: Recipe, wanted: Recipe, before: Position, now: Position):
+def _check_same_recipe(path, saved: Recipe, before: Position, wanted: Recipe, now: Position):
     """Refuse to go on with a recipe that would compute something else; more epochs are no such thing."""
     free = _FREE_KEYS if before.ranks == now.ranks else _FREE_KEYS_ELSEWHERE
     if wanted.epoch_size > saved.epoch_size:

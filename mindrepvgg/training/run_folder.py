@@ -176,7 +176,7 @@ def find_last(folder, model=None) -> Path:
 
     Args:
         folder: the run's folder.
-        model: the run's network; None: the folder holds one run.
+        model: what the files of the run's network begin with; None: the folder holds one run.
 
     Raises:
         TrainingError: there is no such run, or there are several.
