@@ -109,5 +109,6 @@ def _cost(cell, shapes) -> tuple[int, int, int]:
     elif isinstance(cell, nn.Dense):
         places = sum(math.prod(shape[1:-1]) for shape in shapes)
     macs = cell.weight.size * places if places else 0
-    fast = macs and is_convolution(cell) and cell.weight.shape[2:] == (3, 3) and pair(cell.stride) == (1, 1)
+    fast = macs and is_convolution(cell) and cell.weight.shape[2:] == (3, 3)
+    fast = fast and pair(cell.stride) == pair(cell.dilation) == (1, 1)
     return learned, macs, macs // 9 * 4 if fast else macs

@@ -29,7 +29,7 @@ def rate_factors(net: nn.Cell, layer_decay: float) -> dict[str, float]:
     names = [parameter.name for parameter in net.trainable_params()]
     if layer_decay == 1:
         return dict.fromkeys(names, 1.0)
-    if not hasattr(net, "variant"):
+    if not getattr(getattr(net, "variant", None), "is_family", False):
         raise RecipeError(
             f"layer_decay (={layer_decay}) counts the blocks of this package's networks, and the network is another "
             "one; leave it out"

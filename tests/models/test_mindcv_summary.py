@@ -1,6 +1,8 @@
 """What MindCV's networks cost: published figures of ResNet-18, and a small one counted by hand."""
 
 import pytest
+from mindspore import nn
+from support import mindcv_networks
 from support.mindcv_networks import register
 
 from mindrepvgg.errors import UserError
@@ -51,6 +53,20 @@ def test_a_block_is_a_layer_of_its_own():
     assert layers["conv2"].train.macs == 8 * 8 * 15 * 64
     assert "bn2" not in layers
     assert found.format().startswith(f"{register()} with acb blocks: ")
+
+
+def test_a_dilated_convolution_has_no_winograd_form(monkeypatch):
+    monkeypatch.setattr(mindcv_networks, "_conv_bn", dilated)
+    found = summarise(find_network(register()), 5, 1, 16).total("train")
+    assert found.wino_muls == found.macs == 72 * 64 + 576 * 64 + 64 * 64 + 40
+
+
+def dilated(channels_in, channels_out, size, stride=1):
+    """A convolution of the small network, with BN: dilated where it has stride 1."""
+    dilation = 1 if stride > 1 else 2
+    padding = size // 2 * dilation
+    conv = nn.Conv2d(channels_in, channels_out, size, stride, "pad", padding, dilation)
+    return conv, nn.BatchNorm2d(channels_out)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import pytest
 import torch
 from mindspore import Parameter, Tensor, nn
 from support import SMALL, context_mode
+from support.mindcv_networks import register
 from support.processes import assert_same_run
 from support.runs import run_until, tiny
 
@@ -45,6 +46,13 @@ def test_factors_of_a_features_network_begin_below_the_head():
 def test_a_network_that_tells_no_blocks():
     with pytest.raises(RecipeError, match=r"^layer_decay \(=0.5\) counts the blocks of this package's networks"):
         rate_factors(nn.Dense(2, 2), 0.5)
+
+
+def test_a_network_of_mindcv_tells_no_blocks():
+    pytest.importorskip("mindcv")
+    net = create_model(register(), 5)
+    with pytest.raises(RecipeError, match=r"^layer_decay \(=0.5\) counts the blocks of this package's networks"):
+        build_optimizer(net, RATES, layer_decay=0.5)
 
 
 def test_the_table_shows_the_factors():
