@@ -10,13 +10,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn
 
-from mindrepvgg.errors import EquivalenceError
+from mindrepvgg.errors import EquivalenceError, UserError
 from mindrepvgg.reparam.adapters import FusedCell, adapted
 from mindrepvgg.reparam.compare import check_tolerance, difference, leaves, worst_difference
 from mindrepvgg.reparam.finding import outer_blocks
 from mindrepvgg.reparam.maps import folded_pair, is_norm
 from mindrepvgg.reparam.precision import computes_in_half
-from mindrepvgg.reparam.tracing import example_inputs
+from mindrepvgg.reparam.tracing import cannot_run, example_inputs
 from mindrepvgg.runtime.device import execution_mode, inference_mode
 from mindrepvgg.text import counted, table
 
@@ -100,15 +100,20 @@ def verify_equivalence(train_net, deploy_net, inputs, rtol=1e-4, raise_on_failur
 
     Raises:
         EquivalenceError: the two differ; it carries the report.
-        UserError: `rtol` is negative, infinite or NaN.
+        UserError: `rtol` is negative, infinite or NaN, or the network cannot be run on the inputs.
         ValueError: the two are not the two forms of one network.
     """
     check_tolerance(rtol)
     arguments = example_inputs(train_net, inputs)
     folds = _folds(train_net, deploy_net)
     with inference_mode(train_net, deploy_net):
+        try:
+            expected = leaves(train_net(*arguments))
+        except UserError:
+            raise
+        except Exception as error:
+            raise cannot_run(train_net, inputs, arguments, error) from error
         blocks = _compare_blocks(train_net, folds, arguments)
-        expected = leaves(train_net(*arguments))
         actual = leaves(deploy_net(*arguments))
     shapes = [[x.shape for x in output] for output in (expected, actual)]
     if shapes[0] != shapes[1]:

@@ -64,17 +64,21 @@ def trace(net: nn.Cell, inputs=None) -> Trace:
         try:
             expected = run.output_of(net, arguments)
         except Exception as error:
-            if inputs is None:
-                on, remedy = f"noise {arguments[0].shape}", "give example inputs"
-            else:
-                on, remedy = "the inputs that were given", "several arguments are given as a tuple"
-            text = f"{type(net).__name__} cannot be run on {on}: {first_line(error)}"
-            raise FusionError(f"{text}; {remedy}") from error
+            raise cannot_run(net, inputs, arguments, error) from error
         pairs, refused = _pairs_of(run, convs, norms)
         refused |= _with_other_consumers(net, arguments, run, pairs, expected)
     order = [path for path in run.calls if path in convs]
     found = {path: pairs[path] for path in order if path in pairs and path not in refused}
     return Trace(found, {path: refused[path] for path in convs if path in refused})
+
+
+def cannot_run(net: nn.Cell, inputs, arguments: tuple, error: Exception) -> FusionError:
+    """What to raise for a network that raised `error` on `arguments`, which are `example_inputs(net, inputs)`."""
+    if inputs is None:
+        on, remedy = f"noise {arguments[0].shape}", "give example inputs"
+    else:
+        on, remedy = "the inputs that were given", "several arguments are given as a tuple"
+    return FusionError(f"{type(net).__name__} cannot be run on {on}: {first_line(error)}; {remedy}")
 
 
 def example_inputs(net: nn.Cell, inputs=None) -> tuple:

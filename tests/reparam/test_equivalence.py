@@ -245,6 +245,19 @@ def test_networks_that_are_no_pair_are_refused(pynative_mode, first, second, tex
     assert text in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "wrong", [images(2, 1, 32, 32), (images(), images()), "x"], ids=["channels", "arguments", "type"]
+)
+@pytest.mark.parametrize("mode", ["graph", "pynative"])
+def test_inputs_that_the_network_does_not_take_are_refused_in_a_line(mode, wrong):
+    net = nn.SequentialCell(RepVGGBlock(3, 4)).set_train(False)
+    with context_mode(mode), pytest.raises(UserError) as caught:
+        verify_equivalence(net, to_deploy(net), wrong)
+    assert str(caught.value).startswith("SequentialCell cannot be run on the inputs that were given: ")
+    assert str(caught.value).endswith("; several arguments are given as a tuple")
+    assert "\n" not in str(caught.value)
+
+
 def training_flags(*nets):
     return [cell.training for net in nets for _, cell in net.cells_and_names()]
 
