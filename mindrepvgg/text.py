@@ -84,6 +84,12 @@ def not_one_of(key: str, value, known: Iterable[str]) -> str:
     return f"{key} (={quoted(value)}) must be one of {', '.join(known)}{hint}"
 
 
+def patterns(where) -> tuple[str, ...] | None:
+    """One pattern of names, as of `fnmatch`, or several, as a tuple; None for what is neither, or empty."""
+    given = (where,) if isinstance(where, str) else tuple(where) if isinstance(where, Iterable) else ()
+    return given if given and all(isinstance(pattern, str) for pattern in given) else None
+
+
 def plain(value):
     """The value with tuples as lists and mappings as dicts, all the way down: what json and yaml can write."""
     if isinstance(value, Mapping):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.text import listed, not_one_of, quoted
+from mindrepvgg.text import listed, not_one_of, patterns, quoted
 
 
 class Part(NamedTuple):
@@ -219,14 +219,15 @@ def patterns_of(where, names: Sequence[str], network: str) -> tuple[str, ...] | 
     """
     if where is None:
         return None
-    patterns = (where,) if isinstance(where, str) else where
-    if not isinstance(patterns, (list, tuple)) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise UserError(f"block_where (={quoted(where)}) must be a pattern of blocks' names, or a list of them")
-    if not patterns:
-        raise UserError("block_where is empty and so chooses no block; leave it out for all of them")
-    for pattern in patterns:
+    chosen = patterns(where)
+    if chosen is None:
+        raise UserError(
+            f"block_where (={quoted(where)}) must be a pattern of blocks' names, or a list of them; leave it out for "
+            "all blocks"
+        )
+    for pattern in chosen:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise UserError(
                 f"block_where (={quoted(pattern)}) matches no block of {network}; they are {listed(names, 60)}"
             )
-    return tuple(patterns)
+    return chosen

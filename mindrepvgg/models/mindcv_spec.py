@@ -8,7 +8,7 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.models import variants
 from mindrepvgg.models.network_spec import BLOCK_KEYS, MINDCV, NetworkSpec
 from mindrepvgg.runtime.optional import import_optional
-from mindrepvgg.text import nearest, printable, quoted
+from mindrepvgg.text import nearest, patterns, printable, quoted
 
 # Arguments of MindCV's networks that a recipe may give. Others, as `checkpoint_path`, would let a file from strangers
 # read and download.
@@ -105,7 +105,7 @@ def find_in_mindcv(name: str, block=None, block_where=None, **rates) -> MindCVNe
 def _patterns(where) -> tuple[str, ...] | None:
     if where is None:
         return None
-    given = (where,) if isinstance(where, str) else where
-    if not isinstance(given, (list, tuple)) or not given or not all(isinstance(one, str) for one in given):
+    chosen = patterns(where)
+    if chosen is None:
         raise UserError(f"block_where (={quoted(where)}) must be a pattern of convolutions' paths, or a list of them")
-    return tuple(given)
+    return chosen

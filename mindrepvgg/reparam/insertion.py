@@ -24,7 +24,7 @@ from mindrepvgg.reparam.maps import Exact, is_convolution, is_norm, map_of
 from mindrepvgg.reparam.named_blocks import block_class
 from mindrepvgg.reparam.probe import folds_exactly
 from mindrepvgg.reparam.tracing import example_inputs, trace
-from mindrepvgg.text import counted, first_line, listed, quoted
+from mindrepvgg.text import counted, first_line, listed, patterns, quoted
 
 log = logging.getLogger(__name__)
 
@@ -151,13 +151,18 @@ def _chosen(net, where) -> tuple[list[str], tuple[str, ...]]:
         return [p for p, c in convs.items() if math.prod(pair(c.kernel_size)) > 1 and id(c) not in within], ()
     if callable(where):
         return [path for path, conv in convs.items() if where(path, conv)], ()
-    patterns = (where,) if isinstance(where, str) else tuple(where) if isinstance(where, Iterable) else (where,)
-    if not all(isinstance(pattern, str) for pattern in patterns):
+    wanted = patterns(where)
+    if wanted is None:
         kind = type(where).__name__
         raise UserError(f"where (of type {kind}) must be a pattern of paths, several, or a function (path, conv)")
-    matches = {pattern: [path for path in convs if fnmatch.fnmatchcase(path, pattern)] for pattern in patterns}
+    matches = {pattern: [path for path in convs if fnmatch.fnmatchcase(path, pattern)] for pattern in wanted}
     idle = [quoted(pattern) for pattern, paths in matches.items() if not paths]
     matched = {path for paths in matches.values() for path in paths}
+    if not matched:
+        raise FusionError(
+            f"{type(net).__name__}: no convolution was replaced; {listed(idle)} matches none of "
+            f"{listed(list(convs), 60) or 'no convolutions'}"
+        )
     remarks = (f"where: no convolution is called {listed(idle)}",) if idle else ()
     return [path for path in convs if path in matched], remarks
 

@@ -184,7 +184,11 @@ def test_blocks_of_another_kind_are_chosen_by_name():
             "'stage5.*') matches no block of repvgg_a0; they are ",
         ),
         ("repvgg_a0", {"block": "acb", "block_where": ["stage1.*", "x"]}, "block_where (='x') matches no block"),
-        ("repvgg_a0", {"block": "acb", "block_where": []}, "block_where is empty"),
+        (
+            "repvgg_a0",
+            {"block": "acb", "block_where": []},
+            "block_where (=[]) must be a pattern of blocks' names, or a ",
+        ),
         ("repvgg_a0", {"block": "acb", "block_where": 3}, "block_where (=3) must be a pattern of blocks' names, or a "),
         ("repvgg_a0", {"block_where": "stage1.*"}, "block_where (='stage1.*') needs block"),
         ("mobileone_s0", {"block": "acb"}, "mobileone_s0 takes no block (='acb'): its layout, pairs of a depthwise"),

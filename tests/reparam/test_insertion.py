@@ -141,8 +141,10 @@ def test_what_cannot_be_replaced_is_listed_with_its_reason(caplog):
 def test_mistakes_are_told():
     with pytest.raises(UserError, match=r"block \(='dbbb'\) must be one of .*; did you mean dbb\?"):
         insert(residual(), "dbbb")
-    with pytest.raises(FusionError, match="no convolution was replaced; where chooses none"):
+    with pytest.raises(FusionError, match=r"was replaced; 'layer1\.\*' matches none of stem, "):
         insert(residual(), "repvgg", "layer1.*")
+    with pytest.raises(FusionError, match="no convolution was replaced; where chooses none"):
+        insert(residual(), "repvgg", lambda _path, _conv: False)
     with pytest.raises(FusionError, match="no convolution was replaced; raw: no BN takes its output"):
         insert(residual(), "repvgg", "raw")
     with pytest.raises(FusionError, match="replaced; the whole network: no BN takes its output"):
