@@ -349,7 +349,7 @@ def _check_arguments(shape):
     unknown = sorted(set(shape) - {*sizes, *FEATURE_KEYS})
     if unknown:
         own = ("num_classes", "in_channels", "deploy", "weights", "norm", "grouped", "pretrained", "features_only")
-        taken = (*own, *FEATURE_KEYS, *sizes)
+        taken = tuple(dict.fromkeys((*own, *FEATURE_KEYS, *sizes)))  # strides are of both
         near = nearest(unknown[0], taken)
         hint = f"did you mean {near}?" if near else f"it takes {', '.join(taken)}"
         raise UserError(f"create_model does not know {printable(unknown[0])}; {hint}")

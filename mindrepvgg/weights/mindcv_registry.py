@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from mindrepvgg.errors import UserError
+from mindrepvgg.models.feature_layout import FEATURE_KEYS
 from mindrepvgg.models.variants import SHAPE_KEYS, list_models
 from mindrepvgg.runtime.optional import import_optional
+from mindrepvgg.text import listed
 from mindrepvgg.weights.load import create_model
 from mindrepvgg.weights.released import released_of
 
@@ -60,6 +63,12 @@ def _entry(name, model):
     def make(pretrained=False, num_classes=1000, in_channels=3, features_only=False, out_indices=None, **options):
         from mindcv.models.helpers import build_model_with_cfg
 
+        others = [key for key in FEATURE_KEYS if key in options]
+        if others:  # MindCV keeps features_only and out_indices to itself
+            raise UserError(
+                f"{listed(others)} is not for mindcv.create_model, whose features have out_indices alone; "
+                f"mindrepvgg.create_model('{model}', features_only=True, ...) takes it"
+            )
         indices = {} if out_indices is None else {"out_indices": out_indices}
         return build_model_with_cfg(
             _network,

@@ -110,6 +110,13 @@ def test_features_of_b2g2_after_one_call():
     assert net.out_channels == [64, 160, 320, 640, 2560]
 
 
+@pytest.mark.parametrize("key", ["output_stride", "strides", "dilations", "frozen_stages", "norm_eval"])
+def test_features_that_mindcv_has_no_argument_for_are_refused_in_a_line(key):
+    told = rf"^{key} is not for mindcv\.create_model, .*mindrepvgg\.create_model\('repvgg_nano', features_only=True"
+    with pytest.raises(UserError, match=told):
+        mindcv.create_model("repvgg_nano", features_only=True, **{key: 8})
+
+
 def train(name, folder, **settings):
     """What MindCV's train.py does, which its package lacks: the same functions of it in the same order."""
     from mindcv.utils import StateMonitor
