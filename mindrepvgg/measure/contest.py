@@ -122,6 +122,8 @@ def _prepare(settings, folder) -> dict[str, Network]:
             net = filled_network(Network(variant, 1000, 3, {}), TRAIN, arrays)
         else:
             net = load_weights(label)
+            if net.variant.features:
+                raise UserError(f"{label} gives maps, and what is measured are networks that classify")
             if net.variant.family_layout("measuring a checkpoint").aux_heads:
                 net.drop_aux_heads()
         files = {}

@@ -295,6 +295,13 @@ def test_files_of_another_size_are_left_out(exported, tmp_path):
     assert left_out == ["pixels.onnx, batch 1: its batch is fixed at 2"]
 
 
+def test_a_features_network_is_refused_in_one_line(tmp_path, capsys):
+    path = tmp_path / "maps.ckpt"
+    save_checkpoint(create_model("repvgg", features_only=True, deploy=True, **SMALL["plain"]), path)
+    assert entry.run(MAIN, [str(path)]) == 2
+    assert capsys.readouterr().err == f"error: {path} gives maps, and what is measured are networks that classify\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
