@@ -1,14 +1,19 @@
 """MindCV's networks through the verbs: trained with blocks, taken up again, fused, validated, predicted, refused."""
 
+import re
+import shlex
+
 import numpy as np
 import pytest
+from support import ROOT
 from support.mindcv_networks import register
 from support.pictures import noise_picture
 from support.processes import Started, assert_same_run, last_step, once, wait_until
 from support.runs import run_until, tiny
 
 import mindrepvgg
-from mindrepvgg.errors import RecipeError
+from mindrepvgg.cli import verbs
+from mindrepvgg.errors import RecipeError, TrainingError
 from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.training.resume import find_run
 from mindrepvgg.training.trainer import Trainer
@@ -28,6 +33,9 @@ def test_an_interrupted_run_equals_the_one_left_alone_and_the_deploy_form_valida
     run_until(Trainer(tiny(tmp_path / "resumed", **recipe)), 2)
     found, checkpoint = find_run(tmp_path / "resumed", None, {})
     assert checkpoint.name == "mindcv_tiny_residual_last.ckpt"
+    assert find_run(True, found, {"model": f" {register()}"})[1] == checkpoint
+    with pytest.raises(TrainingError, match="exactly: block was 'acb' and is now None"):
+        Trainer(tiny(tmp_path / "resumed", **{**recipe, "block": None}), checkpoint)
     assert Trainer(found, checkpoint).run().finished
     assert_same_run(tmp_path / "resumed", tmp_path / "alone")
 
@@ -138,3 +146,25 @@ class TestResNet18:
         (one,), (other,) = (list(mindrepvgg.predict(path, tmp_path / "x.png", topk=2)) for path in (deploy, best))
         assert [entry[1] for entry in one.top] == [entry[1] for entry in other.top]
         assert one.error is None
+
+
+@pytest.mark.slow
+@USED
+def test_the_shell_lines_of_the_document(tmp_path, monkeypatch, capsys):
+    """One epoch of small pictures, four steps; otherwise as docs/mindcv.md has the lines."""
+    text = (ROOT / "docs" / "mindcv.md").read_text(encoding="utf-8")
+    lines = re.findall(r"(?m)^(mindrepvgg .*)$", re.findall(r"(?s)```bash\n(.*?)```", text)[0])
+    monkeypatch.chdir(tmp_path)
+    told = []
+    for number, line in enumerate(lines):
+        arguments = shlex.split(line, comments=True)[1:]
+        if number == 0:
+            arguments += ["--epoch_size", "1", "--batch_size", "100", "--image_resize", "16", "--warmup_epochs", "0"]
+        assert verbs.main(arguments) == 0, capsys.readouterr().err
+        told.append(capsys.readouterr().out)
+    assert [line.split()[1] for line in lines] == [
+        *("train", "train", "validate", "convert", "validate", "export", "summary")
+    ]
+    (before,), (after,) = (re.findall(r"top-1 \S+", told[index]) for index in (2, 4))
+    assert before == after
+    assert (tmp_path / "runs" / "resnet18" / "deploy.mindir").exists()
