@@ -16,6 +16,7 @@ import engines
 import pipelines
 import quantization_training
 import resizing
+import small_network
 import train_step
 from sections import replace_section
 
@@ -36,6 +37,7 @@ BENCHMARKS = {
 }
 STUDIES = {
     "int8": functools.partial(quantization_training.measure, _ROOT / "configs" / "quickstart.yaml"),
+    "small": functools.partial(small_network.measure, _ROOT / "configs" / "cifar10_small.yaml"),
     "blocks": functools.partial(blocks.measure, _ROOT / "configs" / "cifar10_small.yaml"),
 }
 _ALL = {**BENCHMARKS, **STUDIES}
