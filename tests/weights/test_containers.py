@@ -167,7 +167,7 @@ class TestNoCheckpoint:
         (
             b"\x08\x08\x12\x07pytorch",
             ".ckpt",
-            "is an ONNX file, for inference, and no checkpoint: onnxrun",
+            "is an ONNX file, for inference, and no checkpoint: ",
         ),
         (b"\x08\x07\x3a\x05graph", ".onnx", "is an ONNX file"),
         (b"not a message", ".onnx", "is an ONNX file"),
