@@ -13,6 +13,7 @@ import blocks
 import cifar10
 import converting
 import engines
+import file_kinds
 import pipelines
 import quantization_training
 import resizing
@@ -31,6 +32,7 @@ BENCHMARKS = {
     "resizing": resizing.measure,
     "inference": engines.beside_mindcv,
     "engines": engines.engines,
+    "files": functools.partial(file_kinds.measure, _ROOT / "configs" / "quickstart.yaml"),
     "training": train_step.measure,
     "networks": functools.partial(engines.family, _ROOT / "docs" / "speed.png"),
     "converting": converting.measure,
