@@ -197,8 +197,7 @@ def _conv_arguments(in_channels, kernel_size, stride, padding, dilation, groups,
     }
 
 
-# A name of its own for each of the two classes: MindSpore's mixed precision O1 writes classes anew, and mixes up those of
-# one name.
+# Not called Conv2d and BatchNorm2d: MindSpore's mixed precision O1 writes classes anew, and mixes up those of one name.
 class AnnouncedConv2d(nn.Conv2d):
     """MindSpore's convolution of the announced signature, with today's attributes, operators and initialisation."""
 
