@@ -20,7 +20,7 @@ PROGRAM = re.compile(r"\bmindrepvgg ([a-z][a-z-]*)\b(?!/)(.*)|\b(train|validate|
 FOREIGN = {
     *("model", "framework", "output", "soc_version", "input_format", "input_shape", "precision_mode_v2"),  # atc
     *("dynamic_batch_size", "dynamic_image_size", "dynamic_dims"),
-    *("fmk", "modelFile", "outputFile", "saveType", "optimize", "configFile"),  # converter_lite
+    *("fmk", "modelFile", "outputFile", "saveType", "optimize", "configFile", "inputDataFormat"),  # converter_lite
     *("worker_num", "local_worker_num", "master_addr", "master_port", "node_rank", "join", "log_dir"),  # msrun
     *("bind_core", "bind_numa", "cluster_time_out"),
     *("upgrade", "upgrade-strategy", "force-reinstall", "dry-run", "no-deps", "platform", "only-binary"),  # pip
