@@ -85,7 +85,7 @@ def conv2d(
     around = sides(padding, kernel, spread)
     place = (kernel, pair(stride), _zeros_of(around), spread, groups, bias)
     if _CONV_IS_NEW:
-        made: nn.Conv2d = AnnouncedConv2d(in_channels, out_channels, *place)
+        made: nn.Conv2d = Conv2d(in_channels, out_channels, *place)
     else:
         made = nn.Conv2d(in_channels, out_channels, **_conv_arguments(in_channels, *place))
     if min(around) < 0:
@@ -197,8 +197,7 @@ def _conv_arguments(in_channels, kernel_size, stride, padding, dilation, groups,
     }
 
 
-# Not called Conv2d and BatchNorm2d: MindSpore's mixed precision O1 writes classes anew, and mixes up those of one name.
-class AnnouncedConv2d(nn.Conv2d):
+class Conv2d(nn.Conv2d):
     """MindSpore's convolution of the announced signature, with today's attributes, operators and initialisation."""
 
     def __init__(self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias):
@@ -320,7 +319,7 @@ def batch_norm(channels: int, norm=nn.BatchNorm2d, eps: float = 1e-5, momentum: 
     elif _takes(norm, "gamma_init"):
         bn = norm(channels, eps=eps, momentum=1 - momentum)
     elif norm is NORMS[0]:
-        bn = AnnouncedBatchNorm2d(channels, eps, momentum)
+        bn = BatchNorm2d(channels, eps, momentum)
     else:
         raise ValueError(f"MindSpore {ms.__version__}'s {norm.__name__} is not one that this package knows")
     missing = [leaf for leaf in BN_LEAVES if not hasattr(bn, leaf)]
@@ -329,7 +328,7 @@ def batch_norm(channels: int, norm=nn.BatchNorm2d, eps: float = 1e-5, momentum: 
     return bn
 
 
-class AnnouncedBatchNorm2d(nn.BatchNorm2d):
+class BatchNorm2d(nn.BatchNorm2d):
     """MindSpore's BN of the announced signature, with the parameters, operators and switches that it has today."""
 
     def __init__(self, channels, eps, momentum):
