@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import functools
-import inspect
 import logging
 import math
 from collections import Counter
@@ -19,7 +18,16 @@ from mindrepvgg.reparam.copying import copy_with
 from mindrepvgg.reparam.finding import is_block, rep_blocks
 from mindrepvgg.reparam.foldable import FoldableBlock
 from mindrepvgg.reparam.keep_function import calibrate, take_over
-from mindrepvgg.reparam.layers import NORMS, batch_norm, epsilon_of, grouped_of, pair, prefix_of, set_grouped
+from mindrepvgg.reparam.layers import (
+    NORMS,
+    arguments_of,
+    batch_norm,
+    epsilon_of,
+    grouped_of,
+    pair,
+    prefix_of,
+    set_grouped,
+)
 from mindrepvgg.reparam.maps import Exact, is_convolution, is_norm, map_of
 from mindrepvgg.reparam.named_blocks import block_class
 from mindrepvgg.reparam.probe import folds_exactly
@@ -188,7 +196,7 @@ def _block_for(make, conv, bn) -> FoldableBlock:
         "activation": None,
         "norm": functools.partial(batch_norm, norm=norm, eps=epsilon_of(bn), momentum=bn.momentum),
     }
-    taken = inspect.signature(make).parameters
+    taken = arguments_of(make)
     if "channels" in taken:  # a depthwise block
         wanted["channels"] = wanted.pop("in_channels")
         del wanted["out_channels"]

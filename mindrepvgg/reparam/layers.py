@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import mindspore as ms
 import numpy as np
@@ -30,12 +30,17 @@ NATIVE, SPLIT = "native", "split"
 GROUPED = (NATIVE, SPLIT)
 
 
-def _takes(cell_class, name):
-    """Whether a class of the installed MindSpore is asked for with an argument of this name."""
-    return name in inspect.signature(cell_class).parameters
+def arguments_of(make: Callable) -> Mapping[str, inspect.Parameter]:
+    """The arguments that a function, or a class of cells, is called with, by name.
+
+    Of a class, its `__init__` is asked. Python 3.10 and 3.11.2 let `__new__` speak for a class that inherits both, and
+    that of every Cell takes all arguments and names none.
+    """
+    called = make.__init__ if isinstance(make, type) else make  # type: ignore[misc]  # of this class, not a subclass
+    return inspect.signature(called).parameters
 
 
-_CONV_IS_NEW = not _takes(nn.Conv2d, "has_bias")
+_CONV_IS_NEW = "has_bias" not in arguments_of(nn.Conv2d)
 
 
 def kernel_init() -> HeUniform:
@@ -316,7 +321,7 @@ def batch_norm(channels: int, norm=nn.BatchNorm2d, eps: float = 1e-5, momentum: 
     """
     if norm not in NORMS:
         bn = norm(channels)
-    elif _takes(norm, "gamma_init"):
+    elif "gamma_init" in arguments_of(norm):
         bn = norm(channels, eps=eps, momentum=1 - momentum)
     elif norm is NORMS[0]:
         bn = BatchNorm2d(channels, eps, momentum)

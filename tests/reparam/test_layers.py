@@ -14,7 +14,7 @@ from mindspore import Parameter, Tensor, nn
 from support import ROOT, array, assert_same, context_mode, images, noise, randomise_bn, relative_difference, weights
 from support.announced import STAND_INS, layers_on_stand_ins
 
-from mindrepvgg import create_model, load_checkpoint, load_weights, save_checkpoint, to_deploy
+from mindrepvgg import create_model, load_checkpoint, load_weights, reparam, save_checkpoint, to_deploy
 from mindrepvgg.errors import UserError
 from mindrepvgg.models.qat import to_trainable_deploy
 from mindrepvgg.recipe import choices
@@ -207,6 +207,20 @@ def test_a_norm_of_the_users_own_is_made_by_it(factory):
     assert made.eps == 0.1
     with pytest.raises(ValueError, match=r"has no gamma, beta, moving_mean, moving_variance$"):
         layers.batch_norm(6, lambda channels: nn.ReLU())
+
+
+class Inherits(reparam.RepVGGDW):
+    """A block without an `__init__` of its own."""
+
+
+def test_the_arguments_of_a_class_are_those_of_an_inherited_init():
+    """Older Pythons would tell those of `Cell.__new__`."""
+    assert {"channels", "kernel_size"} <= set(layers.arguments_of(Inherits))
+    assert list(layers.arguments_of(lambda channels: None)) == ["channels"]
+
+
+def test_mindspores_own_bn_is_made_where_it_is_asked_for_as_today():
+    assert type(layers.batch_norm(3)) is nn.BatchNorm2d
 
 
 # -------------------------------------------------------------------------------------------- networks on the stand-ins
