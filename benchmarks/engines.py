@@ -17,7 +17,7 @@ from mindrepvgg.measure.torch_network import torch_network
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.models.repvgg import build
 from mindrepvgg.models.shapes import parameter_shapes
-from mindrepvgg.models.synthetic import parameter_value
+from mindrepvgg.models.synthetic import parameter_values
 from mindrepvgg.models.variants import TRAIN, find
 from mindrepvgg.reparam.compare import difference
 from mindrepvgg.reparam.deploy import to_deploy
@@ -67,7 +67,7 @@ def engines(models=("repvgg_a0", "repvgg_b1"), batch_sizes=(1, 16), image_size=2
 def _exports(model, batch_size, image_size, rounds):
     """Return the row of a network and batch size."""
     variant = find(model)
-    arrays = {name: parameter_value(name, shape) for name, shape in parameter_shapes(variant, TRAIN).items()}
+    arrays = parameter_values(parameter_shapes(variant, TRAIN))
     deployed, threads = to_deploy(build(variant, arrays=arrays)), len(os.sched_getaffinity(0))
     images = np.random.default_rng(0).standard_normal((batch_size, 3, image_size, image_size), np.float32)
     theirs = _torch_export(torch_network(deployed.variant, network_arrays(deployed)), images)

@@ -23,7 +23,7 @@ from mindrepvgg.measure.torch_network import torch_network
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.models.repvgg import build
 from mindrepvgg.models.shapes import parameter_shapes
-from mindrepvgg.models.synthetic import parameter_value
+from mindrepvgg.models.synthetic import parameter_values
 from mindrepvgg.models.variants import TRAIN, find
 from mindrepvgg.recipe.sources import load_recipe
 from mindrepvgg.reparam.compare import difference
@@ -101,9 +101,8 @@ def _checkpoints(recipe_path, networks, folder) -> Iterator[tuple[str, Path]]:
     yield f"{recipe.model}, trained", trained(recipe)
     for name in networks:
         variant = find(name)
-        arrays = {own: parameter_value(own, shape) for own, shape in parameter_shapes(variant, TRAIN).items()}
         path = Path(folder, f"{name}.ckpt")
-        save_checkpoint(build(variant, arrays=arrays), path)
+        save_checkpoint(build(variant, arrays=parameter_values(parameter_shapes(variant, TRAIN))), path)
         yield name, path
 
 

@@ -14,7 +14,7 @@ from sections import replace_section
 from mindrepvgg import to_deploy, verify_equivalence
 from mindrepvgg.models.repvgg import build
 from mindrepvgg.models.shapes import parameter_shapes
-from mindrepvgg.models.synthetic import parameter_value, uniform
+from mindrepvgg.models.synthetic import parameter_values, uniform
 from mindrepvgg.models.variants import TRAIN, find, published_models
 from mindrepvgg.text import markdown_table
 
@@ -24,7 +24,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "weights.md"
 def folded(name):
     """A row: the largest difference of a block's outputs, of the logits, and of a weight from float64."""
     variant = find(name)
-    arrays = {key: parameter_value(key, shape) for key, shape in parameter_shapes(variant, TRAIN).items()}
+    arrays = parameter_values(parameter_shapes(variant, TRAIN))
     net = build(variant, arrays=arrays, copy=False).set_train(False)
     images = (np.sqrt(3) * uniform("images", (2, 3, 64, 64))).astype(np.float32)
     report = verify_equivalence(net, to_deploy(net), images)

@@ -210,9 +210,9 @@ def _open(files, overrides, weights):
         if engine.description is None:
             lost[index] = engine, run
         else:
-            nets[index] = runs[index] = ExportedNetwork(engine, overrides, run=run)
+            nets[index] = runs[index] = ExportedNetwork(engine, run, overrides)
     for index, (engine, run) in lost.items():
-        nets[index] = runs[index] = ExportedNetwork(engine, overrides, nets[1 - index], run)
+        nets[index] = runs[index] = ExportedNetwork(engine, run, overrides, nets[1 - index])
     return nets, runs
 
 

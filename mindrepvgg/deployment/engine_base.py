@@ -15,6 +15,8 @@ from mindrepvgg.models.preprocessing import DESCRIBED_KEYS
 from mindrepvgg.text import counted, first_line, quoted
 from mindrepvgg.weights.description import Description
 
+LARGEST_FILE = 1 << 31  # bytes; a protobuf message has less
+
 MINDSPORE, ONNXRUNTIME, OPENVINO = ENGINES = ("mindspore", "onnxruntime", "openvino")
 
 # Of an exported file's metadata, those that a checkpoint's description has under the same name.

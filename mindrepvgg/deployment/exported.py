@@ -33,9 +33,9 @@ class ExportedNetwork:
 
     Args:
         engine: the file, opened, in float32.
+        run: what computes: the engine itself, or one of another precision in its place.
         overrides: recipe keys of the command line.
         like: another network of the same kind, which a file without a description is prepared as.
-        run: what computes in place of the engine.
 
     Attributes:
         engine: as given.
@@ -53,10 +53,10 @@ class ExportedNetwork:
 
     form = DEPLOY
 
-    def __init__(self, engine: Engine, overrides: Mapping, like=None, run: ArrayFunction | None = None):
+    def __init__(self, engine: Engine, run: ArrayFunction, overrides: Mapping, like=None):
         self.engine = engine
         self.preprocesses = engine.preprocesses
-        self._run = run or engine
+        self._run = run
         described = engine.description
         self.variant = described.variant if described else None
         self.metadata = described.to_dict() if described else {}
@@ -215,34 +215,23 @@ class Computing:
             return load_weights(path, weights), None if self.engine == MINDSPORE else self._replace
 
         engine, run = self.open_engine(path)
-        net = ExportedNetwork(engine, overrides, run=run)
+        net = ExportedNetwork(engine, run, overrides)
         for name in ("mean", "std"):
             if net.preprocesses and name in overrides:
                 raise UserError(f"--{name} has no effect: {path} normalises by itself; leave it out")
         return net, None
 
-    def open_engine(self, path) -> tuple[Engine, BesideFloat32 | None]:
-        """An exported file's engine in float32, and what computes in its place in another precision."""
+    def open_engine(self, path) -> tuple[Engine, ArrayFunction]:
+        """An exported file's engine in float32, and what computes in its place: itself, or one of another precision."""
+        return self._beside_float32(lambda precision: open_engine(path, self.engine, self.num_threads, precision))
 
-        def make(precision):
-            return open_engine(path, self.engine, self.num_threads, precision)
-
-        if self.precision == "float32":
-            return make(self.precision), None
-        exact = make("float32")
-        return exact, BesideFloat32(make(self.precision), exact)
-
-    def _replace(self, net):
+    def _replace(self, net) -> ArrayFunction:
         """What computes in a network's place."""
+        return self._beside_float32(lambda precision: engine_of(net, self.num_threads, self.engine, precision))[1]
 
-        def make(precision):
-            return engine_of(net, self.num_threads, self.engine, precision)
-
-        return (
-            make(self.precision)
-            if self.precision == "float32"
-            else BesideFloat32(make(self.precision), make("float32"))
-        )
+    def _beside_float32(self, make):
+        exact = make("float32")
+        return exact, exact if self.precision == "float32" else BesideFloat32(make(self.precision), exact)
 
 
 def _numbers(values) -> str:

@@ -13,12 +13,11 @@ from google.protobuf.message import DecodeError
 from mindspore import Tensor, nn
 from mindspore.train.mind_ir_pb2 import ModelProto, TensorProto
 
-from mindrepvgg.deployment.engine_base import MINDSPORE, Engine
+from mindrepvgg.deployment.engine_base import LARGEST_FILE, MINDSPORE, Engine
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.files import MEGABYTE, read_regular
 from mindrepvgg.text import first_line
 
-_LARGEST_FILE = 1 << 31  # bytes; a protobuf message has less
 _TYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8}
 
 
@@ -40,7 +39,7 @@ class MindIREngine(Engine):
 
     def __init__(self, path):
         super().__init__(Path(path))
-        content = read_regular(self.path, "a MindIR file", CheckpointError, _LARGEST_FILE)
+        content = read_regular(self.path, "a MindIR file", CheckpointError, LARGEST_FILE)
         try:
             graph = ModelProto.FromString(content).graph
         except (DecodeError, ValueError):  # ValueError: a name that is no UTF-8

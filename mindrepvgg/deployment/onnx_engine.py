@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mindrepvgg.deployment.engine_base import ONNXRUNTIME, Engine, read_metadata
+from mindrepvgg.deployment.engine_base import LARGEST_FILE, ONNXRUNTIME, Engine, read_metadata
 from mindrepvgg.errors import CheckpointError
 from mindrepvgg.files import open_regular
 from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.text import first_line
-
-LARGEST_FILE = 1 << 31  # bytes; a protobuf message has less
 
 # ONNX's types as onnxruntime names them.
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mindrepvgg.deployment.engine_base import OPENVINO, Engine, read_metadata
-from mindrepvgg.deployment.onnx_engine import LARGEST_FILE
+from mindrepvgg.deployment.engine_base import LARGEST_FILE, OPENVINO, Engine, read_metadata
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.files import open_regular
 from mindrepvgg.runtime.environment import without_isa_cap

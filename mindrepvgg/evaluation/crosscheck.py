@@ -100,10 +100,10 @@ def cross_check(
         a, b = ours(images)[valid].astype(np.float64), reference(images)[valid].astype(np.float64)
         if a.shape != b.shape:
             raise ValueError(f"logits of shapes {a.shape} and {b.shape} do not compare")
+        actual, expected = (softmax(a), softmax(b)) if probabilities else (a, b)
         # np.maximum keeps a NaN, where max() would lose it.
-        compared = [softmax(a), softmax(b)] if probabilities else [a, b]
-        max_abs = float(np.maximum(max_abs, difference(compared[1], compared[0])[0]))
-        scale = max(scale, largest(compared[1]))
+        max_abs = float(np.maximum(max_abs, difference(expected, actual)[0]))
+        scale = max(scale, largest(expected))
         tops = [np.argsort(-logits, axis=1, kind="stable")[:, :_TOP] for logits in (a, b)]
         same_top1 += int((tops[0][:, 0] == tops[1][:, 0]).sum())
         same_top5 += int((np.sort(tops[0], 1) == np.sort(tops[1], 1)).all(1).sum())

@@ -11,7 +11,7 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.models import variants
 from mindrepvgg.models.repvgg import build
 from mindrepvgg.models.shapes import parameter_shapes
-from mindrepvgg.models.synthetic import parameter_value
+from mindrepvgg.models.synthetic import parameter_value, parameter_values
 from mindrepvgg.reparam.layers import kernel_init
 from mindrepvgg.reparam.parts import ConvBN
 from mindrepvgg.text import quoted
@@ -81,7 +81,7 @@ def network(name: str, form: str, images: Tensor) -> nn.Cell:
     if name not in BLOCK_NETWORKS:
         variant = variants.find(name)
         shapes = parameter_shapes(variant, form)
-        return build(variant, form=form, arrays={key: parameter_value(key, shape) for key, shape in shapes.items()})
+        return build(variant, form=form, arrays=parameter_values(shapes))
     if name == _INSERTED:
         net = _Small(lambda channels, stride: ConvBN(channels, channels, 3, stride))
         net = reparam.insert(net, "dbb", ["first.conv", "second.conv"], images)

@@ -107,7 +107,7 @@ def _check_packages(settings):
 def _prepare(settings, folder) -> dict[str, Network]:
     """Write each network's arrays into files, by form: all contestants of a network get the same numbers."""
     from mindrepvgg.models.parameters import network_arrays
-    from mindrepvgg.models.synthetic import parameter_value
+    from mindrepvgg.models.synthetic import parameter_values
     from mindrepvgg.reparam.deploy import to_deploy
     from mindrepvgg.weights.load import load_weights
 
@@ -118,8 +118,7 @@ def _prepare(settings, folder) -> dict[str, Network]:
             variant = variants.find(label)
             shapes = parameter_shapes(variant, TRAIN, aux_heads=False)
             # The rule keeps the signal alive: with other weights, float16 would be compared by zeros or infinities.
-            arrays = {name: parameter_value(name, shape) for name, shape in shapes.items()}
-            net = filled_network(Network(variant, 1000, 3, {}), TRAIN, arrays)
+            net = filled_network(Network(variant, 1000, 3, {}), TRAIN, parameter_values(shapes))
         else:
             net = load_weights(label)
             if net.variant.features:

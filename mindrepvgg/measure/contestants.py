@@ -101,13 +101,11 @@ def _mindspore(contestant, network, source, images, device_target):
         import mindcv
     if contestant.form == FILE:
         from mindrepvgg.deployment.mindir_engine import MindIREngine
-
-        target = device.setup(device_target)
-        peak_memory = host_memory() if target == "CPU" else ms.runtime.max_memory_allocated
-        file = MindIREngine(source)
-        return _Prepared(target, lambda: file(images), peak_memory)
     target = device.setup(device_target)
     peak_memory = host_memory() if target == "CPU" else ms.runtime.max_memory_allocated
+    if contestant.form == FILE:
+        file = MindIREngine(source)
+        return _Prepared(target, lambda: file(images), peak_memory)
     if network is None:
         net = mindcv.create_model(contestant.network)
     else:

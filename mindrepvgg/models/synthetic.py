@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -46,3 +47,8 @@ def parameter_value(name: str, shape) -> np.ndarray:
     else:
         numbers /= 10
     return numbers.astype(np.float32)
+
+
+def parameter_values(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Arrays for a network's parameters, see `parameter_value`; `shapes` as `shapes.parameter_shapes` has them."""
+    return {name: parameter_value(name, shape) for name, shape in shapes.items()}

@@ -123,7 +123,7 @@ def test_one_wrong_kernel_fails(monkeypatch, reference):
     def wrong(name, shape):
         return rule(name, shape) * (0.9 if name == "stage2.1.rbr_reparam.weight" else 1)
 
-    monkeypatch.setattr(checked_networks, "parameter_value", wrong)
+    monkeypatch.setattr(synthetic, "parameter_value", wrong)
     for precision in ascend_check.PRECISIONS:
         result = ascend_check_report.run_check(
             "x", lambda p=precision: ascend_check.check_network("repvgg_nano", "deploy", p, reference)

@@ -45,6 +45,12 @@ OTHER_SMALL = {
     },
 }
 
+# What `validate --json` tells, in its order.
+VALIDATION_KEYS = (
+    *("model", "form", "dataset", "device", "processes", "engine", "precision", "amp_level", "flip", "split_images"),
+    *("top1", "top5", "loss", "num_images", "correct", "images_per_second", "unreadable"),
+)
+
 # A form by whether it is the deploy form.
 FORM = {False: "train", True: "deploy"}
 BOTH_FORMS = pytest.mark.parametrize("deploy", [False, True], ids=["train", "deploy"])
