@@ -115,11 +115,16 @@ def _rows(name, checkpoint, folder):
     api.export(checkpoint, plain)
     for title, kind in KINDS.items():
         path = Path(folder, f"made{kind.suffix}")
-        if kind.made_of:
-            kind.made_of(plain, path, net, images)
+        try:
+            if kind.made_of:
+                kind.made_of(plain, path, net, images)
+            else:
+                api.export(checkpoint, path, **kind.options)
+        except UserError as error:  # as export does where a file is not exact enough
+            cells = [first_line(error).removeprefix(f"{path} was ")] * len(_ENGINES)
         else:
-            api.export(checkpoint, path, **kind.options)
-        yield name, title, *(_cell(path, engine, pictures, images, truth) for engine in _ENGINES)
+            cells = [_cell(path, engine, pictures, images, truth) for engine in _ENGINES]
+        yield name, title, *cells
 
 
 def _truth(net, images):
