@@ -247,37 +247,43 @@ def export(
     source: StrPath,
     destination: StrPath,
     *,
-    batch_size: int | str = DYNAMIC,
+    batch_size: int | str | None = None,
     image_size: int | tuple[int, int] | str | None = None,
     precision: str = "float32",
     preprocess: bool = False,
+    fold_normalisation: bool = False,
     softmax: bool = False,
     opset: int | None = None,
     weights: str = "raw",
     rtol: float | None = None,
     soc_version: str = "Ascend310P3",
+    target: str | None = None,
     device_target: str = "CPU",
     **overrides: Any,
 ) -> Export:
-    """Write the deploy form of a checkpoint as an ONNX, MindIR or AIR file, run the file and compare it.
+    """Write the deploy form of a checkpoint as an ONNX, MindIR, AIR or .wts file, run the file and compare it.
 
     Args:
         source: a checkpoint of this or any RepVGG project, in train or deploy form.
-        destination: the file to write: .onnx, .mindir, or on Ascend .air.
-        batch_size: a number, or "dynamic".
+        destination: the file to write: .onnx, .mindir, .wts, or on Ascend .air. For the target "triton", a folder.
+        batch_size: a number, or "dynamic"; None: as the target says, otherwise dynamic.
         image_size: pixels: a side, (height, width), or "dynamic"; None: as the checkpoint says.
         precision: "float32" or "float16", of weights and arithmetic.
         preprocess: the file takes uint8 (N, H, W, C) and normalises it.
+        fold_normalisation: the file takes float32 (N, C, H, W) of 0 to 255; mean and std are in the first convolution.
+            It takes a fixed batch and image size.
         softmax: the file gives probabilities, not logits.
         opset: of ONNX; None: the newest that Ascend's tools document.
         weights: "raw", or "ema" for the averaged copy in the source.
         rtol: the largest difference over the largest output; None: by precision.
-        soc_version: the chip in the printed command for Ascend's ATC.
+        soc_version: the chip in the commands for Ascend's ATC.
+        target: what the file is for: "ascend", "lite", "tensorrt" or "triton", see `docs/deploy.md`; it chooses the
+            batch, and the files and commands that come with the file.
         device_target: where the network runs that the file is compared with.
         **overrides: recipe keys, such as `mean` and `std`, which replace what the checkpoint says.
 
     Returns:
-        What was written, how far it is from the network, and the commands for Ascend's tools.
+        What was written, how far it is from the network, and the commands to run next.
 
     Raises:
         EquivalenceError: the file computes something else; it was not kept.
@@ -285,9 +291,11 @@ def export(
     """
     from mindrepvgg.deployment.export import export_checkpoint
     from mindrepvgg.deployment.graph import DEFAULT_OPSET, GraphOptions
+    from mindrepvgg.deployment.targets import target_of
 
+    chosen = target_of(target)
     options = GraphOptions(
-        batch_size=_batch_size(batch_size),
+        batch_size=chosen.batch_size if batch_size is None else _batch_size(batch_size),
         precision=precision,
         softmax=softmax,
         opset=DEFAULT_OPSET if opset is None else opset,
@@ -300,11 +308,13 @@ def export(
             destination,
             options,
             preprocess=preprocess,
+            fold=fold_normalisation,
             fixed_size=image_size != DYNAMIC,
             weights=weights,
             overrides=overrides,
             rtol=rtol,
             soc_version=soc_version,
+            target=chosen,
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 
 from mindrepvgg.deployment.graph import INPUT
+from mindrepvgg.errors import UserError
 
 # On Ascend a dynamic dimension is a choice of a few sizes, which the conversion of the file names.
 _BATCHES = (1, 2, 4, 8, 16)
@@ -20,28 +21,70 @@ _LITE_PRECISION = {"float32": "enforce_origin", "float16": "enforce_fp16"}
 _GE_PRECISION = {"float32": "must_keep_origin_dtype", "float16": "force_fp16"}
 
 
-def ascend_commands(path, options, channels, image_size, soc_version="Ascend310P3") -> tuple[tuple[str, str], ...]:
+def ascend_commands(written) -> tuple[tuple[str, str], ...]:
     """Write the commands for ATC and for MindSpore Lite's converter. ATC reads no MindIR, the converter no AIR.
 
     Args:
-        path: the exported file.
-        options: the `GraphOptions` it was exported with.
-        channels: of the images.
-        image_size: (height, width) that a dynamic size starts from.
-        soc_version: the chip, as ATC names it.
+        written: the `Written` file.
 
     Returns:
         (what it makes, command) of each.
     """
+    path, options, channels, image_size = written.path, written.options, written.channels, written.image_size
     commands = []
-    if path.suffix != ".mindir":
-        title = f"an OM file for {soc_version}: ATC"
+    if path.suffix in (".onnx", ".air"):
+        title = f"an OM file for {written.soc_version}: ATC"
         if options.preprocess:
             title += "; it documents uint8 inputs for AIPP alone, so rather export without --preprocess"
-        commands.append((title, _atc(path, options, channels, image_size, soc_version)))
-    if path.suffix != ".air":
-        commands.append(("MindSpore Lite on Ascend: converter_lite", _lite(path, options, channels, image_size)))
+        arguments = atc_arguments(path, options, channels, image_size, written.soc_version)
+        commands.append((title, shlex.join(["atc", *arguments])))
+    if path.suffix in (".onnx", ".mindir"):
+        title = "MindSpore Lite on Ascend: converter_lite"
+        if _crashes(options):
+            title += "; on a CPU 2.0.0 crashes with a float16 file of any batch, so rather export with --batch_size N"
+        commands.append((title, _lite(path, options, channels, image_size)))
     return tuple(commands)
+
+
+def lite_commands(written) -> tuple[tuple[str, str], ...]:
+    """Write the command for MindSpore Lite's converter on a CPU, and that for Ascend.
+
+    Args:
+        written: the `Written` ONNX file.
+
+    Returns:
+        (what it makes, command) of each.
+    """
+    path, options = written.path, written.options
+    arguments = [*_converter(path, options), f"--outputFile={path.with_suffix('')}"]
+    if options.batch_size and options.image_size:
+        arguments.append(f"--inputShape={INPUT}:{_joined(options.input_shape(written.channels))}")
+    command = shlex.join(["converter_lite", *arguments])
+    for_ascend = _lite(path, options, written.channels, written.image_size)
+    return ("a .ms file for a CPU: converter_lite", command), ("MindSpore Lite on Ascend: converter_lite", for_ascend)
+
+
+def check_lite(options):
+    """Raise UserError for a file that MindSpore Lite cannot run."""
+    if _crashes(options):
+        raise UserError(
+            "MindSpore Lite 2.0.0 crashes with a float16 file of any batch or image size: give --batch_size N and no "
+            "dynamic image_size"
+        )
+
+
+def _crashes(options):
+    """Whether MindSpore Lite 2.0.0 was seen to die of such a file, on a CPU, when it computes."""
+    return options.precision == "float16" and not (options.batch_size and options.image_size)
+
+
+def _converter(path, options):
+    """The converter's arguments for a file.
+
+    Without the last one it makes of ONNX a file that takes NHWC, silently. A file with --preprocess takes NHWC anyway.
+    """
+    arguments = [f"--fmk={path.suffix[1:].upper()}", f"--modelFile={path}"]
+    return [*arguments, "--inputDataFormat=NCHW"] if path.suffix == ".onnx" and not options.preprocess else arguments
 
 
 def _profiles(options, image_size):
@@ -57,7 +100,16 @@ def _joined(values, separator=","):
     return separator.join(map(str, values))
 
 
-def _atc(path, options, channels, image_size, soc_version):
+def atc_arguments(path, options, channels, image_size, soc_version) -> list[str]:
+    """Write ATC's arguments.
+
+    Args:
+        path: the ONNX or AIR file.
+        options: the `GraphOptions` it was exported with.
+        channels: of the images.
+        image_size: (height, width) that a dynamic size starts from.
+        soc_version: the chip, as ATC names it.
+    """
     arguments = [f"--model={path}", f"--framework={1 if path.suffix == '.air' else 5}"]
     arguments += [f"--output={path.with_suffix('')}", f"--soc_version={soc_version}"]
     if path.suffix == ".onnx":
@@ -72,7 +124,7 @@ def _atc(path, options, channels, image_size, soc_version):
         shape = _joined(options.input_shape(channels, -1, -1, -1))
         arguments += [f"--input_format={layout}", f"--input_shape={INPUT}:{shape}", *dynamic]
     arguments.append(f"--precision_mode_v2={_ATC_PRECISION[options.precision]}")
-    return shlex.join(["atc", *arguments])
+    return arguments
 
 
 def _lite(path, options, channels, image_size):
@@ -92,7 +144,7 @@ def _lite(path, options, channels, image_size):
         else:
             static = [f"--inputShape={INPUT}:{shape}"]
     configuration = path.with_suffix(".lite.ini")
-    arguments = [f"--fmk={path.suffix[1:].upper()}", f"--modelFile={path}", f"--outputFile={path.with_suffix('')}_lite"]
+    arguments = [*_converter(path, options), f"--outputFile={path.with_suffix('')}_lite"]
     arguments += ["--saveType=MINDIR", "--optimize=ascend_oriented", *static, f"--configFile={configuration}"]
     written = shlex.join(["printf", r"%s\n", *lines])
     return f"{written} > {shlex.quote(str(configuration))}\n{shlex.join(['converter_lite', *arguments])}"

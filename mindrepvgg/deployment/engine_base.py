@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from mindrepvgg.deployment.graph import FOLDED_INPUT
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models.preprocessing import DESCRIBED_KEYS
 from mindrepvgg.text import counted, first_line, quoted
@@ -30,7 +31,8 @@ class Engine(abc.ABC):
     """A callable network: images (N, C, H, W) float32 array -> logits (N, classes) array.
 
     A file of a features network gives a tuple of arrays, its maps. A file with preprocessing inside takes uint8
-    (N, H, W, C). A file with a fixed batch takes any number of images, and runs them in batches of its size. Several
+    (N, H, W, C). So does a file with folded mean and std: the engine makes float32 (N, C, H, W) of 0 to 255 of them, as
+    the file has it. A file with a fixed batch takes any number of images, and runs them in batches of its size. Several
     threads may call an engine at once.
 
     A subclass opens the model, calls `_describe`, and has `_compute`.
@@ -75,11 +77,14 @@ class Engine(abc.ABC):
                 f"shape {list(shape)}; expected one batch of images in and one array out"
             )
         self._shape, self._dtype = shape, np.dtype(dtype)
+        self._folded = self.metadata.get("input") == FOLDED_INPUT
+        if self._folded:
+            self._shape, self._dtype = (shape[0], *shape[2:], shape[1]), np.dtype(np.uint8)
         self.preprocesses = self._dtype == np.uint8
-        self.batch_size, *rest = shape
+        self.batch_size, *rest = self._shape
         height, width = rest[:2] if self.preprocesses else rest[1:]
         self.image_size = (height, width) if height and width else None
-        self.in_channels = shape[3 if self.preprocesses else 1]
+        self.in_channels = self._shape[3 if self.preprocesses else 1]
         self.num_classes = outputs[0][-1] if outputs[0] and not self.gives_maps else None
         if self.metadata:
             self._check_metadata()
@@ -126,6 +131,8 @@ class Engine(abc.ABC):
         return np.concatenate(parts)[: len(images)]
 
     def _run(self, images):
+        if self._folded:
+            images = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
         try:
             found = self._compute(images)
         except Exception as error:  # the engines' errors have no common base

@@ -1,4 +1,4 @@
-"""A checkpoint as an ONNX, MindIR or AIR file of the deploy form, run and compared before it gets its name."""
+"""A checkpoint as a file of the deploy form, run and compared before it gets its name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from mindrepvgg.deployment.ascend import ascend_commands
 from mindrepvgg.deployment.engine import OnnxEngine, network_facts
 from mindrepvgg.deployment.graph import (
     INPUT,
@@ -24,6 +23,9 @@ from mindrepvgg.deployment.graph import (
 from mindrepvgg.deployment.maps_check import MapsCheck, check_maps
 from mindrepvgg.deployment.mindir import write_mindir
 from mindrepvgg.deployment.pictures import Pictures
+from mindrepvgg.deployment.targets import ANY, Target
+from mindrepvgg.deployment.written import Written
+from mindrepvgg.deployment.wts import check_wts, write_wts
 from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
 from mindrepvgg.evaluation.crosscheck import CrossCheck, cross_check
 from mindrepvgg.files import atomic_path, open_regular, write_json
@@ -33,8 +35,6 @@ from mindrepvgg.reparam.equivalence import EquivalenceReport, verify_equivalence
 from mindrepvgg.reparam.layers import set_grouped
 from mindrepvgg.text import counted, quoted
 from mindrepvgg.weights.load import import_weights, local_file
-
-SUFFIXES = (".onnx", ".mindir", ".air")
 
 # What the file's outputs may differ by from the network's, over the largest of them.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
@@ -49,9 +49,12 @@ class Export:
         metadata: what the file, or the JSON beside it, says of itself.
         fusion: the proof of the fusion; None where the checkpoint was in deploy form.
         operators: how many of each an ONNX file holds; None for other files.
-        check: the comparison; None for AIR, which nothing but Ascend's tools reads.
+        tensors: how many a .wts file holds, read back bit for bit; None for other files.
+        check: the comparison; None for AIR, which nothing but Ascend's tools reads, and .wts.
         images: what it was compared on, in words.
-        commands: for Ascend's tools, see `ascend.ascend_commands`.
+        target: what it is for.
+        files: written beside it for the target.
+        commands: what to run next, see `Target.commands`.
     """
 
     source: Path
@@ -60,28 +63,36 @@ class Export:
     metadata: dict
     fusion: EquivalenceReport | None
     operators: dict[str, int] | None
+    tensors: int | None
     check: CrossCheck | MapsCheck | None
     images: str
+    target: Target
+    files: tuple[Path, ...]
     commands: tuple[tuple[str, str], ...]
 
     def to_dict(self) -> dict:
         """Plain types, for JSON."""
-        told = self.options.preprocess
+        told = {name: getattr(self.options, name) for name in ("preprocess", "folded")}
         return {
             "source": str(self.source),
             "destination": str(self.destination),
             "bytes": self.destination.stat().st_size,
-            "options": {**asdict(self.options), "preprocess": told and (told.mean, told.std)},
+            "options": {
+                **asdict(self.options),
+                **{name: known and (known.mean, known.std) for name, known in told.items()},
+            },
             "metadata": self.metadata,
             "fusion": self.fusion and self.fusion.to_dict(),
             "operators": self.operators,
+            "tensors": self.tensors,
             "check": self.check and self.check.to_dict(),
             "images": self.images,
+            "files": [str(path) for path in self.files],
             "commands": dict(self.commands),
         }
 
     def format(self) -> str:
-        """Return a few lines for people; the commands for Ascend's tools come last."""
+        """Return a few lines for people; the commands come last."""
         options, facts = self.options, self.metadata
         shape = options.input_shape(facts["in_channels"])
         maps = facts.get("outputs")
@@ -99,11 +110,14 @@ class Export:
         if self.operators:
             counts = ", ".join(f"{count} {operator}" for operator, count in self.operators.items())
             lines.append(f"opset {options.opset}: {counts}")
+        if self.tensors:
+            lines.append(f"{counted(self.tensors, 'tensor')}, read back: the network's bit for bit; not run on a GPU")
         if self.check:
             batches = f"in batches of each kind it takes ({counted(self.check.num_images, 'image')} in all)"
             lines.append(f"run on {self.images}, {batches}, and compared with the network:")
             lines.append(self.check.format())
-        lines.append("for Ascend, not run here:")
+        lines += [f"beside it: {path}" for path in self.files]
+        lines += [self.target.heading] if self.commands else []
         lines += [f"# {title}\n{command}" for title, command in self.commands]
         return "\n".join(lines)
 
@@ -114,39 +128,45 @@ def export_checkpoint(
     options: GraphOptions | None = None,
     *,
     preprocess: bool = False,
+    fold: bool = False,
     fixed_size: bool = True,
     weights: str = "raw",
     overrides: dict | None = None,
     rtol: float | None = None,
     soc_version: str = "Ascend310P3",
+    target: Target = ANY,
 ) -> Export:
     """Export a checkpoint of any project.
 
     Args:
         source: the checkpoint.
-        destination: the file to write; its suffix says how: `.onnx`, `.mindir` or `.air`. The metadata of a MindIR or
-            AIR file are written beside it as JSON, under its name with `.json` behind it.
+        destination: the file to write; its suffix says how: `.onnx`, `.mindir`, `.air` or `.wts`. The metadata of
+            any but an ONNX file are written beside it as JSON, under its name with `.json` behind it.
         options: what the file takes and gives.
         preprocess: whether to fill in `options.preprocess` from the checkpoint.
+        fold: the same of `options.folded`.
         fixed_size: whether to fill in `options.image_size` from the checkpoint, unless it is given.
         weights: 'raw', or 'ema' for the averaged copy in the checkpoint.
         overrides: recipe keys that stand above what the checkpoint says, see `recipe.network.recipe_of`.
         rtol: what the outputs may differ by, over the largest of them; None: as TOLERANCES says.
         soc_version: the chip in the commands for Ascend's tools.
+        target: what the file is for; it may put the file somewhere below `destination`.
 
     Raises:
         EquivalenceError: the written file computes something else; no file is left.
         UserError: the checkpoint cannot be used, a package is missing, or the destination cannot be written.
     """
-    destination = Path(destination)
+    destination = target.place(Path(destination), Path(source))
     options = options or GraphOptions()
-    check_destination(Path(source), destination, options, fixed_size)
+    check_destination(Path(source), destination, options, fixed_size, target)
+    if fold and (preprocess or destination.suffix != ".onnx"):
+        raise UserError("--fold_normalisation is for .onnx, without --preprocess: one of the two normalises")
     grouped = (overrides or {}).get("grouped")
     if grouped and destination.suffix == ".onnx":
         raise UserError(f"grouped (={quoted(grouped)}) is for .mindir and .air: ONNX has its own grouped convolutions")
     source, weights = local_file(source, weights)
     net = import_weights(source, weights).network()
-    if destination.suffix == ".onnx":
+    if destination.suffix in (".onnx", ".wts"):
         _layout(net)
     if net.variant.features and options.softmax:
         raise UserError(f"softmax is for networks that classify, and {source} gives maps; leave it out")
@@ -156,16 +176,27 @@ def export_checkpoint(
     if fixed_size and options.image_size is None:
         options = replace(options, image_size=pictures.preprocessing.image_size)
     if preprocess:
-        options = replace(options, preprocess=pictures.known_preprocessing())
+        options = replace(options, preprocess=pictures.known_preprocessing("--preprocess"))
+    if fold:
+        options = replace(options, folded=pictures.known_preprocessing("--fold_normalisation"))
+    target.check(options)
+    if destination.suffix == ".wts":
+        check_wts(net.variant, options)
     deployed, fusion = net, None
     if not net.deploy:
         deployed = to_deploy(net)
         fusion = verify_equivalence(net, deployed, pictures.normalised(pictures.pixels[:2]))
     metadata = facts_of(deployed, pictures, options, source)
-    operators, check = None, None
+    known = pictures.preprocessing if pictures.known else None
+    size = options.image_size or pictures.preprocessing.image_size
+    written = Written(destination, options, metadata, net.variant, net.in_channels, size, known, soc_version)
+    target.files(written)  # raises what a target refuses, before anything is written
+    operators, tensors, check, run = None, None, None, None
     with atomic_path(destination) as temporary:
         if destination.suffix == ".onnx":
             operators, run = _write_onnx(deployed, temporary, options, metadata)
+        elif destination.suffix == ".wts":
+            tensors = write_wts(temporary, network_arrays(deployed))
         else:
             run = write_mindir(deployed, temporary, options, destination.suffix)
         if run:
@@ -180,15 +211,29 @@ def export_checkpoint(
                 )
     if destination.suffix != ".onnx":
         write_json(f"{destination}.json", {**metadata, "file_sha256": _sha256(destination)})
-    size = options.image_size or pictures.preprocessing.image_size
-    commands = ascend_commands(destination, options, net.in_channels, size, soc_version)
-    return Export(source, destination, options, metadata, fusion, operators, check, pictures.origin, commands)
+    return Export(
+        source=source,
+        destination=destination,
+        options=options,
+        metadata=metadata,
+        fusion=fusion,
+        operators=operators,
+        tensors=tensors,
+        check=check,
+        images=pictures.origin,
+        target=target,
+        files=target.write_files(written),
+        commands=target.commands(written),
+    )
 
 
-def check_destination(source: Path, destination: Path, options: GraphOptions, fixed_size: bool = True):
+def check_destination(
+    source: Path, destination: Path, options: GraphOptions, fixed_size: bool = True, target: Target = ANY
+):
     """Raise UserError, before anything is read, for a file that could not be written at the end."""
-    if destination.suffix not in SUFFIXES:
-        raise UserError(f"{destination} must end in one of {', '.join(SUFFIXES)}: the suffix says how it is written")
+    if destination.suffix not in target.suffixes:
+        ends = ", ".join(target.suffixes)
+        raise UserError(f"{destination} must end in one of {ends}: the suffix says how it is written")
     if destination.exists() and source.exists() and destination.samefile(source):
         raise UserError(f"{destination} is the checkpoint itself; give the result another name")
     if destination.suffix == ".onnx":
@@ -211,7 +256,7 @@ def facts_of(net, pictures, options, source) -> dict:
         **prepared,
         "interpolation": preprocessing.interpolation,
         "crop_pct": preprocessing.crop_pct,
-        "input": "uint8 NHWC" if options.preprocess else "normalised float32 NCHW",
+        "input": options.takes,
         **({"outputs": map_shapes(net.variant, options)} if net.variant.features else {"output": options.output}),
         "precision": options.precision,
         "checkpoint": source.name,
@@ -231,7 +276,7 @@ def _compare(run, net, pictures, options, rtol) -> CrossCheck | MapsCheck:
     """Compare the function of a file with the network that it was made from, on every batch."""
 
     def file_outputs(pixels):
-        return run(pixels if options.preprocess else pictures.normalised(pixels))
+        return run(pixels if options.preprocess or options.folded else pictures.normalised(pixels))
 
     if net.variant.features:
 
@@ -251,7 +296,7 @@ def _compare(run, net, pictures, options, rtol) -> CrossCheck | MapsCheck:
 
 def _layout(net):
     """The layout of an ONNX file's network; UserError where there is none."""
-    return net.variant.deploy_layout("writing ONNX", "a .mindir takes any network")
+    return net.variant.deploy_layout("writing ONNX or .wts", "a .mindir takes any network")
 
 
 def _write_onnx(net, path, options, metadata):

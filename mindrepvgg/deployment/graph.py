@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mindrepvgg.deployment.folding import fold_normalisation
 from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
 from mindrepvgg.models.block_kinds import BlockSpec
 from mindrepvgg.models.preprocessing import Preprocessing
@@ -32,6 +33,9 @@ from mindrepvgg.version import __version__
 LEAST_OPSET, DEFAULT_OPSET = 13, 15
 
 INPUT = "images"
+
+# What a file with folded mean and std takes, in the words of its metadata.
+FOLDED_INPUT = "float32 NCHW of 0 to 255"
 PRECISIONS = ("float32", "float16")
 
 # A protobuf message must stay below 2 GiB.
@@ -48,6 +52,8 @@ class GraphOptions:
         precision: of weights and arithmetic, one of PRECISIONS; inputs and outputs stay float32.
         preprocess: the file takes uint8 RGB (N, H, W, C) and normalises it with the mean and std given here. None: the
             file takes normalised float32 (N, C, H, W).
+        folded: the mean and std that the first convolution holds: the file takes float32 (N, C, H, W) of 0 to 255. It
+            needs a fixed batch and image size, and no `preprocess`.
         softmax: whether the file gives probabilities instead of logits.
         opset: ONNX's operator set.
     """
@@ -56,6 +62,7 @@ class GraphOptions:
     image_size: tuple[int, int] | None = None
     precision: str = "float32"
     preprocess: Preprocessing | None = None
+    folded: Preprocessing | None = None
     softmax: bool = False
     opset: int = DEFAULT_OPSET
 
@@ -68,6 +75,13 @@ class GraphOptions:
     def input_type(self) -> str:
         """The input's type: 'float32', or 'uint8' where preprocessing is in the graph."""
         return "uint8" if self.preprocess else "float32"
+
+    @property
+    def takes(self) -> str:
+        """What the file takes, in the words of its metadata."""
+        if self.folded:
+            return FOLDED_INPUT
+        return "uint8 NHWC" if self.preprocess else "normalised float32 NCHW"
 
     def input_shape(self, channels, batch="batch", height="height", width="width") -> tuple:
         """The input's shape, in the input's own layout; `batch`, `height` and `width` stand for what is dynamic."""
@@ -134,6 +148,9 @@ def build_onnx(
     channels = arrays[f"{specs[0].fused}.weight"].shape[1]
     graph = _Graph(onnx, options.precision)
     x = _add_preprocessing(graph, channels, options)
+    if options.folded:
+        x = _add_ones(graph, x, options)
+        arrays = {**arrays, **fold_normalisation(arrays, specs[0].fused, options.folded)}
     maps = {}
     for spec in specs:
         x = _add_block(graph, x, spec, arrays)
@@ -187,35 +204,46 @@ class _Graph:
         """Add a Cast."""
         return self.add("Cast", [x], output, to=self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
-    def conv(self, x, name, arrays, output, stride=1, groups=1, dilation=1):
-        """Add a convolution with PyTorch's padding; arrays: with `name`.weight and `name`.bias."""
+    def conv(self, x, name, arrays, output, stride=1, groups=1, dilation=1, dtype=None):
+        """Add a convolution with PyTorch's padding; arrays: `name`.weight and `name`.bias; dtype: as in `constant`."""
         kernel, bias = arrays[f"{name}.weight"], arrays[f"{name}.bias"]
         size = kernel.shape[-1]
-        inputs = [x, self.constant(f"{name}.weight", kernel), self.constant(f"{name}.bias", bias)]
-        pads = [size // 2 * dilation] * 4
-        attributes = {"kernel_shape": [size] * 2, "pads": pads, "strides": [stride] * 2, "group": groups}
-        if dilation != 1:
-            attributes["dilations"] = [dilation] * 2
+        inputs = [x, self.constant(f"{name}.weight", kernel, dtype), self.constant(f"{name}.bias", bias, dtype)]
+        # All attributes, those that equal ONNX's defaults too: MindSpore Lite refuses a Conv that lacks one.
+        attributes = {
+            "kernel_shape": [size] * 2,
+            "pads": [size // 2 * dilation] * 4,
+            "strides": [stride] * 2,
+            "dilations": [dilation] * 2,
+            "group": groups,
+        }
         return self.add("Conv", inputs, output, **attributes)
 
 
 def _add_preprocessing(graph, channels, options):
     """Add what lies between the file's input and the network's: normalisation, and the cast to float16.
 
-    Normalisation is a 1x1 convolution of each channel by itself, in float32. It cannot be folded into the first 3x3
-    convolution: that one pads with zeros after normalisation, and folding would pad with zeros before it.
+    Normalisation is a 1x1 convolution of each channel by itself, in float32. Folding it into the first 3x3 convolution
+    takes a channel more, see `fold_normalisation`.
     """
     x = INPUT
     if options.preprocess:
         gain, bias = options.preprocess.gain_and_bias()
         x = graph.add("Transpose", [x], "preprocess.nchw", perm=[0, 3, 1, 2])
         x = graph.cast(x, "preprocess.float32", np.float32)
-        weights = [
-            graph.constant("preprocess.gain", gain[:, None], np.float32),
-            graph.constant("preprocess.bias", bias.ravel(), np.float32),
-        ]
-        x = graph.add("Conv", [x, *weights], "preprocess.normalised", kernel_shape=[1, 1], group=channels)
+        arrays = {"preprocess.weight": gain[:, None], "preprocess.bias": bias.ravel()}
+        x = graph.conv(x, "preprocess", arrays, "preprocess.normalised", groups=channels, dtype=np.float32)
     return graph.cast(x, "preprocess.float16", np.float16) if options.precision == "float16" else x
+
+
+def _add_ones(graph, x, options):
+    """Add the channel of ones that `fold_normalisation` is for; UserError where its size is not known."""
+    if not (options.batch_size and options.image_size):
+        raise UserError(
+            "folding mean and std takes a fixed batch and image size: give --batch_size N and --image_size H,W"
+        )
+    ones = graph.constant("folded.ones", np.ones((options.batch_size, 1, *options.image_size)))
+    return graph.add("Concat", [x, ones], "folded.images", axis=1)
 
 
 def _add_block(graph, x, spec: BlockSpec, arrays):
@@ -282,6 +310,7 @@ def expected_operators(variant: Variant, options: GraphOptions) -> dict[str, int
         **dict.fromkeys(("Sigmoid", "Mul"), excited),
         "GlobalAveragePool": excited + heads,
         **dict.fromkeys(("Flatten", "Gemm"), heads),
+        "Concat": int(options.folded is not None),
         "Identity": 0 if heads or half else given,
         "Transpose": int(preprocess),
         "Cast": preprocess + (1 + given) * half,

@@ -45,10 +45,14 @@ class Pictures:
             self.pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         self.origin = f"{len(self.pixels)} {self.origin}"
 
-    def known_preprocessing(self) -> Preprocessing:
-        """Return the preprocessing for a graph that normalises; raise UserError where mean and std are not known."""
+    def known_preprocessing(self, option: str) -> Preprocessing:
+        """Return the preprocessing for a graph that normalises; raise UserError where mean and std are not known.
+
+        Args:
+            option: of the command, which asked for it.
+        """
         if not self.known:
-            raise UserError("the checkpoint does not tell mean and std: give --mean and --std, or no --preprocess")
+            raise UserError(f"the checkpoint does not tell mean and std: give --mean and --std, or no {option}")
         return self.preprocessing
 
     def normalised(self, pixels):

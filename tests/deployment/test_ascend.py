@@ -19,11 +19,12 @@ from support import OTHER_SMALL, ROOT, SMALL
 from support.loaders import RGB, preprocessing
 
 from mindrepvgg import create_model
-from mindrepvgg.deployment.ascend import ascend_commands
+from mindrepvgg.deployment.ascend import ascend_commands, lite_commands
 from mindrepvgg.deployment.graph import GraphOptions
+from mindrepvgg.deployment.written import Written
 from mindrepvgg.measure import ascend_check
 from mindrepvgg.measure.checked_networks import BLOCK_NETWORKS, network
-from mindrepvgg.models.variants import PLAIN_FORMS
+from mindrepvgg.models.variants import PLAIN_FORMS, find
 from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.reparam.layers import set_grouped
 from mindrepvgg.runtime.environment import mindspore_version
@@ -217,10 +218,12 @@ def test_the_kernels_of_undocumented_operators_are_in_the_package():
     assert b"aclnnNoSuchKernel" not in library
 
 
-def commands(suffix=".onnx", **options):
-    return "\n".join(
-        text for _, text in ascend_commands(Path(f"a b/out{suffix}"), GraphOptions(**options), 3, (224, 224))
-    )
+def written(suffix=".onnx", **options):
+    return Written(Path(f"a b/out{suffix}"), GraphOptions(**options), {}, find("repvgg_a0"), 3, (224, 224))
+
+
+def commands(suffix=".onnx", made=ascend_commands, **options):
+    return "\n".join(text for _, text in made(written(suffix, **options)))
 
 
 def test_commands_for_ascend():
@@ -230,8 +233,8 @@ def test_commands_for_ascend():
         "atc '--model=a b/out.onnx' --framework=5 '--output=a b/out' --soc_version=Ascend310P3 --input_format=NCHW "
         "--input_shape=images:1,3,224,224 --precision_mode_v2=origin",
         r"printf '%s\n' '[ascend_context]' precision_mode=enforce_origin > 'a b/out.lite.ini'",
-        "converter_lite --fmk=ONNX '--modelFile=a b/out.onnx' '--outputFile=a b/out_lite' --saveType=MINDIR "
-        "--optimize=ascend_oriented --inputShape=images:1,3,224,224 '--configFile=a b/out.lite.ini'",
+        "converter_lite --fmk=ONNX '--modelFile=a b/out.onnx' --inputDataFormat=NCHW '--outputFile=a b/out_lite' "
+        "--saveType=MINDIR --optimize=ascend_oriented --inputShape=images:1,3,224,224 '--configFile=a b/out.lite.ini'",
     ]
     batch = commands(image_size=(224, 224), precision="float16")
     assert "--input_shape=images:-1,3,224,224 --dynamic_batch_size=1,2,4,8,16 --precision_mode_v2=fp16" in batch
@@ -240,5 +243,27 @@ def test_commands_for_ascend():
     assert "--input_shape=images:4,3,-1,-1 '--dynamic_image_size=224,224;256,256'" in size
     both = commands(preprocess=preprocessing(**RGB))
     assert "--input_format=ND --input_shape=images:-1,-1,-1,3 '--dynamic_dims=1,224,224;1,256,256;2,224,224" in both
+    assert "--inputDataFormat" not in both
     assert "atc" not in commands(".mindir")
+    assert "--inputDataFormat" not in commands(".mindir", image_size=(224, 224))
+    assert commands(".wts") == ""
     assert "--framework=1" in commands(".air", batch_size=1, image_size=(224, 224))
+
+
+def test_the_float16_file_that_lite_dies_of_is_said():
+    def titles(**options):
+        return [title for title, _ in ascend_commands(written(image_size=(224, 224), precision="float16", **options))]
+
+    assert "crashes with a float16 file of any batch" in titles()[-1]
+    assert "crashes" not in titles(batch_size=1)[-1]
+
+
+def test_commands_for_lite_keep_nchw():
+    """Without --inputDataFormat the converter makes a file that takes NHWC, and says nothing."""
+    for_cpu, *_ = commands(made=lite_commands, image_size=(224, 224)).splitlines()
+    assert for_cpu == (
+        "converter_lite --fmk=ONNX '--modelFile=a b/out.onnx' --inputDataFormat=NCHW '--outputFile=a b/out'"
+    )
+    both = commands(made=lite_commands, image_size=(224, 224), batch_size=2)
+    assert both.count("--inputDataFormat=NCHW") == 2
+    assert both.splitlines()[0].endswith("--inputShape=images:2,3,224,224")

@@ -106,7 +106,7 @@ def test_the_border_would_show(checkpoints, truth, tmp_path, monkeypatch):
         model = build_onnx(variant, arrays, options, metadata)
         for tensor in model.graph.initializer:
             if tensor.name.startswith("preprocess."):
-                value = np.full(tensor.dims, float(tensor.name.endswith("gain")), np.float32)
+                value = np.full(tensor.dims, float(tensor.name.endswith("weight")), np.float32)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
         return model
 

@@ -28,6 +28,7 @@ KINDS = {
     "half.onnx": {"precision": "float16"},
     "soft.onnx": {"softmax": True},
     "pixels.onnx": {"preprocess": True, "softmax": True, "batch_size": 3},
+    "folded.onnx": {"fold_normalisation": True, "batch_size": 3},
     "plain.mindir": {},
     "open.mindir": {"image_size": "dynamic"},
     "pixels.mindir": {"preprocess": True, "batch_size": 8},
@@ -50,7 +51,7 @@ def folder(tmp_path_factory):
             mindrepvgg.export(place / "net.ckpt", place / name, **options)
     read = openvino.Core().read_model(str(place / "plain.onnx"))
     openvino.save_model(read, place / "plain.xml", compress_to_fp16=False)
-    for name in ("plain", "pixels"):
+    for name in ("plain", "pixels", "folded"):
         model = onnx.load(str(place / f"{name}.onnx"))
         model.ClearField("metadata_props")
         onnx.save(model, str(place / f"lost_{name}.onnx"))
@@ -77,7 +78,10 @@ def truth(folder):
         return mindrepvgg.validate(folder / "net.ckpt", limit=300, mode=1)
 
 
-@pytest.mark.parametrize("name", [*KINDS, "plain.xml", "net.ckpt --engine openvino", "soft.onnx --engine openvino"])
+@pytest.mark.parametrize(
+    "name",
+    [*KINDS, "plain.xml", "net.ckpt --engine openvino", "soft.onnx --engine openvino", "folded.onnx --engine openvino"],
+)
 def test_a_file_is_judged_as_its_checkpoint(run, truth, name):
     status, out, err = run(f"validate {name} --limit 300 --json")
     found = json.loads(out)
@@ -106,7 +110,9 @@ def digit(folder):
     return "digit.png"
 
 
-@pytest.mark.parametrize("name", ["plain.onnx", "pixels.onnx", "plain.xml", "plain.mindir", "pixels.mindir"])
+@pytest.mark.parametrize(
+    "name", ["plain.onnx", "pixels.onnx", "folded.onnx", "plain.xml", "plain.mindir", "pixels.mindir"]
+)
 def test_pictures_are_predicted_as_by_the_checkpoint(run, digit, name):
     found = []
     for file in ("net.ckpt", name):
@@ -119,6 +125,13 @@ def test_pictures_are_predicted_as_by_the_checkpoint(run, digit, name):
 
 
 # --------------------------------------------------------------------------------------------------- lost descriptions
+
+
+def test_a_folded_file_without_a_description(run, truth):
+    """It takes pixels of 0 to 255, which these numbers leave as they are."""
+    status, out, _ = run("validate lost_folded.onnx --limit 300 --json --mean 0 --std 0.00392157", *LOST)
+    assert status == 0
+    assert json.loads(out)["loss"] == pytest.approx(truth.evaluation.loss, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["lost_plain.onnx", "lost.mindir"])
