@@ -37,7 +37,7 @@ _ENGINES = ((ONNXRUNTIME, "float32"), (OPENVINO, "float32"), (OPENVINO, "bfloat1
 
 # Files that nothing on a machine with a CPU alone runs.
 _ELSEWHERE = (
-    (".ms", "MindSpore Lite's converter makes it of the ONNX file; `docs/deploy.md` says which releases can be had"),
+    (".ms", "MindSpore Lite's converter makes it of the ONNX file; the section on MindSpore Lite has a run of it"),
     (".om", "ATC makes it of the ONNX file, on a machine with CANN"),
     (".plan", "trtexec makes it of the ONNX file, on a machine with a GPU"),
 )
@@ -51,7 +51,8 @@ class Kind(NamedTuple):
     made_of: Callable | None = None
 
 
-def _as_int8(source, destination, net, images):
+def as_int8(source, destination, net, images):
+    """Write an INT8 file of a float one, with every layer in INT8."""
     options = IntegerOptions("minmax", 99.99, True, 8)
     layers = layer_nodes(net.variant.deploy_layout("INT8"), "logits")
     with Quantizer(source, layers, [images], options) as quantizer:
@@ -69,7 +70,7 @@ KINDS = {
     "ONNX, batches of 8": Kind(options={"batch_size": 8}),
     "ONNX, pixels in": Kind(options={"preprocess": True}),
     "ONNX, float16": Kind(options={"precision": "float16"}),
-    "ONNX, INT8": Kind(made_of=_as_int8),
+    "ONNX, INT8": Kind(made_of=as_int8),
     "OpenVINO's IR": Kind(".xml", made_of=_as_ir),
     "MindIR": Kind(".mindir"),
     "MindIR, pixels in, batches of 8": Kind(".mindir", {"preprocess": True, "batch_size": 8}),
@@ -86,7 +87,7 @@ def measure(recipe_path, networks=NETWORKS) -> str:
     device.setup("CPU", seed=0)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, checkpoint in _checkpoints(recipe_path, networks, folder):
+        for name, checkpoint in checkpoints(recipe_path, networks, folder):
             rows += _rows(name, checkpoint, folder)
     engines = [engine if precision == "float32" else f"{engine}, {precision}" for engine, precision in _ENGINES]
     elsewhere = "\n".join(f"- `{suffix}` was not run: {reason}." for suffix, reason in _ELSEWHERE)
@@ -96,7 +97,8 @@ def measure(recipe_path, networks=NETWORKS) -> str:
     )
 
 
-def _checkpoints(recipe_path, networks, folder) -> Iterator[tuple[str, Path]]:
+def checkpoints(recipe_path, networks, folder) -> Iterator[tuple[str, Path]]:
+    """Names and checkpoints: a recipe's trained network, and those of the family with random weights, in a folder."""
     recipe = load_recipe(str(recipe_path))
     yield f"{recipe.model}, trained", trained(recipe)
     for name in networks:
@@ -110,7 +112,7 @@ def _rows(name, checkpoint, folder):
     net = load_checkpoint(checkpoint)
     pictures = Pictures(net, {})
     images = pictures.normalised(pictures.pixels)
-    truth = _truth(net, images)
+    truth = truth_of(net, images)
     plain = Path(folder, "plain.onnx")
     api.export(checkpoint, plain)
     for title, kind in KINDS.items():
@@ -127,7 +129,8 @@ def _rows(name, checkpoint, folder):
         yield name, title, *cells
 
 
-def _truth(net, images):
+def truth_of(net, images):
+    """The logits of normalised images (N, C, H, W) in float64: the branches in PyTorch."""
     import torch
 
     twin = torch_network(net.variant, network_arrays(net)).double()

@@ -14,6 +14,7 @@ import cifar10
 import converting
 import engines
 import file_kinds
+import lite
 import pipelines
 import quantization_training
 import resizing
@@ -33,6 +34,7 @@ BENCHMARKS = {
     "inference": engines.beside_mindcv,
     "engines": engines.engines,
     "files": functools.partial(file_kinds.measure, _ROOT / "configs" / "quickstart.yaml"),
+    "lite": lite.measure,
     "training": train_step.measure,
     "networks": functools.partial(engines.family, _ROOT / "docs" / "speed.png"),
     "converting": converting.measure,
@@ -60,7 +62,7 @@ def main(argv=None):
     for name in names:
         try:
             table = _ALL[name]()
-        except cifar10.NoPicturesError as error:
+        except (cifar10.NoPicturesError, lite.NoLiteError) as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
         print(f"{name}\n\n{table}\n", flush=True)

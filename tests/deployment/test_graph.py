@@ -61,6 +61,19 @@ def test_opsets(opset, fused, truth):
     assert np.abs(session(model)(pixels(2, *SIZE, 3)) - expected).max() < 5e-3
 
 
+@pytest.mark.parametrize("kind", ["plain", "d2se"])
+def test_every_convolution_has_all_attributes(kind, fused):
+    """Those that equal ONNX's defaults too: MindSpore Lite refuses a Conv without strides."""
+    told = Preprocessing(image_size=SIZE, in_channels=3, **FACTS["preprocessing"])
+    static = {"batch_size": 2, "image_size": SIZE}
+    for options in ({}, {"preprocess": told}, {"folded": told, **static}, {"precision": "float16", **static}):
+        nodes = [node for node in fused(kind, **options).graph.node if node.op_type == "Conv"]
+        assert len(nodes) >= 7
+        for node in nodes:
+            names = {attribute.name for attribute in node.attribute}
+            assert names == {"kernel_shape", "pads", "strides", "dilations", "group"}, node.name
+
+
 def with_node(model, operator, after, extra):
     """The model with one more node behind `after`'s output."""
     index = next(i for i, node in enumerate(model.graph.node) if node.output[0] == after)
