@@ -26,7 +26,7 @@ FOREIGN = {
     *("upgrade", "upgrade-strategy", "force-reinstall", "dry-run", "no-deps", "platform", "only-binary"),  # pip
     *("find-links", "no-index", "system-site-packages", "exclude"),
     *("announced-signatures", "corpus", "minutes", "replay"),  # pytest and python -m fuzz, in this repository
-    *("only", "update_readme", "help", "version"),  # benchmarks/report.py, benchmarks/demo.py, every program
+    *("only", "update_readme", "python", "help", "version"),  # benchmarks/report.py, demo.py, lite.py, every program
 }
 
 

@@ -54,25 +54,33 @@ def ascend_files(written) -> dict[Path, str]:
     path = written.path
     if written.options.folded:
         return {
-            _script(path): _deploy(written, [], f"{written.options.takes}; mean and std are in the first convolution")
+            _script(path): _deploy(written, None, f"{written.options.takes}; mean and std are in the first convolution")
         }
     aipp = path.with_suffix(".aipp.cfg")
-    takes = "uint8 NHWC, which AIPP normalises"
-    return {aipp: _aipp(written), _script(path): _deploy(written, [f"--insert_op_conf={aipp.name}"], takes)}
+    script = _deploy(written, aipp, "uint8 NHWC, which AIPP normalises")
+    return {aipp: aipp_configuration(written), _script(path): script}
+
+
+def compile_arguments(written, aipp: Path | None = None) -> list[str]:
+    """Write ATC's arguments for the folder that the file is in, without the chip.
+
+    Args:
+        written: the `Written` file.
+        aipp: AIPP's configuration beside it.
+    """
+    path = Path(written.path.name)
+    arguments = atc_arguments(path, written.options, written.channels, written.image_size, written.soc_version)
+    kept = [argument for argument in arguments if not argument.startswith("--soc_version=")]
+    return [*kept, f"--insert_op_conf={aipp.name}"] if aipp else kept
 
 
 def _script(path):
     return path.with_suffix(".deploy.sh")
 
 
-def _deploy(written, more, takes):
+def _deploy(written, aipp, takes):
     """The script. It works in its own folder, so it may be copied to another machine with the files beside it."""
-    path = Path(written.path.name)
-    arguments = [
-        argument
-        for argument in atc_arguments(path, written.options, written.channels, written.image_size, written.soc_version)
-        if not argument.startswith("--soc_version=")
-    ]
+    path = written.path
     count = written.options.batch_size
     return f"""#!/bin/sh
 # Compiles {path.name} with ATC, and measures images a second with ais_bench.
@@ -83,12 +91,17 @@ def _deploy(written, more, takes):
 set -eu
 cd "$(dirname "$0")"
 soc_version=${{1:-{shlex.quote(written.soc_version)}}}
-{shlex.join(["atc", *arguments, *more])} --soc_version="$soc_version"
+{shlex.join(["atc", *compile_arguments(written, aipp)])} --soc_version="$soc_version"
 {shlex.join(["python3", "-m", "ais_bench", "--model", f"{path.stem}.om", "--batchsize", str(count)])}
 """
 
 
-def _aipp(written):
+def aipp_configuration(written) -> str:
+    """Write AIPP's configuration; raise UserError where it cannot normalise for this network.
+
+    Args:
+        written: the `Written` file.
+    """
     known, channels = written.normalisation, written.channels
     if known is None:
         raise UserError("the checkpoint does not tell mean and std, which AIPP needs: give --mean and --std")

@@ -28,6 +28,7 @@ from mindrepvgg.measure.device_checks import (
     check_overflow,
     request_float32,
 )
+from mindrepvgg.measure.om_checks import KINDS, check_om
 from mindrepvgg.models.synthetic import parameter_value, uniform
 from mindrepvgg.models.variants import DEPLOY, PLAIN_FORMS, TRAIN
 from mindrepvgg.reparam.compare import difference
@@ -274,3 +275,6 @@ def checks(device: str, group: Ranks, models, precisions, reference: dict, coars
             for form in PLAIN_FORMS:
                 name = f"{model} {form} {precision}"
                 yield name, functools.partial(check_network, model, form, precision, reference, coarse_float32)
+    if group.is_first:  # one process is enough for what is compiled on the host
+        for name, kind in KINDS.items():
+            yield f"OM file, {name}", functools.partial(check_om, kind)
