@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mindrepvgg.data import decode as decode_module
-from mindrepvgg.data.decode import _is_usual_jpeg, decode, read_file
+from mindrepvgg.data.decode import _is_usual_jpeg, decode, read_file, told_pixels
 from mindrepvgg.errors import DataError, UnreadableImageError
 
 GRADIENT = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
@@ -194,6 +194,13 @@ def test_a_small_file_takes_no_gigabyte(picture, kind, side):
         decode(data, "x", 3)
     assert tracemalloc.get_traced_memory()[1] < 10**6
     tracemalloc.stop()
+
+
+def test_what_a_header_tells_is_read_without_decoding(picture):
+    assert told_pixels(encoded(picture, "JPEG").tobytes()) == picture.width * picture.height
+    assert told_pixels(claiming(picture, "PNG", 9_000, 10_000).tobytes()) == 9 * 10**7
+    assert told_pixels(claiming(picture, "PNG", 60_000, 50_000).tobytes()) > 10**8
+    assert told_pixels(encoded(picture, "PNG").tobytes()[:20]) == told_pixels(b"text") == told_pixels(b"") == 0
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
