@@ -51,6 +51,11 @@ _ROLES = (
     (re.compile(r"^(?:rbr_scale|conv_scale|branch_scale)\.(?:conv|bn|norm)\.(\w+)$"), "pointwise"),
     (re.compile(r"^rbr_1x1\.(weight)$"), "bare"),
     (re.compile(r"^bn\.(\w+)$"), "outer"),
+    (re.compile(r"^conv\.(weight)$"), "large"),
+    (re.compile(r"^conv_1x1\.(weight)$"), "small"),
+    (re.compile(r"^scale_conv\.(weight)$"), "large_scale"),
+    (re.compile(r"^scale_1x1\.(weight)$"), "small_scale"),
+    (re.compile(r"^scale_identity\.(weight)$"), "input_scale"),
     (re.compile(r"^(?:rbr_dense\.bn|conv_kxk\.bn|branch_3x3\.norm|rbr_dense\.1)\.(\w+)$"), "dense"),
     (re.compile(r"^(?:rbr_1x1\.conv|conv_1x1\.conv|branch_1x1\.conv|rbr_1x1\.0)\.(weight)$"), "pointwise"),
     (re.compile(r"^(?:rbr_1x1\.bn|conv_1x1\.bn|branch_1x1\.norm|rbr_1x1\.1)\.(\w+)$"), "pointwise"),
@@ -84,6 +89,7 @@ _AFFINE, _BN = {"weight", "bias"}, {"gamma", "beta", "mean", "var"}
 _LEAVES = {
     **{"fused": _AFFINE, "dense": {"weight", *_BN}, "pointwise": {"weight", *_BN}, "identity": _BN},
     **{"bare": {"weight"}, "outer": _BN},
+    **{role: {"weight"} for role in ("large", "small", "large_scale", "small_scale", "input_scale")},
     **{f"{place}_{half}": _AFFINE for place in ("se", "post_se") for half in ("down", "up")},
 }
 
@@ -116,6 +122,7 @@ class TorchReference:
                 "dense0" in parts
                 or {"dense", "pointwise"} <= parts.keys()
                 or {"dense", "bare", "outer"} <= parts.keys()
+                or {"large", "outer"} <= parts.keys()
             )
             whole = all(set(leaves) == _LEAVES[role.rstrip("0123456789")] for role, leaves in parts.items())
             if not whole or not ("fused" in parts or dense):
@@ -131,7 +138,7 @@ class TorchReference:
     def in_channels(self) -> int:
         """How many channels an image has: its first block is never grouped."""
         parts = self._blocks[min(self._blocks)]
-        return next(parts[role] for role in ("fused", "dense", "dense0") if role in parts)["weight"].shape[1]
+        return next(parts[role] for role in ("fused", "dense", "dense0", "large") if role in parts)["weight"].shape[1]
 
     def _place(self, name, tensor):
         """Sort one tensor into its block or the head; auxiliary heads and counters have no part in inference."""
@@ -174,12 +181,16 @@ class TorchReference:
             for role, part in parts.items():
                 if role == "bare":
                     y = y + self._convolve(x, part["weight"], stride)
+                elif role in ("large", "small"):
+                    y = y + self._scale(self._convolve(x, part["weight"], stride), parts, role)
                 elif role.startswith(("dense", "pointwise")):
                     y = y + self._normalise(self._convolve(x, part["weight"], stride), part)
             if "identity" in parts:
                 y = y + self._normalise(x, parts["identity"])
+            if "input_scale" in parts:
+                y = y + self._scale(x, parts, "input")
             if "outer" in parts:
-                same = stride == 1 and x.shape[1] == y.shape[1]
+                same = "bare" in parts and stride == 1 and x.shape[1] == y.shape[1]
                 y = self._normalise(y + x if same else y, parts["outer"])
         if "se_down" in parts:
             y = self._excite(y, parts["se_down"], parts["se_up"])
@@ -196,6 +207,10 @@ class TorchReference:
         return self._torch.nn.functional.conv2d(
             x, kernel, bias, stride=stride, padding=kernel.shape[-1] // 2, groups=groups
         )
+
+    def _scale(self, x, parts, role):
+        scale = parts.get(f"{role}_scale")
+        return x if scale is None else x * scale["weight"][:, None, None]
 
     def _normalise(self, x, bn):
         mean, var, gamma, beta = (bn[leaf].flatten() for leaf in ("mean", "var", "gamma", "beta"))

@@ -29,6 +29,7 @@ _CHANNELS, _CLASSES = 16, 32
 _BLOCKS: dict[str, Callable[..., nn.Cell]] = {
     "block_plain": lambda channels, stride: reparam.PlainBlock(channels, channels, stride=stride),
     "block_qarepvgg": lambda channels, stride: reparam.QARepVGGBlock(channels, channels, stride=stride),
+    "block_linear_addition": lambda channels, stride: reparam.LinearAdditionBlock(channels, channels, stride=stride),
     "block_acb": lambda channels, stride: reparam.ACBlock(channels, channels, stride=stride),
     "block_dbb": lambda channels, stride: reparam.DiverseBranchBlock(channels, channels, stride=stride),
     "block_mobileone": lambda channels, stride: reparam.MobileOneBlock(

@@ -64,7 +64,17 @@ def torch_network(variant: Variant, arrays: Mapping[str, np.ndarray]):
             raise UserError(
                 f"PyTorch is measured without blocks of the kind {spec.kind}, as {spec.name} is in train form"
             )
+        if part.is_scale:
+            return Scale(*part.shape)
         return convolution(spec, part.shape[2:]) if part.is_kernel else nn.BatchNorm2d(*part.shape)
+
+    class Scale(nn.Module):
+        def __init__(self, channels):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(channels))
+
+        def forward(self, x):
+            return x * self.weight.reshape(1, -1, 1, 1)
 
     class SqueezeExcite(nn.Module):
         def __init__(self, channels):
@@ -78,7 +88,7 @@ def torch_network(variant: Variant, arrays: Mapping[str, np.ndarray]):
     class Block(nn.Module):
         def __init__(self, spec):
             super().__init__()
-            self.keeps = spec.keeps
+            self.adds_input = spec.keeps and KINDS[spec.kind].adds_input
             if deploy:
                 branches = [{family.fused: convolution(spec, spec.kernel_shape[2:], bias=True)}]
             else:
@@ -106,7 +116,7 @@ def torch_network(variant: Variant, arrays: Mapping[str, np.ndarray]):
                     made = module(made)
                 y = made if y is None else y + made
             for norm in self.after:
-                y = norm(y + x if self.keeps else y)
+                y = norm(y + x if self.adds_input else y)
             return self.post_se(torch.relu_(self.se(y)))
 
     in_channels = next(

@@ -6,6 +6,7 @@ What walks over a network's blocks without building it reads a block's form here
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,18 +19,25 @@ class Part(NamedTuple):
 
     Attributes:
         name: its place in the block.
-        shape: of a convolution's kernel, (out, in // groups, kh, kw), which has no bias; of a BN, (channels,).
+        shape: of a convolution's kernel, (out, in // groups, kh, kw), which has no bias; of a BN or a scale, (C,).
         inner: another convolution or a pooling follows in the branch, and has the block's stride.
+        is_scale: it is a number for each channel, which the channel is multiplied by.
     """
 
     name: str
     shape: tuple[int, ...]
     inner: bool = False
+    is_scale: bool = False
 
     @property
     def is_kernel(self) -> bool:
         """Whether it is a convolution."""
         return len(self.shape) == 4
+
+    @property
+    def is_norm(self) -> bool:
+        """Whether it is a BN."""
+        return not (self.is_kernel or self.is_scale)
 
 
 # What the input goes through, from the first part to the last.
@@ -70,6 +78,14 @@ class BlockSpec(NamedTuple):
         return self.identity and self.in_channels == self.out_channels and self.stride == 1
 
     @property
+    def start_scale(self) -> float:
+        """What the scales of a linear addition's convolutions are at first: sqrt(2 / l) in block l of a stage, and 1 in
+        the first, which is number 0. Source: the code of RepOptimizer's authors, repoptvgg_model.py.
+        """
+        number = int(self.name.partition(".")[2] or 0)
+        return math.sqrt(2 / number) if number else 1.0
+
+    @property
     def fused(self) -> str:
         """The prefix of the deploy form's convolution."""
         return f"{self.name}.{FAMILIES[self.family].fused}"
@@ -96,14 +112,17 @@ class BlockKind(NamedTuple):
     Attributes:
         dense: a convolution of the full kernel that every block has in train form.
         train_branches: see `BlockSpec`.
-        outer: the BN after the sum of the branches, to which the bare input is added where the block keeps its shape;
-            it is listed as a branch of its own.
+        outer: the BN after the sum of the branches; it is listed as a branch of its own.
+        adds_input: whether the bare input is added to that sum where the block keeps its shape.
+        sign: a part that tells its names from other kinds' where `dense` does not.
         has_custom_l2: whether a decay of its equivalent kernel is known, see `training.custom_l2`.
     """
 
     dense: str
     train_branches: Callable[[BlockSpec], tuple[Branch, ...]]
     outer: str | None = None
+    adds_input: bool = False
+    sign: str | None = None
     has_custom_l2: bool = False
 
 
@@ -121,6 +140,9 @@ class Family(NamedTuple):
 
 # An SE's attribute in a block by its place.
 SE_NAMES = {"pre": "se", "post": "post_se"}
+
+# A linear addition, with which RepOptimizer's scales are searched for.
+LINEAR_ADDITION = "linear_addition"
 
 # How many large convolutions a MobileOne block has in a network of another family: as many as in MobileOne-S0. With one
 # it would be RepVGG's block under other names.
@@ -151,6 +173,21 @@ def _repvgg(spec):
 
 def _qarepvgg(spec):
     return *_plain(spec), (_kernel(spec, "rbr_1x1", 1),), (_bn(spec, "bn"),)
+
+
+def _repopt_vgg(spec):
+    return ((_kernel(spec, "conv", spec.kernel_size), _bn(spec, "bn")),)
+
+
+def _linear_addition(spec):
+    def scale(name):
+        return Part(name, (spec.out_channels,), is_scale=True)
+
+    branches = tuple(
+        (_kernel(spec, name, size), scale(of))
+        for name, size, of in (("conv", spec.kernel_size, "scale_conv"), ("conv_1x1", 1, "scale_1x1"))
+    )
+    return *branches, *(((scale("scale_identity"),),) if spec.keeps else ()), (_bn(spec, "bn"),)
 
 
 def _mobileone(spec):
@@ -186,17 +223,20 @@ def _dbb(spec):
 
 KINDS = {
     "repvgg": BlockKind("rbr_dense.conv", _repvgg, has_custom_l2=True),
-    "qarepvgg": BlockKind("rbr_dense.conv", _qarepvgg, "bn", has_custom_l2=True),
+    "qarepvgg": BlockKind("rbr_dense.conv", _qarepvgg, "bn", adds_input=True, has_custom_l2=True),
     "mobileone": BlockKind("rbr_conv.0.conv", _mobileone),
     "acb": BlockKind("square_conv", _acb),
     "dbb": BlockKind("dbb_origin.conv", _dbb),
     "plain": BlockKind("rbr_dense.conv", _plain),
+    "repopt_vgg": BlockKind("conv", _repopt_vgg),
+    "linear_addition": BlockKind("conv", _linear_addition, "bn", sign="scale_conv"),
 }
 
 FAMILIES = {
     "repvgg": Family("RepVGG", "rbr_reparam"),
     "qarepvgg": Family("QARepVGG", "rbr_reparam"),
     "mobileone": Family("MobileOne", "reparam_conv"),
+    "repopt_vgg": Family("RepOpt-VGG", "rbr_reparam"),
 }
 
 

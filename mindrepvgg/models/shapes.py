@@ -76,10 +76,10 @@ def _add_block(shapes, spec: BlockSpec, variant, form):
         _add_affine(shapes, spec.fused, spec.kernel_shape)
     elif form == TRAIN:
         for part in (part for branch in spec.train_branches for part in branch):
-            if part.is_kernel:
-                shapes[f"{spec.name}.{part.name}.weight"] = part.shape
-            else:
+            if part.is_norm:
                 _add_bn(shapes, f"{spec.name}.{part.name}", *part.shape)
+            else:
+                shapes[f"{spec.name}.{part.name}.weight"] = part.shape
     else:
         _add_conv_bn(shapes, f"{spec.name}.rbr_dense", spec.kernel_shape)
     if spec.se:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mindspore import nn
 
+from mindrepvgg.models.block_kinds import LINEAR_ADDITION
 from mindrepvgg.models.feature_layout import FeatureInfo
 from mindrepvgg.models.images import ImageNetwork
 from mindrepvgg.reparam.finding import rep_blocks
@@ -15,6 +16,8 @@ def _block(spec, **options):
     make = block_class(spec.kind)
     if spec.kind == "mobileone":
         options["num_branches"] = spec.branches
+    elif spec.kind == LINEAR_ADDITION:
+        options["start"] = spec.start_scale
     fused = spec.fused.rpartition(".")[2]
     if fused != make.FUSED:
         options["fused"] = fused  # a deploy checkpoint is the family's, whatever its blocks were

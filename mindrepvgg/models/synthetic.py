@@ -29,12 +29,14 @@ def parameter_value(name: str, shape) -> np.ndarray:
     from a broken one. So the identity weighs more than the other branches, and BN keeps four in five of a ReLU's inputs
     positive, because an input that changes sides switches its gradient on or off. SE lets most of the map pass.
     A QARepVGG's identity has no BN, so its 1x1, which has none either, weighs less; the BN after the sum is as an
-    identity's, and shifts as the large branch's does elsewhere.
+    identity's, and shifts as the large branch's does elsewhere. A linear addition's scales make up for its BN's gamma.
     """
     numbers = uniform(name, shape)
     leaf = name.rpartition(".")[2]
     after_sum = _AFTER_SUM.fullmatch(name)
-    if leaf == "weight":
+    if leaf == "weight" and len(shape) == 1:
+        numbers = 4 + numbers
+    elif leaf == "weight":
         numbers *= math.sqrt(6 / np.prod(shape[1:])) / (4 if name.endswith("rbr_1x1.weight") else 1)
     elif leaf == "gamma":
         numbers = (4 + numbers) / (4 if after_sum or "rbr_identity" in name or "rbr_skip" in name else 16)

@@ -1,7 +1,8 @@
 """All networks as one frozen table, and the layout of a network's blocks.
 
 Sources: RepVGG, arXiv:2101.03697, tables 2 and 3; D2se and RepVGGplus from the authors' later releases; QARepVGG,
-arXiv:2212.01593, whose networks are RepVGG's with another block; MobileOne, arXiv:2206.04040, table 2.
+arXiv:2212.01593, whose networks are RepVGG's with another block; MobileOne, arXiv:2206.04040, table 2; RepOpt-VGG,
+arXiv:2205.15242, table 1.
 Loads no MindSpore: names and sizes answer at once.
 """
 
@@ -182,7 +183,7 @@ class Variant(NetworkSpec):
         if self.family == "mobileone":
             raise UserError(
                 f"{self.name} takes no block (={quoted(block)}): its layout, pairs of a depthwise 3x3 and a 1x1, is "
-                "MobileOne's own; networks of RepVGG and QARepVGG do"
+                "MobileOne's own; networks of RepVGG, QARepVGG and RepOpt-VGG do"
             )
         patterns = patterns_of(where, [spec.name for spec in self.block_specs()], self.name)
         return self if block == self.family else replace(self, block=block, block_where=patterns)
@@ -244,6 +245,11 @@ _VARIANTS = {
             for variant in _REPVGG
             if variant.name.removeprefix("repvgg_") in _QAREPVGG
         ),
+        # In training too of one convolution a block.
+        _scaled("repopt_vgg_b1", _BLOCKS_B, 2, 4, family="repopt_vgg"),
+        _scaled("repopt_vgg_b2", _BLOCKS_B, 2.5, 5, family="repopt_vgg"),
+        _scaled("repopt_vgg_l1", _BLOCKS_D, 2, 4, family="repopt_vgg"),
+        _scaled("repopt_vgg_l2", _BLOCKS_D, 2.5, 5, family="repopt_vgg"),
         _mobileone("mobileone_s0", (0.75, 1, 1, 2), branches=4),
         _mobileone("mobileone_s1", (1.5, 1.5, 2, 2.5)),
         _mobileone("mobileone_s2", (1.5, 2, 2.5, 4)),
@@ -260,6 +266,7 @@ SHAPE_KEYS = {
     "repvgg": ("num_blocks", "widths", "group_size", "se", "se_ratio", "aux_heads", "strides"),
     "qarepvgg": ("num_blocks", "widths", "group_size", "se", "se_ratio", "strides"),
     "mobileone": ("num_blocks", "widths", "branches", "se_blocks", "se_ratio"),
+    "repopt_vgg": ("num_blocks", "widths", "se", "se_ratio", "strides"),
 }
 _LISTS = ("num_blocks", "widths", "se_blocks", "strides")
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from mindrepvgg.reparam.equivalence import verify_equivalence
     from mindrepvgg.reparam.insertion import Insertion, insert
     from mindrepvgg.reparam.large_kernel import DilatedBlock, LargeKernelBlock
+    from mindrepvgg.reparam.linear_addition import LinearAdditionBlock, RepOptBlock
     from mindrepvgg.reparam.mobileone import MobileOneBlock
     from mindrepvgg.reparam.tracing import Trace, trace
     from mindrepvgg.reparam.yolo import RepConv, RepConvN, RepVGGDW
@@ -26,11 +27,13 @@ _HOMES = {
     "DiverseBranchBlock": "diverse_branch",
     "Insertion": "insertion",
     "LargeKernelBlock": "large_kernel",
+    "LinearAdditionBlock": "linear_addition",
     "MobileOneBlock": "mobileone",
     "PlainBlock": "blocks",
     "QARepVGGBlock": "blocks",
     "RepConv": "yolo",
     "RepConvN": "yolo",
+    "RepOptBlock": "linear_addition",
     "RepVGGBlock": "blocks",
     "RepVGGDW": "yolo",
     "Trace": "tracing",
@@ -47,11 +50,13 @@ __all__ = [
     "DiverseBranchBlock",
     "Insertion",
     "LargeKernelBlock",
+    "LinearAdditionBlock",
     "MobileOneBlock",
     "PlainBlock",
     "QARepVGGBlock",
     "RepConv",
     "RepConvN",
+    "RepOptBlock",
     "RepVGGBlock",
     "RepVGGDW",
     "Trace",

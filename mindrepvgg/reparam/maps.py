@@ -172,7 +172,9 @@ def chain_output(block, chain, x):
 def chain_map(block, chain, read):
     """The map of a chain of a block's cells over the block's input."""
     cells = [getattr(block, name) for name in chain]
+    # What has a map after another one changes each channel: at the beginning of a chain, that is the input's.
     starts_bare = not cells or is_norm(norm_of(cells[0])) or cells[0].cls_name == "Identity"
+    starts_bare = starts_bare or hasattr(cells[0], "map_after")
     start = identity(block.in_channels, block.groups, read) if starts_bare else None
     return sequence_map(cells, read, start)
 

@@ -16,6 +16,8 @@ BLOCKS = {
     "acb": "asymmetric.ACBlock",
     "dbb": "diverse_branch.DiverseBranchBlock",
     "mobileone": "mobileone.MobileOneBlock",
+    "repopt_vgg": "linear_addition.RepOptBlock",
+    "linear_addition": "linear_addition.LinearAdditionBlock",
     "large": "large_kernel.LargeKernelBlock",
     "dilated": "large_kernel.DilatedBlock",
     "repconv": "yolo.RepConv",

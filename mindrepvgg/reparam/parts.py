@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from mindrepvgg.reparam import algebra
@@ -164,6 +164,27 @@ class Average(nn.Cell):
     def linear_map(self, read):
         """The map of this in `groups` groups, see `maps.map_of`."""
         return average(self.channels, self.groups, *self.place, read)
+
+
+class ChannelScale(nn.Cell):
+    """Each channel times a number of its own, `weight` (C,): (N, C, H, W) -> (N, C, H, W).
+
+    Args:
+        channels: C.
+        start: all numbers at first.
+    """
+
+    def __init__(self, channels, start=1.0):
+        super().__init__()
+        self.weight = Parameter(initializer("ones", channels) if start == 1 else Tensor(np.full(channels, start, "f4")))
+
+    def construct(self, x):
+        """Scale the channels of (N, C, H, W)."""
+        return x * self.weight.reshape((1, -1, 1, 1))
+
+    def map_after(self, linear_map, read):
+        """The map before it and this, see `maps`."""
+        return algebra.scale(linear_map, read(self, "weight"))
 
 
 class SqueezeExcite(nn.Cell):

@@ -13,7 +13,7 @@ from mindspore import nn
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.reparam.layers import NORMS
-from mindrepvgg.reparam.parts import Average
+from mindrepvgg.reparam.parts import Average, ChannelScale
 
 DTYPES = {"float16": ms.float16, "bfloat16": ms.bfloat16}
 
@@ -53,6 +53,9 @@ def set_precision(net, level="O0", dtype="float16"):
         elif isinstance(cell, NORMS) and level == "O2":
             # Left alone, BN follows its input and keeps float32 weights beside it; to_float would cast those as well.
             cell.to_float(ms.float32)
+        elif isinstance(cell, ChannelScale):
+            # What it gives is summed, and the sum given to a BN.
+            cell.to_float(half if level == "O3" else ms.float32)
     return net
 
 

@@ -5,7 +5,7 @@ repvgg.py, repvggplus.py and se_block.py of the authors' repository; timm: byobn
 MindCV: models/repvgg.py and layers/squeeze_excite.py; the MindSpore model zoo: its RepVGG's SEBlock; basecls:
 models/repvgg.py, layers/heads.py, layers/modules.py, and MegEngine's Conv2d, ConvBn2d and BatchNorm2d for the shapes.
 QARepVGG: repvgg.py of its authors' repository. MobileOne: mobileone.py of its authors' repository; timm: byobnet.py;
-mmpretrain: backbones/mobileone.py and utils/se_layer.py.
+mmpretrain: backbones/mobileone.py and utils/se_layer.py. RepOpt-VGG: repoptvgg_model.py of its authors' repository.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _BN_MODULES = {
 _BLOCK = ("rbr_dense.conv", "rbr_dense.bn", "rbr_1x1.conv", "rbr_1x1.bn", "rbr_identity", "rbr_reparam")
 _QA_BLOCK = ("rbr_dense.conv", "rbr_dense.bn", "rbr_1x1", "bn", "rbr_reparam")
 _ONE_BLOCK = ("rbr_skip", "rbr_conv.#.conv", "rbr_conv.#.bn", "rbr_scale.conv", "rbr_scale.bn", "reparam_conv")
+_OPT_BLOCK = ("conv", "bn", "rbr_reparam")
 _PRE_SE, _POST_SE = ("se.down", "se.up"), ("post_se.down", "post_se.up")
 _AUX = ("downsample.conv", "downsample.bn", "linear")
 
@@ -361,11 +362,32 @@ _MOBILEONE = (
     ),
 )
 
+_REPOPT = (
+    Dialect(
+        "official",
+        "the official repository of RepOptimizer",
+        places=_same(*_STAGES, "linear"),
+        modules=_same("conv", "bn", *_POST_SE),
+        se_ratio=4,
+        in_channels=3,
+        stem=64,
+        no_deploy="it has no deploy form",
+    ),
+    Dialect(
+        OURS.name,
+        OURS.project,
+        places=_same(*_STAGES, "linear"),
+        modules=_same(*_OPT_BLOCK, *_PRE_SE, *_POST_SE),
+        bn=_MINDSPORE_BN,
+    ),
+)
+
 # A network's family -> the dialects that have such networks, by name.
 DIALECTS_OF = {
     "repvgg": DIALECTS,
     "qarepvgg": {dialect.name: dialect for dialect in _QAREPVGG},
     "mobileone": {dialect.name: dialect for dialect in _MOBILEONE},
+    "repopt_vgg": {dialect.name: dialect for dialect in _REPOPT},
 }
 
 

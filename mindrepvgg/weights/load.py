@@ -253,10 +253,10 @@ def create_model(
         features_only: make a network that gives the maps of its levels, and has no classes: weights of a head are left
             out. With `out_indices` and the others of `mindrepvgg.models.feature_layout.FeatureLayout`.
         **shape: `block`, the kind of blocks in the place of the network's own ('repvgg', 'qarepvgg', 'mobileone',
-            'acb', 'dbb', or 'plain' for one convolution), and `block_where`, a pattern of blocks' names, or several, as
-            of `fnmatch` ('stage1.*'), for some blocks only. For the names 'repvgg', 'qarepvgg' and 'mobileone': also
-            `num_blocks` and `widths`, and optionally the others of `mindrepvgg.models.variants.SHAPE_KEYS`, which
-            `Variant` there explains.
+            'acb', 'dbb', 'linear_addition', or 'plain' for one convolution), and `block_where`, a pattern of blocks'
+            names, or several, as of `fnmatch` ('stage1.*'), for some blocks only. For the names 'repvgg', 'qarepvgg',
+            'mobileone' and 'repopt_vgg': also `num_blocks` and `widths`, and optionally the others of
+            `mindrepvgg.models.variants.SHAPE_KEYS`, which `Variant` there explains.
 
     Raises:
         UserError: the name or a number cannot be used.

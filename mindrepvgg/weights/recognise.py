@@ -124,8 +124,8 @@ def _as_expected(arrays, expected) -> Recognised | None:
 
 
 def _of_no_family(arrays) -> Iterator[tuple[str, str]]:
-    """The kind and the name of kernels in blocks of kinds that are no family's own."""
-    ends = {f".{KINDS[kind].dense}.weight": kind for kind in KINDS if kind not in FAMILIES}
+    """The kind and the name of arrays in blocks of kinds that are no family's own."""
+    ends = {f".{KINDS[kind].sign or KINDS[kind].dense}.weight": kind for kind in KINDS if kind not in FAMILIES}
     ends = {end: kind for end, kind in ends.items() if end not in _kernels("repvgg").values()}
     return ((kind, name) for name in arrays for end, kind in ends.items() if name.endswith(end))
 

@@ -77,10 +77,14 @@ AUTHORS_TOP1 = {
 }
 
 # The same at 224x224, as printed, of networks of other blocks. QARepVGG: A0 the paper's, B0 the log that its repository
-# has; MobileOne: the paper's.
+# has; RepOpt-VGG and MobileOne: the papers'.
 PAPERS_TOP1 = {
     "qarepvgg_a0": "72.2",
     "qarepvgg_b0": "74.84",
+    "repopt_vgg_b1": "78.62",
+    "repopt_vgg_b2": "79.68",
+    "repopt_vgg_l1": "79.82",
+    "repopt_vgg_l2": "80.47",
     "mobileone_s0": "71.4",
     "mobileone_s1": "75.9",
     "mobileone_s2": "77.4",

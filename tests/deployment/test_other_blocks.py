@@ -41,7 +41,7 @@ def test_the_file_computes_what_the_branches_do(kind, tmp_path):
     model = onnx.load(tmp_path / "out.onnx")
     counts = Counter(node.op_type for node in model.graph.node)
     blocks, excited = len(net.variant.block_specs()), sum(spec.se is not None for spec in net.variant.block_specs())
-    assert (blocks, excited) == {"qarepvgg": (7, 0), "mobileone": (13, 4)}[kind]
+    assert (blocks, excited) == {"qarepvgg": (7, 0), "mobileone": (13, 4), "repopt_vgg": (7, 7)}[kind]
     assert counts["Conv"] == blocks + 2 * excited
     held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     arrays = network_arrays(to_deploy(net))

@@ -38,7 +38,11 @@ def test_torch_computes_the_network(kind):
         }
         assert relative_difference(found["float32"], expected) < 1e-5
         assert 1e-5 < relative_difference(found["float16"], expected) < 5e-2
-        shifts = [name for name in arrays if name.startswith("stage4.0.r") and name.endswith(("bias", "beta"))]
+        shifts = [
+            name
+            for name in arrays
+            if name.startswith(("stage4.0.r", "stage4.0.bn")) and name.endswith(("bias", "beta"))
+        ]
         arrays[shifts[-1]][0] += 1
         changed = torch_network.torch_eager(torch_network.torch_network(net.variant, arrays), x)()
         assert relative_difference(changed, expected) > 1e-4

@@ -1,4 +1,4 @@
-"""Networks of QARepVGG's and MobileOne's blocks: shapes told without building, forms, checkpoints, proofs."""
+"""Networks of QARepVGG's, RepOpt-VGG's and MobileOne's blocks: shapes without building, forms, checkpoints, proofs."""
 
 import numpy as np
 import pytest

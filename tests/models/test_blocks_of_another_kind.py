@@ -21,7 +21,10 @@ from mindrepvgg.weights.containers import read_weights, write_weights
 pytestmark = pytest.mark.usefixtures("pynative_mode")
 
 OTHERS = [kind for kind in KINDS if kind != "repvgg"]
-EVERY_OTHER = pytest.mark.parametrize("block", OTHERS)
+# Of the two kinds that are one convolution, one is enough in the default suite.
+EVERY_OTHER = pytest.mark.parametrize(
+    "block", [pytest.param(kind, marks=pytest.mark.slow) if kind == "repopt_vgg" else kind for kind in OTHERS]
+)
 # At the stem, which keeps no channels, in a whole stage, whose last block keeps its shape, and at the last block.
 WHERE = ["stage0", "stage1.*", "stage4.0"]
 STRIDES = (1, 1, 2, 2, 1)
@@ -67,6 +70,8 @@ def learned(kind, channels, width, stride):
     skip = bn if channels == width and stride == 1 else 0
     return {
         "plain": conv + bn,
+        "repopt_vgg": conv + bn,
+        "linear_addition": conv + point + 2 * width + bn + (width if skip else 0),
         "repvgg": conv + point + 2 * bn + skip,
         "qarepvgg": conv + point + 2 * bn,
         "acb": conv + 2 * (3 * point) + 3 * bn,

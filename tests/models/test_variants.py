@@ -11,7 +11,9 @@ pytestmark = pytest.mark.compat
 
 
 def test_the_golden_table_covers_the_family():
-    assert variants.list_models() == [*(*GOLDEN, *OTHER_GOLDEN, "repvgg_nano", "repvgg", "qarepvgg", "mobileone")]
+    assert variants.list_models() == [
+        *(*GOLDEN, *OTHER_GOLDEN, "repvgg_nano", "repvgg", "qarepvgg", "mobileone", "repopt_vgg")
+    ]
     assert variants.published_models() == [*GOLDEN, *OTHER_GOLDEN]
 
 
@@ -129,7 +131,8 @@ def test_networks_of_other_blocks_have_sizes_of_ones_own_too(kind):
     variant = variants.find(kind, **OTHER_SMALL[kind])
     assert (variant.name, variant.family) == (kind, kind)
     assert variants.find(kind, **variant.model_args) == variant
-    assert variants.find(f"{kind}_{'a0' if kind == 'qarepvgg' else 's0'}").model_args == {}
+    size = {"qarepvgg": "a0", "mobileone": "s0", "repopt_vgg": "b1"}[kind]
+    assert variants.find(f"{kind}_{size}").model_args == {}
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ MADE = {
     "plain": lambda: reparam.PlainBlock(8, 8),
     "repvgg": lambda: reparam.RepVGGBlock(8, 8, se="pre", se_ratio=4),
     "qarepvgg": lambda: reparam.QARepVGGBlock(8, 8),
+    "repopt_vgg": lambda: reparam.RepOptBlock(8, 8),
+    "linear_addition": lambda: reparam.LinearAdditionBlock(8, 8),
     "acb": lambda: reparam.ACBlock(8, 8),
     "dbb": lambda: reparam.DiverseBranchBlock(8, 8),
     "mobileone": lambda: reparam.MobileOneBlock(8, 8, num_branches=2),

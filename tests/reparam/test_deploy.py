@@ -295,6 +295,7 @@ def test_blocks_of_every_kind_fuse_in_one_network(pynative_mode):
     blocks = {
         reparam.RepVGGBlock(8, 8): "rbr_reparam",
         reparam.QARepVGGBlock(8, 8): "rbr_reparam",
+        reparam.LinearAdditionBlock(8, 8): "rbr_reparam",
         reparam.ACBlock(8, 8): "fused_conv",
         reparam.DiverseBranchBlock(8, 8, groups=2): "dbb_reparam",
         reparam.MobileOneBlock(8, 8, num_branches=2): "reparam_conv",
@@ -309,11 +310,11 @@ def test_blocks_of_every_kind_fuse_in_one_network(pynative_mode):
     names = [f"{i}.{name}.{leaf}" for i, name in enumerate(blocks.values()) for leaf in ("weight", "bias")]
     assert list(weights(deployed)) == names
     assert relative_difference(deployed(x), net(x)) < 1e-5
-    weight = deployed[6].lk_origin.weight
+    weight = deployed[7].lk_origin.weight
     weight.set_data(weight * 1.001)
     report = verify_equivalence(net, deployed, x, raise_on_failure=False)
-    assert report.failures[0] == "6: the weights differ from the fused branches by 1.0e-03"
-    assert all(failure.startswith(("6: ", "the networks' outputs")) for failure in report.failures), report.failures
+    assert report.failures[0] == "7: the weights differ from the fused branches by 1.0e-03"
+    assert all(failure.startswith(("7: ", "the networks' outputs")) for failure in report.failures), report.failures
 
 
 def test_a_block_whose_cells_o1_rewrote_is_fused(pynative_mode, rewriting):

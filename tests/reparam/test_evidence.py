@@ -19,7 +19,8 @@ def test_a_wrong_fold_is_told_from_the_right_one(control):
 
 
 def test_every_block_has_a_grid_and_controls():
-    names = {name.rpartition(".")[2] for name in BLOCKS.values()} - {"PlainBlock"}  # its fold is that of a BN alone
+    of_a_bn_alone = {"PlainBlock", "RepOptBlock"}
+    names = {name.rpartition(".")[2] for name in BLOCKS.values()} - of_a_bn_alone
     assert names <= {kind.__name__ for kind in GRIDS}
     assert names <= {control.subject for control in CONTROLS}
 

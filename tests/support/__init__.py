@@ -43,6 +43,7 @@ OTHER_SMALL = {
         "se_blocks": (0, 0, 1, 1),
         "se_ratio": 4,
     },
+    "repopt_vgg": {"num_blocks": (2, 1, 2, 1), "widths": (8, 8, 16, 24, 32), "se": "post", "se_ratio": 4},
 }
 
 # What `validate --json` tells, in its order.
@@ -116,6 +117,8 @@ def randomise_bn(net, seed=0):
             value = rng.uniform(0.2, 2, shape)
         elif parameter.name.endswith("se.up.bias"):
             value = rng.uniform(2, 4, shape)
+        elif leaf == "weight" and len(shape) == 1:  # the scale of a branch
+            value = rng.uniform(0.5, 1.5, shape)
         elif parameter.name.endswith(("rbr_reparam.weight", "reparam_conv.weight")):
             value = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
         else:

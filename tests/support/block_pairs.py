@@ -11,6 +11,7 @@ from mindrepvgg.reparam import (
     DilatedBlock,
     DiverseBranchBlock,
     LargeKernelBlock,
+    LinearAdditionBlock,
     MobileOneBlock,
     QARepVGGBlock,
     RepConv,
@@ -20,13 +21,14 @@ from mindrepvgg.reparam import (
 )
 from mindrepvgg.reparam.large_kernel import DILATED_SETS
 from support import images, noise, randomise_bn, relative_difference
-from support.torch_branches import Asymmetric, DiverseBranch, QARepVGG, RepVGG
+from support.torch_branches import Asymmetric, DiverseBranch, LinearAddition, QARepVGG, RepVGG
 from support.torch_large_blocks import Dilated, LargeKernel, MobileOne, YoloV7, YoloV9, YoloV10
 from support.torch_reference import copy_weights
 
 PAIRS = {
     RepVGGBlock: RepVGG,
     QARepVGGBlock: QARepVGG,
+    LinearAdditionBlock: LinearAddition,
     ACBlock: Asymmetric,
     DiverseBranchBlock: DiverseBranch,
     MobileOneBlock: MobileOne,
@@ -102,6 +104,10 @@ _SMALL = {"kernel_size": (1, 3, 5, 7), **_PLACE}
 GRIDS = {
     RepVGGBlock: ((15, 14), _grid(_widths([(8, 8), (8, 12)], (1, 2, 4, 8)), **_SMALL)),
     QARepVGGBlock: ((15, 14), _grid(_widths([(8, 8), (8, 16)], (1, 2, 4, 8)), padding=(None, 0), **_SMALL)),
+    LinearAdditionBlock: (
+        (15, 14),
+        _grid(_widths([(8, 8), (8, 16)], (1, 2, 4, 8)), padding=(None, 0), **_SMALL),
+    ),
     ACBlock: ((15, 14), _grid(_widths([(8, 8), (8, 16)], (1, 2, 8)), padding=(None, 0, 1), **_SMALL)),
     DiverseBranchBlock: (
         (15, 14),

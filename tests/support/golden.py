@@ -33,11 +33,12 @@ ACCURACY = {
     # QARepVGG: the paper's, and the authors' log; None here: the paper has them.
     **dict.fromkeys(f"qarepvgg_{size}" for size in ("a1", "a2", "b1", "b1g4", "b2", "b2g4")),
     **{"qarepvgg_a0": (72.2,), "qarepvgg_b0": (74.84,)},
+    **{"repopt_vgg_b1": (78.62,), "repopt_vgg_b2": (79.68,), "repopt_vgg_l1": (79.82,), "repopt_vgg_l2": (80.47,)},
 }
 
 FAMILY = list(GOLDEN)
 
-# The same, without MACs, of QARepVGG, which is RepVGG in deploy form, and of MobileOne.
+# The same, without MACs, of QARepVGG, which is RepVGG in deploy form, of RepOpt-VGG and of MobileOne.
 OTHER_GOLDEN = {
     **{
         f"qarepvgg_{size}": (train, GOLDEN[f"repvgg_{size}"][1])
@@ -46,6 +47,11 @@ OTHER_GOLDEN = {
             *(("b1g4", 39_947_368), ("b2", 88_999_016), ("b2g4", 61_735_016)),
         )
     },
+    # One convolution a block in both forms, with a BN in training.
+    "repopt_vgg_b1": (51_841_832, 51_829_480),
+    "repopt_vgg_b2": (80_330_536, 80_315_112),
+    "repopt_vgg_l1": (76_037_928, 76_018_920),
+    "repopt_vgg_l2": (118_132_776, 118_109_032),
     "mobileone_s0": (5_293_272, 2_078_504),
     "mobileone_s1": (4_825_192, 4_764_840),
     "mobileone_s2": (7_884_648, 7_808_168),

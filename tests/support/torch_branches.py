@@ -1,4 +1,4 @@
-"""RepVGG's, QARepVGG's, ACNet's and the diverse branch block in PyTorch, for the tests to compare with.
+"""RepVGG's, QARepVGG's, RepOptimizer's, ACNet's and the diverse branch block in PyTorch, for the tests to compare with.
 
 Written from the papers; parameters carry the names of the authors' code. What a BN puts around its output is asked of
 PyTorch's own batch_norm, a mean of windows of its own avg_pool2d or unfold: so no formula is shared with the package.
@@ -36,6 +36,28 @@ class QARepVGG(Block):
         around = self.padded(x)
         total = self.rbr_dense(around) + self.rbr_1x1(self.under(around, 1))
         return self.bn(total + x if self.adds_input else total)
+
+
+class Scale(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        return x * self.weight[:, None, None]
+
+
+class LinearAddition(Block):
+    def __init__(self, in_channels, out_channels, kernel_size=3, stride=1, activation=nn.ReLU, **options):
+        super().__init__(in_channels, out_channels, kernel_size, stride, activation=activation, **options)
+        self.conv, self.conv_1x1, self.bn = self.new_conv(kernel_size), self.new_conv(1), self.new_bn()
+        self.scale_conv, self.scale_1x1 = Scale(out_channels), Scale(out_channels)
+        self.scale_identity = Scale(out_channels) if self.keeps_shape() else None
+
+    def branch_sum(self, x):
+        around = self.padded(x)
+        total = self.scale_conv(self.conv(around)) + self.scale_1x1(self.conv_1x1(self.under(around, 1)))
+        return self.bn(total if self.scale_identity is None else total + self.scale_identity(x))
 
 
 class Asymmetric(Block):

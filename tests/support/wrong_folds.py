@@ -16,6 +16,7 @@ from mindrepvgg.reparam import (
     DilatedBlock,
     DiverseBranchBlock,
     LargeKernelBlock,
+    LinearAdditionBlock,
     MobileOneBlock,
     QARepVGGBlock,
     RepConv,
@@ -213,7 +214,7 @@ def without(*names):
 
 
 def scale_of(*names):
-    """Leave the gamma of PyTorch's BN out."""
+    """Leave the gamma of PyTorch's BN, or a scale, out."""
 
     def damage(_block, reference):
         for name in names:
@@ -327,6 +328,11 @@ BLOCKS = [
     (QARepVGGBlock, SMALL, "the outer scale left out", scale_of("bn")),
     (QARepVGGBlock, SMALL, "the inner scale left out", scale_of("rbr_dense.bn")),
     (QARepVGGBlock, ((8, 8), {"groups": 2}), "the input left out", input_left_out),
+    (LinearAdditionBlock, SMALL, "the scale of the kxk left out", scale_of("scale_conv")),
+    (LinearAdditionBlock, SMALL, "the scale of the 1x1 left out", scale_of("scale_1x1")),
+    (LinearAdditionBlock, SMALL, "the scale of the input left out", scale_of("scale_identity")),
+    (LinearAdditionBlock, SMALL, "the 1x1 beside the middle", moved("conv_1x1")),
+    (LinearAdditionBlock, SMALL, "the outer BN left out", outer_bn_left_out),
     (ACBlock, SMALL, "column and row exchanged", column_and_row_exchanged),
     (ACBlock, ((8, 8), {"padding": 0}), "column and row exchanged, no padding", column_and_row_exchanged),
     (ACBlock, SMALL, "the column beside the middle", column_beside_the_middle),

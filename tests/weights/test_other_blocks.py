@@ -1,4 +1,4 @@
-"""The projects' names of MobileOne and QARepVGG, written out a second time; values go there and back."""
+"""The projects' names of MobileOne, QARepVGG and RepOpt-VGG, written out a second time; values go there and back."""
 
 import dataclasses
 import json
@@ -107,16 +107,44 @@ def qarepvgg_shapes(dialect, variant, deploy, classes=1000):
     return shapes | {"linear.weight": (classes, width), "linear.bias": (classes,)}
 
 
+def repopt_shapes(dialect, variant, deploy, classes=1000):
+    """The same of RepOpt-VGG, which has SE after the ReLU if at all."""
+    leaves = TORCH_BN if dialect == "official" else MINDSPORE_BN
+    shapes, width = {}, 3
+    for spec in variant.block_specs():
+        out = spec.out_channels
+        conv = "rbr_reparam" if deploy else "conv"
+        shapes[f"{spec.name}.{conv}.weight"] = (out, width, 3, 3)
+        if deploy:
+            shapes[f"{spec.name}.{conv}.bias"] = (out,)
+        else:
+            shapes |= {f"{spec.name}.bn.{leaf}": () if "batches" in leaf else (out,) for leaf in leaves}
+        if variant.se:
+            for layer, (many, few) in {
+                "down": (out // variant.se_ratio, out),
+                "up": (out, out // variant.se_ratio),
+            }.items():
+                shapes[f"{spec.name}.post_se.{layer}.weight"] = (many, few, 1, 1)
+                shapes[f"{spec.name}.post_se.{layer}.bias"] = (many,)
+        width = out
+    return shapes | {"linear.weight": (classes, width), "linear.bias": (classes,)}
+
+
 CASES = [
     *(("mobileone", dialect) for dialect in NAMES),
-    *(("qarepvgg", dialect) for dialect in ("official", "mindrepvgg")),
+    *((kind, dialect) for kind in ("qarepvgg", "repopt_vgg") for dialect in ("official", "mindrepvgg")),
 ]
-SHAPES = {"mobileone": mobileone_shapes, "qarepvgg": qarepvgg_shapes}
-VARIANTS = {"mobileone": SMALL_ONE, "qarepvgg": variants.find("qarepvgg", **OTHER_SMALL["qarepvgg"])}
+SHAPES = {"mobileone": mobileone_shapes, "qarepvgg": qarepvgg_shapes, "repopt_vgg": repopt_shapes}
+VARIANTS = {
+    "mobileone": SMALL_ONE,
+    **{kind: variants.find(kind, **OTHER_SMALL[kind]) for kind in ("qarepvgg", "repopt_vgg")},
+}
+# The code of RepOptimizer's authors fuses no network.
+FUSED = [case for case in CASES if case != ("repopt_vgg", "official")]
+FORMS = [*((*case, False) for case in CASES), *((*case, True) for case in FUSED)]
 
 
-@pytest.mark.parametrize("deploy", [False, True], ids=["train", "deploy"])
-@pytest.mark.parametrize(("kind", "dialect"), CASES)
+@pytest.mark.parametrize(("kind", "dialect", "deploy"), FORMS)
 def test_values_go_there_and_back(kind, dialect, deploy):
     variant = VARIANTS[kind]
     theirs = random_arrays(SHAPES[kind](dialect, variant, deploy, 7))
@@ -135,10 +163,13 @@ def test_values_go_there_and_back(kind, dialect, deploy):
 def test_every_network_is_told_by_its_arrays(name, deploy):
     """A fused QARepVGG is a fused RepVGG: it takes its name from what is expected, a description or a wish."""
     variant = variants.find(name)
-    for dialect in NAMES if variant.family == "mobileone" else ("official", "mindrepvgg"):
+    for dialect in (own for kind, own, form in FORMS if (kind, form) == (variant.family, deploy)):
         arrays = zeros(SHAPES[variant.family](dialect, variant, deploy))
-        fused_qa = deploy and variant.family == "qarepvgg"
-        expected = name.removeprefix("qa") if fused_qa else name
+        expected = name
+        if deploy and variant.family != "mobileone":
+            expected = {"qarepvgg": name.removeprefix("qa"), "repopt_vgg": name.replace("opt_", "")}[variant.family]
+        if expected[:-1] == "repvgg_l":  # RepVGG has no networks of these sizes
+            expected = "repvgg"
         assert recognise(arrays).variant.name == expected
         assert recognise(arrays, variant).variant.name == name
 
@@ -149,7 +180,10 @@ def test_own_sizes_are_derived(kind):
     deployed = recognise(zeros(parameter_shapes(VARIANTS[kind], "deploy"))).variant
     fused = {
         "mobileone": dataclasses.replace(SMALL_ONE, branches=1),  # it does not show how many there were
-        "qarepvgg": dataclasses.replace(VARIANTS["qarepvgg"], name="repvgg", family="repvgg"),
+        **{
+            kind: dataclasses.replace(VARIANTS[kind], name="repvgg", family="repvgg")
+            for kind in ("qarepvgg", "repopt_vgg")
+        },
     }
     assert deployed == fused[kind]
 
@@ -178,6 +212,7 @@ def test_what_is_not_quite_one_is_named(change, text):
     ("name", "dialect", "text"),
     [
         ("mobileone_s0", "mindcv", "for MindCV: it has no MobileOne; possible: official, timm, mmpretrain, mindrepvgg"),
+        ("repopt_vgg_b1", "timm", "for timm: it has no RepOpt-VGG; possible: official, mindrepvgg"),
         ("qarepvgg_a0", "timm", "qarepvgg_a0 in train form cannot be written for timm: it has no QARepVGG; possible: "),
     ],
 )
@@ -192,7 +227,7 @@ def test_what_a_project_has_not_is_refused(name, dialect, text):
     ("kind", "dialect"),
     [
         pytest.param(*case, marks=() if case in (("mobileone", "timm"), ("qarepvgg", "official")) else pytest.mark.slow)
-        for case in CASES
+        for case in FUSED
         if case[1] != "mindrepvgg"
     ],
 )
