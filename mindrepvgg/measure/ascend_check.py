@@ -26,6 +26,7 @@ from mindrepvgg.measure.device_checks import (
     check_grouped,
     check_mixed_precision,
     check_overflow,
+    check_repoptimizer,
     request_float32,
 )
 from mindrepvgg.measure.om_checks import KINDS, check_om
@@ -268,6 +269,8 @@ def checks(device: str, group: Ranks, models, precisions, reference: dict, coars
     for groups in (2, 4):
         for grouped in GROUPED:
             yield f"convolution of {groups} groups, {grouped}", functools.partial(check_grouped, groups, grouped)
+    for opt in ("momentum", "adamw"):
+        yield f"RepOptimizer's update, {opt}", functools.partial(check_repoptimizer, opt)
     for dtype in DTYPES:
         yield f"fusion in {dtype}", functools.partial(check_mixed_precision, dtype, device)
     for model in models:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -11,6 +12,8 @@ from mindspore import Parameter, Tensor, amp, nn, ops
 
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure.ascend_check_report import CheckFailed, CheckSkipped, Result, run_check
+from mindrepvgg.models.repvgg import build
+from mindrepvgg.models.scales import scale_names, scale_shapes
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.synthetic import parameter_value, uniform
 from mindrepvgg.models.variants import find
@@ -19,16 +22,22 @@ from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.compare import difference
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.layers import NATIVE, conv2d
+from mindrepvgg.reparam.linear_addition import Scales, gradient_multiplier
 from mindrepvgg.reparam.precision import DTYPES
 from mindrepvgg.runtime.environment import launched_processes
 from mindrepvgg.runtime.ranks import Ranks, start
 from mindrepvgg.runtime.timing import take_turns, timed
 from mindrepvgg.training.all_reduce import gradient_mean
+from mindrepvgg.training.optim import build_optimizer, decay_groups
 
 _GROUPED_TOLERANCE = 1e-2  # loose, for HF32; groups that are mixed up are off by the largest output
 
 # What rounding to 11 and to 8 bits leaves of two blocks, and a margin.
 _MIXED_TOLERANCE = {"float16": 1e-2, "bfloat16": 8e-2}
+
+# Two updates by an optimizer: its numbers, and what rounding to float32 leaves of them, with a margin.
+_RATE, _DECAY, _MOMENTUM, _BETAS, _EPS = 0.1, 0.1, 0.9, (0.9, 0.99), 1e-6
+_UPDATE_TOLERANCE = 1e-5
 
 _MSRUN = "msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python -m mindrepvgg ascend-check"
 
@@ -100,6 +109,61 @@ def check_mixed_precision(dtype: str, device: str):
     found = difference(expected, actual)[1]
     line = f"the fused network differs by {found:.1e}"
     if not found <= _MIXED_TOLERANCE[dtype]:
+        raise CheckFailed(f"{line}: too much", found)
+    return line, found
+
+
+def check_repoptimizer(opt: str):
+    """Compare two updates by RepOptimizer, compiled for the device and fed the same gradients, with float64.
+
+    Args:
+        opt: 'momentum', which is Nesterov's here, or 'adamw'.
+    """
+    net = build(find("repopt_vgg", num_blocks=(1, 1, 2, 1), widths=(16, 16, 32, 32, 32)), 10)
+    scales = {name: 1 + uniform(name, shape) / 2 for name, shape in scale_shapes(net.variant).items()}
+    values = {}
+    for parameter in net.trainable_params():
+        array = parameter_value(parameter.name, parameter.shape)
+        parameter.set_data(Tensor(array))
+        values[parameter.name] = array.astype(np.float64)
+    rates = np.full(2, _RATE, np.float32)
+    optimizer: Any = build_optimizer(
+        net,
+        rates,
+        opt=opt,
+        momentum=_MOMENTUM,
+        use_nesterov=opt == "momentum",
+        betas=_BETAS,
+        eps=_EPS,
+        weight_decay=_DECAY,
+        weight_decay_filter="paper",
+        scales=scales,
+    )
+    factors: dict[str, Any] = {}
+    for spec in net.variant.block_specs():
+        conv, point, identity = scale_names(spec.name)
+        own = Scales(scales[conv], scales[point], scales.get(identity))
+        factors[f"{spec.name}.conv.weight"] = gradient_multiplier(own, spec.kernel_shape, optimizer.POWER)
+    decayed = {parameter.name for parameter in decay_groups(net, "paper")[0]}
+    state = dict.fromkeys(values, (0.0, 0.0))
+    for number in (1, 2):
+        gradients = {name: uniform(f"gradient {number} {name}", value.shape) for name, value in values.items()}
+        optimizer(tuple(Tensor(gradients[p.name].astype(np.float32)) for p in optimizer.parameters))
+        for name, value in values.items():
+            factor, decay = factors.get(name, 1.0), _DECAY * (name in decayed) * value
+            gradient, (first, second) = gradients[name] * factor, state[name]
+            if opt == "momentum":
+                first = _MOMENTUM * first + gradient + decay
+                step = gradient + decay + _MOMENTUM * first
+            else:
+                first = _BETAS[0] * first + (1 - _BETAS[0]) * gradient
+                second = _BETAS[1] * second + (1 - _BETAS[1]) * gradient**2
+                root = np.sqrt(second / (1 - _BETAS[1] ** number)) + _EPS
+                step = factor * first / (1 - _BETAS[0] ** number) / root + decay
+            state[name], values[name] = (first, second), value - _RATE * step
+    found = max(difference(values[p.name], p.asnumpy())[1] for p in optimizer.parameters)
+    line = f"weights differ from float64's by {found:.1e}"
+    if not found <= _UPDATE_TOLERANCE:
         raise CheckFailed(f"{line}: too much", found)
     return line, found
 

@@ -8,6 +8,7 @@ from mindrepvgg.errors import RecipeError, UserError
 from mindrepvgg.models import variants
 from mindrepvgg.models.block_kinds import KINDS
 from mindrepvgg.models.network_spec import BLOCK_KEYS, NetworkSpec
+from mindrepvgg.models.scales import TARGET
 from mindrepvgg.recipe.auto_augment import parse_policy
 from mindrepvgg.recipe.provenance import CODE, COMMAND_LINE, describe, place
 from mindrepvgg.text import listed, nearest, quoted
@@ -33,6 +34,7 @@ def check(recipe, shown: Mapping[str, str]):
         _precision,
         _frozen,
         _custom_l2,
+        _repoptimizer,
         _quantization,
         _checkpoints,
     ):
@@ -132,6 +134,36 @@ def _custom_l2(recipe, shown) -> Iterator[str]:
             f"{shown['custom_l2']} needs weight_decay_filter paper, not {shown['weight_decay_filter']}: it takes the "
             "kernels out of it"
         )
+
+
+# Why gradients that RepOptimizer multiplies are not clipped.
+NO_CLIPPING = (
+    "RepOptimizer takes no clipped gradients: their norm would be that of the one kernel's, not of the branches' that "
+    "it stands for, and the training no longer theirs; leave clip_grad out"
+)
+
+# With RepOptimizer: the value each of these keys must have, and why.
+_OF_REPOPTIMIZER = (
+    ("pretrained", "", "as it starts from the scales alone"),
+    ("quantization", None, "which fine-tunes the fused network"),
+)
+
+
+def _repoptimizer(recipe, shown) -> Iterator[str]:
+    if not recipe.scales:
+        return
+    if not recipe.variant.is_family or all(spec.kind != TARGET for spec in recipe.variant.block_specs()):
+        yield (
+            f"{shown['scales']} is for networks with RepOpt-VGG's blocks (repopt_vgg_b1 ...), and "
+            f"{recipe.variant.label} has none; leave it out"
+        )
+    if not recipe.uses_repoptimizer:
+        return
+    for name, value, reason in _OF_REPOPTIMIZER:
+        if getattr(recipe, name) != value:
+            yield f"{shown[name]} does not go with {shown['scales']}, {reason}; leave one of them out"
+    if recipe.clip_grad:
+        yield f"{shown['clip_grad']}: {NO_CLIPPING}"
 
 
 # Of quantization-aware training: the value each of these keys must have, and why.

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mindrepvgg.errors import RecipeError
-from mindrepvgg.models.block_kinds import KINDS
+from mindrepvgg.models.block_kinds import KINDS, LINEAR_ADDITION
 from mindrepvgg.models.network_spec import NetworkSpec
 from mindrepvgg.models.networks import find_network
 from mindrepvgg.models.preprocessing import INTERPOLATIONS, RESIZE_BACKENDS, SMALLEST_CROP, Preprocessing
+from mindrepvgg.models.scales import NONE
 from mindrepvgg.models.variant_check import MOST_CHANNELS, MOST_CLASSES
 from mindrepvgg.recipe import choices, rules
 from mindrepvgg.recipe.kinds import Kind, kind_of
@@ -50,11 +51,11 @@ class Recipe:
         section="model",
     )
     model_args: Mapping[str, Any] = key(
-        {}, "sizes of the networks 'repvgg', 'qarepvgg', 'mobileone': num_blocks, widths..."
+        {}, "sizes of the networks 'repvgg', 'qarepvgg', 'mobileone', 'repopt_vgg': num_blocks, widths..."
     )
     block: str | None = key(
         None,
-        f"other kind of block for RepVGG or QARepVGG: {', '.join(KINDS)} (one convolution); null: the network's own. "
+        f"other kind of block, not for MobileOne: {', '.join(KINDS)}; null: the network's own. "
         "With mindcv/NAME: the block that takes the place of convolutions",
     )
     block_where: tuple[str, ...] | None = key(
@@ -67,6 +68,9 @@ class Recipe:
     freeze_bn: bool = key(False, "train no BN: its weights and statistics stay as they are")
     sync_bn: bool = key(False, "BN statistics over the images of all devices (Ascend only)")
     recompute: bool = key(False, "recompute each block's activations in the backward pass: less memory, more time")
+    scales: str = key(
+        "", "RepOptimizer: file of searched scales; initial: those a search starts with; none: plain optimizer"
+    )
     quantization: str | None = key(None, "fine-tune pretrained, in deploy form, for INT8", choices.QUANTIZATIONS)
 
     dataset: str = key("folder", "what data_dir holds", choices.DATASETS, section="data")
@@ -193,6 +197,17 @@ class Recipe:
     def own_blocks(self) -> NetworkSpec:
         """The same as its name has it, without `block`."""
         return find_network(self.model, **self.model_args)
+
+    @property
+    def uses_repoptimizer(self) -> bool:
+        """Whether the network is trained by RepOptimizer, with `scales`."""
+        return self.scales not in ("", NONE)
+
+    @property
+    def searches_scales(self) -> bool:
+        """Whether the network has linear additions, whose scales are what the run is for."""
+        layout: Any = self.variant
+        return layout.is_family and any(spec.kind == LINEAR_ADDITION for spec in layout.block_specs())
 
     @property
     def image_size(self) -> tuple[int, int]:

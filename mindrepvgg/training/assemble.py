@@ -16,6 +16,7 @@ from mindrepvgg.training import custom_l2
 from mindrepvgg.training.freeze import freeze
 from mindrepvgg.training.loss import build_loss
 from mindrepvgg.training.optim import build_optimizer
+from mindrepvgg.training.repoptimizer import recipe_scales, start_from_scales
 from mindrepvgg.training.schedule import SCHEDULE, learning_rates, scaled_lr
 from mindrepvgg.training.step import LossScale, NetworkWithLoss, TrainStep
 from mindrepvgg.weights.load import create_model, load_weights
@@ -58,12 +59,16 @@ def build_learning_rates(recipe, steps_per_epoch, images_per_step, schedule=SCHE
     )
 
 
-def build_network(recipe, ranks, weights=None):
+def build_network(recipe, ranks, weights=None, scales=None):
     """The network in train form and in the recipe's precision, the same on every rank.
 
     With the recipe's `quantization` in the form that it names instead; without weights BN and ranges say nothing.
+    scales: what RepOptimizer starts from; None: what the recipe names.
     """
     net = _new_network(recipe, ranks, weights) if recipe.quantization is None else _fused_network(recipe, weights)
+    scales = recipe_scales(recipe) if scales is None else scales
+    if scales:
+        start_from_scales(net, scales)
     freeze(net, recipe.freeze_stages, recipe.freeze_bn)
     if recipe.recompute:
         net.recompute_blocks()
@@ -107,8 +112,8 @@ def _fused_network(recipe, weights):
     return qat.to_fake_quantized(net, batches) if recipe.quantization == variants.QAT else net
 
 
-def build_step(recipe, net, learning_rates, ranks) -> TrainStep:
-    """The compiled step with its optimizer and its loss scale."""
+def build_step(recipe, net, learning_rates, ranks, scales=None) -> TrainStep:
+    """The compiled step with its optimizer and its loss scale; scales: as of `build_network`."""
     optimizer = build_optimizer(
         net,
         learning_rates,
@@ -120,6 +125,7 @@ def build_step(recipe, net, learning_rates, ranks) -> TrainStep:
         weight_decay=recipe.weight_decay,
         weight_decay_filter=recipe.decay_rule,
         layer_decay=recipe.layer_decay,
+        scales=recipe_scales(recipe) if scales is None else scales,
     )
     return TrainStep(
         NetworkWithLoss(

@@ -10,12 +10,14 @@ import numpy as np
 from mindrepvgg.data.normalize import Normalize
 from mindrepvgg.errors import TrainingError
 from mindrepvgg.evaluation.loop import Evaluation, evaluate
+from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.reparam.precision import float32_precision
 from mindrepvgg.text import counted
 from mindrepvgg.training.batches import host_batches
 from mindrepvgg.training.monitor import RunLog
 from mindrepvgg.training.precise_bn import precise_bn
 from mindrepvgg.weights.checkpoint import save_checkpoint
+from mindrepvgg.weights.scales import write_scales
 
 
 class Checkpointer:
@@ -48,6 +50,7 @@ class Checkpointer:
             self._save(run.folder.epoch(position.epoch))
             kept = [*position.kept, [position.epoch, top1]]
             position.kept = run.folder.keep(kept, recipe.keep_checkpoint_max, recipe.ckpt_save_policy)
+        self._save_searched_scales()
         # After the others: when the process dies in between, the epoch is run again and they are saved again.
         self._save_state()
         return line
@@ -117,6 +120,17 @@ class Checkpointer:
         state = {**self._run.state.arrays(), **(of_ranks or {})}
         self._save(self._run.folder.last, state, position=self._run.position.to_dict())
 
+    def _save_searched_scales(self):
+        """Write the scales of a network of linear additions, for RepOptimizer to train another network with."""
+        run = self._run
+        if run.recipe.searches_scales and run.ranks.is_first:
+            facts = {
+                "scales_of": run.net.variant.to_dict(),
+                "recipe": run.recipe.to_dict(),
+                "epoch": run.position.epoch,
+            }
+            write_scales(run.folder.scales, network_arrays(run.net), **facts)
+
     def _save(self, path, training_state=None, **more):
         run = self._run
         if not run.ranks.is_first:
@@ -132,4 +146,4 @@ class Checkpointer:
         }
         # `position` comes from a resumed checkpoint's metadata too, and must not outlive the state it belongs to.
         run.net.metadata.pop("position", None)
-        save_checkpoint(run.net, path, training_state=training_state, **{**facts, **more})
+        save_checkpoint(run.net, path, training_state=training_state or run.state.constants, **{**facts, **more})

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import nn
 
 from mindrepvgg.text import table
+from mindrepvgg.training.adamw import AdamW
 from mindrepvgg.training.custom_l2 import is_block_kernel
 from mindrepvgg.training.layer_decay import RateTable, ScaledRate, rate_factors
+from mindrepvgg.training.repoptimizer import RepAdamW, RepMomentum, RepSGD
 
 _NORM = ("gamma", "beta")
 _STATISTICS = ("moving_mean", "moving_variance")
+
+# The scales of a linear addition's convolutions. Its third one, of the input, decays as a kernel does.
+_SCALES = ("scale_conv", "scale_1x1")
 
 
 def decay_groups(net, rule: str) -> tuple[list, list]:
@@ -25,7 +29,8 @@ def decay_groups(net, rule: str) -> tuple[list, list]:
     rule: 'paper': every bias and the BN of the 3x3 and 1x1 branches (and of auxiliary heads) go without, the identity
     BN's gamma decays; 'norm_and_bias': every bias and every BN go without; 'norm': every BN goes without; 'all': all
     decay; 'custom_l2': as 'paper', without the blocks' kernels, for which the loss has `CustomL2`.
-    Source of 'paper': the authors' README on ImageNet training, and their `set_weight_decay`.
+    The scales of a linear addition's convolutions decay with 'all' only; that of its input decays.
+    Source of 'paper': the authors' README on ImageNet training, and their `set_weight_decay`, as in RepOptimizer.
     """
     decayed, free = [], []
     for parameter in net.trainable_params():
@@ -41,6 +46,8 @@ def _decays(name, rule):
     parts = name.split(".")
     if rule == "paper" and parts[-2:] == ["rbr_identity", "gamma"]:
         return True
+    if parts[-2:-1] and parts[-2] in _SCALES:
+        return False
     return parts[-1] not in _NORM and (rule == "norm" or parts[-1] != "bias")
 
 
@@ -113,10 +120,11 @@ def build_optimizer(
     weight_decay: float = 0.0,
     weight_decay_filter: str = "all",
     layer_decay: float = 1.0,
+    scales: Mapping[str, np.ndarray] | None = None,
 ) -> nn.Optimizer:
     """The optimizer over the network's trainable parameters, in their order.
 
-    With g the gradient, lr the step's learning rate, and decay being weight_decay or 0:
+    With g the gradient (times M, with `scales`), lr the step's learning rate, and decay being weight_decay or 0:
         momentum, sgd: v = momentum * v + (g + decay * w); w = w - lr * v. Nesterov's form with g' = g + decay * w:
             w = w - lr * (g' + momentum * v)
         adamw: see `AdamW`
@@ -130,12 +138,13 @@ def build_optimizer(
         weight_decay: of the parameters that decay.
         weight_decay_filter: which these are, see `decay_groups`.
         layer_decay: below 1, learning rates fall from the head to the stem, see `rate_factors`.
+        scales: train the blocks of a RepOpt-VGG as linear additions with these scales, see `repoptimizer`.
 
     Returns:
         The optimizer. Its own parameters, moments and counts, have names of their own and hold all of its state.
 
     Raises:
-        RecipeError: `layer_decay` is for the networks of this package.
+        RecipeError: `layer_decay` is for the networks of this package, `scales` for those with RepOpt-VGG's blocks.
     """
     decayed, free = decay_groups(net, weight_decay_filter)
     # Always in explicit groups: without them MindSpore leaves out every gamma and beta on its own account.
@@ -150,11 +159,13 @@ def build_optimizer(
         groups = _by_rate(groups, rates, rate_factors(net, layer_decay))
     groups.append({"order_params": net.trainable_params()})
     if opt == "adamw":
-        return AdamW(groups, rates, betas, eps)
-    if use_nesterov and momentum:
+        optimizer = (RepAdamW if scales else AdamW)(groups, rates, betas, eps)
+    elif use_nesterov and momentum:
         # Not nn.Momentum(use_nesterov=True), which on a CPU takes the plain step all the same (2.8 to 2.10).
-        return nn.SGD(groups, rates, momentum, nesterov=True)
-    return nn.Momentum(groups, rates, momentum)
+        optimizer = (RepSGD if scales else nn.SGD)(groups, rates, momentum, nesterov=True)
+    else:
+        optimizer = (RepMomentum if scales else nn.Momentum)(groups, rates, momentum)
+    return optimizer.prepare(net, scales) if scales else optimizer
 
 
 def _by_rate(groups, table, factors) -> list[dict]:
@@ -167,55 +178,3 @@ def _by_rate(groups, table, factors) -> list[dict]:
             of_factor[factors[parameter.name]].append(parameter)
         parted += [{**group, "params": some, "lr": schedules[factor]} for factor, some in of_factor.items()]
     return parted
-
-
-class AdamW(nn.Optimizer):
-    """AdamW with bias correction: w = w - lr * (m' / (sqrt(v') + eps) + decay * w).
-
-    m = beta1 * m + (1 - beta1) * g and v = beta2 * v + (1 - beta2) * g ** 2 are running means of every gradient and of
-    its square, from 0 on. After t updates m' = m / (1 - beta1 ** t) and v' = v / (1 - beta2 ** t). The divisors are
-    kept as running means of 1, so that they are as exact as the moments; 1 - beta2 ** t in float32 is not.
-    Source: arXiv:1711.05101, algorithm 2 with alpha = 1 and eta_t = lr, as in PyTorch.
-    """
-
-    # nn.AdamWeightDecay has no bias correction, nn.Adam's decay is part of the gradient, the rate of
-    # experimental.optim.AdamW changes only from outside the graph. MindCV's is right, but on a CPU it takes some three
-    # times as long to compile and to run as this one, which has the fused kernel of nn.AdamWeightDecay.
-
-    def __init__(self, groups, learning_rates, betas, eps):
-        super().__init__(learning_rates, groups)
-        self.beta1, self.beta2 = (Tensor([beta], ms.float32) for beta in betas)
-        self.eps = eps
-        self.decays = tuple(self.group_weight_decay)
-        self.moments1 = self.parameters.clone("moment1", init="zeros")
-        self.moments2 = self.parameters.clone("moment2", init="zeros")
-        self.weight1 = Parameter(Tensor([0], ms.float32), "moment1_weight", requires_grad=False)
-        self.weight2 = Parameter(Tensor([0], ms.float32), "moment2_weight", requires_grad=False)
-        self.fused = ops.AdamWeightDecay()
-
-    @ms.jit(backend="ms_backend")
-    def construct(self, gradients):
-        """Update the parameters by their gradients."""
-        lr = self.get_lr()
-        self.assignadd(self.global_step, self.global_step_increase_tensor)
-        weight1 = self.beta1 * self.weight1 + (1 - self.beta1)
-        weight2 = self.beta2 * self.weight2 + (1 - self.beta2)
-        ops.assign(self.weight1, weight1)
-        ops.assign(self.weight2, weight2)
-        # The kernel's step with m and v as they are: the corrections go into its rate, eps and decay.
-        root = ops.sqrt(weight2)
-        eps, decay_factor = self.eps * root, weight1 / root
-        if self.is_group_lr:
-            rates = self.hyper_map(ops.partial(self._rate, root, weight1), lr)
-            update = ops.partial(self._update, eps, decay_factor)
-            return self.hyper_map(update, rates, self.parameters, self.moments1, self.moments2, gradients, self.decays)
-        update = ops.partial(self._update, eps, decay_factor, self._rate(root, weight1, lr))
-        return self.hyper_map(update, self.parameters, self.moments1, self.moments2, gradients, self.decays)
-
-    def _rate(self, root, weight1, lr):
-        # In this order: a run that an older version began goes on bit for bit.
-        return lr * root / weight1
-
-    def _update(self, eps, decay_factor, rate, w, m, v, gradient, decay):
-        self.fused(w, m, v, rate, self.beta1, self.beta2, eps, decay * decay_factor, gradient)
-        return True

@@ -35,6 +35,7 @@ class RunFolder:
         self.best = self.path / f"{model}_best.ckpt"
         self.best_ema = self.path / f"{model}_ema_best.ckpt"
         self.precise_bn = self.path / f"{model}_precise_bn.ckpt"
+        self.scales = self.path / f"{model}_scales.safetensors"  # of a search
         self.curves = self.path / "curves.png"
         self.log = self.path / "log.jsonl"
         self.recipe = self.path / "recipe.yaml"
@@ -99,7 +100,7 @@ class RunFolder:
 
     def _is_own(self, name) -> bool:
         """Whether a file of this name is written by runs of the model only."""
-        paths = (self.last, self.best, self.best_ema, self.precise_bn, self.curves, self.log, self.recipe)
+        paths = (self.last, self.best, self.best_ema, self.precise_bn, self.scales, self.curves, self.log, self.recipe)
         return name in {path.name for path in paths} or self._is_epoch(name)
 
     def _is_epoch(self, name) -> bool:
@@ -128,7 +129,7 @@ class RunFolder:
         """Remove the checkpoints of the runs in the folder, so that none of them is taken for the new run's."""
         for last in self.held():
             run = RunFolder(self.path, last.name.removesuffix("_last.ckpt"))
-            for path in (run.best, run.best_ema, run.precise_bn):
+            for path in (run.best, run.best_ema, run.precise_bn, run.scales):
                 path.unlink(missing_ok=True)
             for path in self.path.glob(f"{run.model}-*.ckpt"):
                 if run._is_epoch(path.name):

@@ -9,7 +9,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, amp, nn, ops
 
+from mindrepvgg.errors import RecipeError
+from mindrepvgg.recipe.rules import NO_CLIPPING
 from mindrepvgg.training.all_reduce import gradient_mean
+from mindrepvgg.training.repoptimizer import Multiplied
 
 _SCALE_FACTOR = 2
 
@@ -149,6 +152,8 @@ class TrainStep(nn.Cell):
         all_reduce="bundled",
     ):
         super().__init__(auto_prefix=False)
+        if clip_norm is not None and isinstance(optimizer, Multiplied):
+            raise RecipeError(NO_CLIPPING)
         net = net_with_loss.net
         weights = optimizer.parameters
         self.backward = _Backward(net_with_loss, weights, loss_scale)

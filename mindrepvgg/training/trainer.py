@@ -22,6 +22,7 @@ from mindrepvgg.training.batches import host_batches
 from mindrepvgg.training.loop import Loop, Stepper
 from mindrepvgg.training.monitor import EventFiles, Profile, Progress, RunLog, StopRequest, estimate
 from mindrepvgg.training.rank_statistics import RankStatistics
+from mindrepvgg.training.repoptimizer import recipe_scales
 from mindrepvgg.training.result import RunResult
 from mindrepvgg.training.resume import Position, restore
 from mindrepvgg.training.run_folder import RunFolder
@@ -68,8 +69,10 @@ class Trainer:
         self.images_per_step = recipe.global_batch(self.ranks.size)
         self.lr = self.learning_rates(SCHEDULE)
         weights = recipe.pretrained if recipe.pretrained and resume is None else None
-        self.net = build_network(recipe, self.ranks, weights)
-        self.step = build_step(recipe, self.net, self.lr, self.ranks)
+        # Those of a run that goes on are in its checkpoint; the file may be gone.
+        scales = recipe_scales(recipe, resuming=resume is not None)
+        self.net = build_network(recipe, self.ranks, weights, scales)
+        self.step = build_step(recipe, self.net, self.lr, self.ranks, scales)
         self.loss_scale = self.step.loss_scale
         self.statistics = RankStatistics(self.net, self.step, self.ranks)
         self.state = TrainingState(self.net, self.step)
@@ -109,13 +112,14 @@ class Trainer:
         factors += [f"{recipe.gradient_accumulation_steps} batches"] * (recipe.gradient_accumulation_steps > 1)
         batch = counted(self.images_per_step, "image") + (f" ({' x '.join(factors)})" if len(factors) > 1 else "")
         scaled = f" ({recipe.lr:g} for {recipe.lr_per_batch})" if recipe.lr_per_batch else ""
-        parameters = sum(p.size for p in self.net.trainable_params())
+        parameters = counted(sum(p.size for p in self.net.trainable_params()), "parameter")
         epochs = counted(recipe.epoch_size, "epoch")
         steps, lr = f"{counted(self.steps_per_epoch, 'step')} of {batch}", f"lr up to {self.lr.max():.4g}{scaled}"
         notice = mindcv_notice(recipe)
+        by = f" by RepOptimizer (scales: {recipe.scales})" if recipe.uses_repoptimizer else ""
         return (
             f"{notice + chr(10) if notice else ''}"
-            f"{recipe.model}: {counted(parameters, 'parameter')} to train, {precision}, on {self._describe_device()}\n"
+            f"{recipe.model}: {parameters} to train{by}, {precision}, on {self._describe_device()}\n"
             f"{self._describe_data()}\n"
             f"{epochs} of {steps}, {lr}{self._describe_output()}"
         )
@@ -185,6 +189,7 @@ class Trainer:
             last=self.folder.last,
             best=self.folder.best,
             curves=self.folder.curves,
+            scales=self.folder.scales if self.recipe.searches_scales else None,
         )
         if profiler:
             profiler.close()

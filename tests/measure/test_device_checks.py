@@ -39,6 +39,15 @@ def test_a_grouped_convolution_that_is_none_fails(monkeypatch):
         device_checks.check_grouped(2)
 
 
+@pytest.mark.parametrize("opt", ["momentum", "adamw"])
+def test_an_update_by_another_rule_fails(monkeypatch, opt):
+    device_checks.check_repoptimizer(opt)
+    right = device_checks.gradient_multiplier
+    monkeypatch.setattr(device_checks, "gradient_multiplier", lambda *place: 1.01 * right(*place))
+    with pytest.raises(ascend_check_report.CheckFailed, match=r"differ from float64's by \d\.\de-0[1234]: too much"):
+        device_checks.check_repoptimizer(opt)
+
+
 def test_an_overflow_that_goes_unnoticed_fails(monkeypatch):
     saturated = Tensor(np.full(16, 65504, np.float16)), Tensor(True)
     monkeypatch.setattr(device_checks, "_Overflow", lambda: lambda _: saturated)

@@ -23,12 +23,14 @@ CONFIGS = ROOT / "configs"
 FAMILY = [name for name in variants.published_models() if name.startswith("repvgg")]
 FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
 PAPER = [Path(f"{model}.yaml") for model in FAMILY]
+OPT = [Path(f"{model}.yaml") for model in variants.published_models() if model.startswith("repopt")]
 QA = [Path(f"{model}.yaml") for model in variants.published_models() if model.startswith("qarepvgg")]
 OWN = [Path("finetune.yaml"), Path("folder.yaml")]
 CIFAR = [Path(f"cifar{classes}_repvgg_a0.yaml") for classes in (100, 10)]
 SMALL = [
     *CIFAR,
-    Path("cifar10_small.yaml"),
+    *(Path(f"cifar10_{name}.yaml") for name in ("repopt", "repopt_search", "small")),
+    Path("repopt_search.yaml"),
     Path("fashion_mnist.yaml"),
     *OWN,
     Path("quickstart.yaml"),
@@ -51,6 +53,7 @@ P = {
     "aux_weight": 0.1,
 }
 Q = {**S, "lr": 0.2, "lr_per_batch": 512, "weight_decay": 4e-5, "batch_size": 128}
+R = {**S, "warmup_epochs": 5, "use_nesterov": True, "weight_decay": 4e-5, "label_smoothing": 0.1}
 M = {
     **{**S, "epoch_size": 240, "lr": 0.05, "min_lr": 1e-6, "warmup_epochs": 5, "decay_epochs": 235},
     **{"weight_decay_filter": "all", "label_smoothing": 0.1, "color_jitter": 0.4, "loss_scale_type": "dynamic"},
@@ -61,6 +64,7 @@ PUBLISHED = {
     **dict.fromkeys(("repvgg_b2g2", "repvgg_b2g4", "repvgg_b3", "repvgg_b3g2", "repvgg_b3g4", "repvgg_d2se"), H),
     "repvggplus_l2pse": P,
     **{f"qarepvgg_{size}": Q for size in ("a0", "a1", "a2", "b0", "b1", "b1g4", "b2", "b2g4")},
+    **{f"repopt_vgg_{size}": R for size in ("b1", "b2", "l1", "l2")},
     "mindcv/repvgg_a0": {**M, "epoch_size": 400, "warmup_epochs": 10, "decay_epochs": 390, "interpolation": "bicubic"},
     **{f"mindcv/{name}": M for name in ("repvgg_a1", "repvgg_a2", "repvgg_b0", "repvgg_b1")},
     **{f"mindcv/repvgg_b1{g}": {**M, "amp_level": "O2", "interpolation": "bicubic"} for g in ("g2", "g4")},
@@ -101,8 +105,8 @@ def entries(path):
 
 
 def test_there_is_one_for_every_network():
-    assert {*PAPER, *QA, *MINDCV} == {Path(f"{name}.yaml") for name in PUBLISHED}
-    assert [path for path in FILES if path.parent == Path()] == sorted([*SMALL, *PAPER, *QA])
+    assert {*PAPER, *QA, *OPT, *MINDCV} == {Path(f"{name}.yaml") for name in PUBLISHED}
+    assert [path for path in FILES if path.parent == Path()] == sorted([*SMALL, *PAPER, *QA, *OPT])
     assert set(ACCURACY) == set(PUBLISHED)
 
 
@@ -124,7 +128,7 @@ def test_it_states_differences_only(path):
     assert repeated == []
 
 
-@pytest.mark.parametrize("path", [*PAPER, *QA, *MINDCV], ids=str)
+@pytest.mark.parametrize("path", [*PAPER, *QA, *OPT, *MINDCV], ids=str)
 def test_it_is_the_published_recipe_of_its_network(path):
     loaded = load_recipe(CONFIGS / path)
     expected = PUBLISHED[named(path)]
@@ -136,14 +140,19 @@ def test_it_is_the_published_recipe_of_its_network(path):
     assert (loaded.mean, loaded.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-@pytest.mark.parametrize("path", [*PAPER, *QA, *MINDCV], ids=str)
+@pytest.mark.parametrize("path", [*PAPER, *QA, *OPT, *MINDCV], ids=str)
 def test_its_header_says_what_to_run_and_what_to_expect(path):
     found = entries(path)
     recipe = load_recipe(CONFIGS / path)
     title = header(path)[0]
     assert variants.normalise_name(title.split()[0]) == recipe.model
-    assert ("MindCV's recipe" if path in MINDCV else "RepVGG") in title
-    assert [label for label in found if label != "at 320"] == ["command", "batch", "hardware", "accuracy"]
+    assert ("MindCV's recipe" if path in MINDCV else "RepOptimizer" if path in OPT else "RepVGG") in title
+    assert [label for label in found if label not in ("at 320", "scales")] == [
+        "command",
+        "batch",
+        "hardware",
+        "accuracy",
+    ]
 
     devices = int(re.search(r"--worker_num (\d+) --local_worker_num 8 ", found["command"])[1])
     assert f"python train.py -c configs/{path} --data_dir IMAGENET" in found["command"]
@@ -195,7 +204,7 @@ class TestOnesOwnPictures:
 
 
 def test_recipes_of_one_family_write_to_different_folders():
-    folders = [load_recipe(CONFIGS / path).ckpt_save_dir for path in [*PAPER, *QA, *SMALL]]
+    folders = [load_recipe(CONFIGS / path).ckpt_save_dir for path in [*PAPER, *QA, *OPT, *SMALL]]
     assert len(set(folders)) == len(folders)
 
 
@@ -216,6 +225,29 @@ def test_those_of_cifar_say_what_their_source_does(path):
     assert {key: getattr(recipe, key) for key in published} == published
     shapes = parameter_shapes(recipe.variant, DEPLOY, 10)
     assert sum(map(math.prod, shapes.values())) == 7_041_194, "as the source's network, of ten classes, fused"
+
+
+@pytest.mark.parametrize("path", OPT, ids=str)
+def test_repoptimizers_name_the_authors_scales(path):
+    recipe = load_recipe(CONFIGS / path)
+    assert recipe.scales == f"RepOpt-VGG-{path.stem[-2:].upper()}-scales.pth"
+    assert f"{recipe.scales} of github.com/DingXiaoH/RepOptimizers" in entries(path)["scales"]
+
+
+def test_the_search_is_the_authors():
+    """Their command for CIFAR-100, and the small one of the same kind."""
+    recipe, small = load_recipe("repopt_search"), load_recipe("cifar10_repopt_search")
+    published = {"model": "repopt_vgg_b1", "block": "linear_addition", "dataset": "cifar100", "epoch_size": 240}
+    published |= {"batch_size": 256, "lr": 0.1, "warmup_epochs": 5, "weight_decay": 4e-5, "use_nesterov": True}
+    published |= {"weight_decay_filter": "paper", "crop_padding": 4, "hflip": 0.5, "scales": "", "num_classes": 100}
+    assert {key: getattr(recipe, key) for key in published} == published
+    assert "it has not been run, here or on an NPU" in " ".join(header(Path("repopt_search.yaml")))
+    target = load_recipe("cifar10_repopt")
+    assert small.searches_scales
+    assert target.uses_repoptimizer
+    assert not small.uses_repoptimizer
+    assert small.model_args == target.model_args == load_recipe("cifar10_small").model_args
+    assert target.scales == f"{small.ckpt_save_dir.removeprefix('./')}/repopt_vgg_scales.safetensors"
 
 
 class TestFind:
@@ -250,7 +282,8 @@ class TestFind:
             ("mindcv/repvgg_b9", "there is no recipe 'mindcv/repvgg_b9': did you mean mindcv/repvgg_b"),
             (
                 "x",
-                "there is no recipe 'x': there are cifar100_repvgg_a0, cifar10_repvgg_a0, cifar10_small, and 38 more; ",
+                "there is no recipe 'x': there are cifar100_repvgg_a0, cifar10_repopt, cifar10_repopt_search, and 45 "
+                "more; ",
             ),
             ("base/paper_s", "there is no recipe 'base/paper_s'"),
             ("../configs/quickstart", "there is no recipe '../configs/quickstart'"),

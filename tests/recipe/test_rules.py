@@ -122,6 +122,27 @@ def test_hints_for_names_of_other_programs_are_keys():
             "at stage1.* has acb blocks, for which none is known; leave it out",
         ),
         (
+            {"scales": "x.pth"},
+            "scales (='x.pth' on the command line) is for networks with RepOpt-VGG's blocks (repopt_vgg_b1 ...), and "
+            "repvgg_a0 has none; leave it out",
+        ),
+        (
+            {"model": "repopt_vgg_b1", "block": "linear_addition", "scales": "initial"},
+            "scales (='initial' on the command line) is for networks with RepOpt-VGG's blocks",
+        ),
+        (
+            {"model": "repopt_vgg_b1", "scales": "x.pth", "clip_grad": True},
+            "clip_grad (=True on the command line): RepOptimizer takes no clipped gradients: their norm would be",
+        ),
+        (
+            {"model": "repopt_vgg_b1", "scales": "x.pth", "pretrained": "y.ckpt"},
+            "pretrained (='y.ckpt' on the command line) does not go with scales (='x.pth' on the command line), as it",
+        ),
+        (
+            {"model": "repopt_vgg_b1", "scales": "x.pth", "custom_l2": True},
+            "custom_l2 (=True on the command line) needs blocks of RepVGG or QARepVGG, and repopt_vgg_b1 has repopt",
+        ),
+        (
             {"quantization": "bn"},
             "quantization (='bn' on the command line) needs pretrained: the network that is fused and fine-tuned",
         ),
@@ -190,7 +211,10 @@ def test_values_that_do_fit_each_other_are_taken(overrides):
             {"model": "repvgg", "model_args": {"num_blocks": 3, "widths": 4}},
             "model_args on the command line: ",
         ),
-        ({"block": "abc"}, "block (='abc') must be one of repvgg, qarepvgg, mobileone, acb, dbb, plain; did you mean "),
+        (
+            {"block": "abc"},
+            "block (='abc') must be one of repvgg, qarepvgg, mobileone, acb, dbb, plain, repopt_vgg, linear_addition; ",
+        ),
         ({"block": "acb", "block_where": "x"}, "block_where (='x') matches no block of repvgg_a0; they are stage0, "),
         ({"block_where": "stage1.*"}, "block_where (=('stage1.*',)) needs block, the kind of these blocks"),
         ({"model": "mobileone_s1", "block": "dbb"}, "mobileone_s1 takes no block (='dbb')"),

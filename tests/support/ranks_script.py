@@ -45,6 +45,15 @@ GATHERED = {
 }
 
 
+# Trainings whose statistics stay: what two ranks do with halves of the batches is then what one does with them whole.
+FROZEN = {
+    "frozen": {"freeze_bn": True},
+    "repoptimizer": {
+        **{"freeze_bn": True, "model": "repopt_vgg", "scales": "initial", "use_nesterov": True, "clip_grad": False},
+    },
+}
+
+
 def recipe(**changes):
     """A small network with everything between gradient and weight switched on."""
     values = {
@@ -150,10 +159,11 @@ def means(ranks, facts, arrays):
 def trainings(ranks, facts, arrays):
     """What is the same on all ranks after training, and what is not."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    net, step = build(recipe(freeze_bn=True), ranks)
-    arrays.update(parameters("start", net.get_parameters()))
-    facts["frozen"] = run(step, ranks, range(STEPS))
-    arrays.update(parameters("frozen", net.get_parameters()))
+    for name, changes in FROZEN.items():
+        net, step = build(recipe(**changes), ranks)
+        arrays.update(parameters(f"start of {name}", net.get_parameters()))
+        facts[name] = run(step, ranks, range(STEPS))
+        arrays.update(parameters(name, net.get_parameters()))
 
     ms.set_context(mode=ms.GRAPH_MODE)  # as users train; compiling it is the dearest part of this script
     net, step = build(recipe(ema=True, ema_decay=0.9, loss_scale_type="dynamic", loss_scale=1024), ranks)

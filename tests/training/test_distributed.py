@@ -24,7 +24,18 @@ from support.processes import (
     wait_until,
     write_recipe,
 )
-from support.ranks_script import CLASSES, GATHERED, STEPS, batches_of, build, own_gradients, recipe, run, validation
+from support.ranks_script import (
+    CLASSES,
+    FROZEN,
+    GATHERED,
+    STEPS,
+    batches_of,
+    build,
+    own_gradients,
+    recipe,
+    run,
+    validation,
+)
 
 from mindrepvgg import create_model, load_checkpoint
 from mindrepvgg.data.loaders import eval_loader
@@ -143,22 +154,24 @@ class TestTheMeanOfGradients:
 
 
 class TestTraining:
-    def test_it_starts_from_one_network(self, found):
+    @pytest.mark.parametrize("name", FROZEN)
+    def test_it_starts_from_one_network(self, found, name):
         """Although each rank has a seed of its own."""
-        assert_equal(*found.parts("start"))
+        assert_equal(*found.parts(f"start of {name}"))
 
-    def test_two_halves_of_a_batch_are_the_batch(self, found):
+    @pytest.mark.parametrize("name", FROZEN)
+    def test_two_halves_of_a_batch_are_the_batch(self, found, name):
         """With clipping, momentum and weight decay; BN is frozen, as its statistics are those of a rank's half."""
-        first, second = found.parts("frozen")
+        first, second = found.parts(name)
         assert_equal(first, second)
         with context_mode("pynative"):
-            net, step = build(recipe(freeze_bn=True), Ranks())
-            (start, _) = found.parts("start")
+            net, step = build(recipe(**FROZEN[name]), Ranks())
+            (start, _) = found.parts(f"start of {name}")
             for parameter in net.get_parameters():
                 parameter.set_data(type(parameter.data)(start[parameter.name]))
             outcomes = run(step, Ranks(), range(STEPS))
-        np.testing.assert_allclose(np.array(found.facts[0]["frozen"])[:, 0], np.array(outcomes)[:, 0], rtol=1e-5)
-        assert found.facts[0]["frozen"] == found.facts[1]["frozen"]
+        np.testing.assert_allclose(np.array(found.facts[0][name])[:, 0], np.array(outcomes)[:, 0], rtol=1e-5)
+        assert found.facts[0][name] == found.facts[1][name]
         for parameter in net.get_parameters():
             assert relative_difference(first[parameter.name], parameter) < 1e-5, parameter.name
             if parameter.name.endswith(("conv.weight", "linear.weight")):
