@@ -20,6 +20,7 @@ import quantization_training
 import resizing
 import small_network
 import train_step
+import training_kinds
 from sections import replace_section
 
 from mindrepvgg.cli import entry
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "files": functools.partial(file_kinds.measure, _ROOT / "configs" / "quickstart.yaml"),
     "lite": lite.measure,
     "training": train_step.measure,
+    "kinds": training_kinds.measure,
     "networks": functools.partial(engines.family, _ROOT / "docs" / "speed.png"),
     "converting": converting.measure,
 }
