@@ -39,7 +39,7 @@ def test_a_grouped_convolution_that_is_none_fails(monkeypatch):
         device_checks.check_grouped(2)
 
 
-@pytest.mark.parametrize("opt", ["momentum", "adamw"])
+@pytest.mark.parametrize("opt", ["momentum", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_an_update_by_another_rule_fails(monkeypatch, opt):
     device_checks.check_repoptimizer(opt)
     right = device_checks.gradient_multiplier

@@ -21,9 +21,13 @@ from mindrepvgg.weights.containers import read_weights, write_weights
 pytestmark = pytest.mark.usefixtures("pynative_mode")
 
 OTHERS = [kind for kind in KINDS if kind != "repvgg"]
-# Of the two kinds that are one convolution, one is enough in the default suite.
+# The blocks of RepOptimizer have tests of their own in the default suite.
 EVERY_OTHER = pytest.mark.parametrize(
-    "block", [pytest.param(kind, marks=pytest.mark.slow) if kind == "repopt_vgg" else kind for kind in OTHERS]
+    "block",
+    [
+        pytest.param(kind, marks=pytest.mark.slow) if kind in ("repopt_vgg", "linear_addition") else kind
+        for kind in OTHERS
+    ],
 )
 # At the stem, which keeps no channels, in a whole stage, whose last block keeps its shape, and at the last block.
 WHERE = ["stage0", "stage1.*", "stage4.0"]
