@@ -9,21 +9,25 @@ import numpy as np
 from mindrepvgg.errors import UserError
 
 
-def difference(expected: np.ndarray, actual: np.ndarray, out: np.ndarray | None = None) -> tuple[float, float]:
+def difference(expected: np.ndarray, actual: np.ndarray) -> tuple[float, float]:
     """Compare two arrays of one shape, in float64.
 
     Args:
         expected: the array whose largest magnitude is the measure.
         actual: the other one.
-        out: a float64 array for the differences; `expected` itself where it is not needed afterwards.
 
     Returns:
         The largest absolute difference, and the same over the largest magnitude; NaN where either array has one.
     """
+    scale, max_abs = magnitudes(expected, actual)
+    return max_abs, relative(max_abs, scale)
+
+
+def magnitudes(expected: np.ndarray, actual: np.ndarray) -> tuple[float, float]:
+    """The largest magnitude of an array, and of its difference from another; arguments as for `difference`."""
     scale = largest(expected)
     with np.errstate(invalid="ignore"):  # infinite on both sides: NaN, which is no agreement
-        max_abs = largest(np.subtract(expected, actual, out=out, dtype=np.float64))
-    return max_abs, relative(max_abs, scale)
+        return scale, largest(np.subtract(expected, actual, dtype=np.float64))
 
 
 def relative(max_abs: float, scale: float) -> float:

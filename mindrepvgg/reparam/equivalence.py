@@ -12,7 +12,7 @@ from mindspore import nn
 
 from mindrepvgg.errors import EquivalenceError, UserError
 from mindrepvgg.reparam.adapters import FusedCell, adapted
-from mindrepvgg.reparam.compare import check_tolerance, difference, leaves, worst_difference
+from mindrepvgg.reparam.compare import check_tolerance, leaves, magnitudes, relative, worst_difference
 from mindrepvgg.reparam.finding import outer_blocks
 from mindrepvgg.reparam.maps import folded_pair, is_norm
 from mindrepvgg.reparam.precision import computes_in_half
@@ -142,7 +142,7 @@ class _Fold(NamedTuple):
         first, last: the cells of the train form that take its input and give its output; the same one for a block.
         deployed: the cell of the deploy form that does both.
         conv: the one convolution.
-        exact: makes the branches' kernel and bias in float64.
+        by_rows: folds it in float64, see `FoldableBlock.fold_by_rows`.
     """
 
     name: str
@@ -150,7 +150,7 @@ class _Fold(NamedTuple):
     last: nn.Cell
     deployed: nn.Cell
     conv: nn.Cell
-    exact: Callable
+    by_rows: Callable[[Callable], list]
 
 
 def _folds(train_net, deploy_net) -> list[_Fold]:
@@ -163,12 +163,12 @@ def _folds(train_net, deploy_net) -> list[_Fold]:
             known = None if cell is None else adapted(cell)
             if cell is None or known is None:
                 raise ValueError(f"the first network has no cell {path or 'at its top'} that an adapter knows")
-            folds.append(_Fold(path, cell, cell, deployed, deployed.deploy_conv, lambda known=known: known.exact()[:2]))
+            folds.append(_Fold(path, cell, cell, deployed, deployed.deploy_conv, _at_once(known.exact)))
             inside |= {id(inner) for _, inner in cell.cells_and_names()}
         elif bn is not None and is_norm(bn):
             if cell is None:
                 raise ValueError(f"the first network has no convolution {path}")
-            folds.append(_Fold(path, cell, bn, deployed, deployed, lambda conv=cell, bn=bn: folded_pair(conv, bn)))
+            folds.append(_Fold(path, cell, bn, deployed, deployed, _at_once(folded_pair, cell, bn)))
     train_blocks = {path: block for path, block in outer_blocks(train_net).items() if id(block) not in inside}
     deploy_blocks = outer_blocks(deploy_net)
     if list(train_blocks) != list(deploy_blocks) or not (train_blocks or folds):
@@ -179,7 +179,7 @@ def _folds(train_net, deploy_net) -> list[_Fold]:
     if not (pairs or folds) or any(not block.deploy for block in deploy_blocks.values()):
         raise ValueError("the first network must be in train form, the second in deploy form")
     for path, block, deployed in pairs:
-        folds.append(_Fold(path, block, block, deployed, deployed.fused, block.fused_kernel_bias))
+        folds.append(_Fold(path, block, block, deployed, deployed.fused, block.fold_by_rows))
     for fold in folds:
         shapes = getattr(fold.first, "kernel_shape", fold.conv.weight.shape), fold.conv.weight.shape
         if shapes[0] != shapes[1]:
@@ -225,12 +225,26 @@ def _compare_blocks(train_net, folds, arguments):
     )
 
 
+def _at_once(fold, *arguments):
+    """What makes a whole kernel and bias, as a function that folds by rows."""
+
+    def by_rows(take):
+        kernel, bias, *_ = fold(*arguments)
+        return [take(slice(None), kernel, bias)]
+
+    return by_rows
+
+
 def _weight_difference(fold):
     """Largest relative difference between a deploy convolution and what it stands for, fused in float64."""
-    fused, conv = fold.exact(), fold.conv
-    # In place: a large kernel in float64 is enough to keep at a time.
-    differences = [difference(a, b.asnumpy(), out=a)[1] for a, b in zip(fused, (conv.weight, conv.bias), strict=True)]
-    return float(np.max(differences))
+    weight, bias = fold.conv.weight.asnumpy(), fold.conv.bias.asnumpy()
+
+    def compare(rows, exact_kernel, exact_bias):
+        return magnitudes(exact_kernel, weight[rows]), magnitudes(exact_bias, bias[rows])
+
+    # Of each part, scale and difference of the weight and of the bias; np.max passes a NaN on.
+    worst = np.max(fold.by_rows(compare), axis=0)
+    return float(np.max([relative(max_abs, scale) for scale, max_abs in worst.tolist()]))
 
 
 def _failures(blocks, folds, max_rel, rtol):

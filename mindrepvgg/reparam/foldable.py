@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from mindspore import Tensor, nn
@@ -217,26 +220,50 @@ class FoldableBlock(Container):
         Raises:
             ValueError: the block is in deploy form already, or its branches are no convolution of the block's geometry.
         """
+        kernel = np.empty(self.kernel_shape, dtype)
+        bias = np.zeros(self.out_channels, dtype)
+
+        def keep(rows, some_kernel, some_bias):
+            kernel[rows], bias[rows] = some_kernel, some_bias
+
+        self.fold_by_rows(keep)
+        return kernel, bias
+
+    def fold_by_rows(self, take: Callable) -> list:
+        """Compute the fused kernel and bias a few output channels at a time, each processor its own.
+
+        Args:
+            take: is called with each part: its rows as a slice, the kernel (rows, in // groups, kh, kw) and the bias
+                (rows,), both float64, which are its own. Several threads call it at a time.
+
+        Returns:
+            What `take` returned, in the order of the rows.
+
+        Raises:
+            ValueError: see `fused_kernel_bias`.
+        """
         self.check_train_form()
         parts = [slice(None)]
         if all(getattr(cell, "BY_ROWS", True) for _, cell in self.cells_and_names()):
             count = max(1, _BYTES_AT_ONCE // (8 * math.prod(self.kernel_shape[1:])))
             parts = [slice(start, start + count) for start in range(0, self.out_channels, count)]
         expected = pair(self.stride), self.padding, pair(self.dilation), self.groups
-        kernel = np.empty(self.kernel_shape, dtype)
-        bias = np.zeros(self.out_channels, dtype)
         read = Exact()
-        for rows in parts:
-            read.rows = rows
-            found = LinearMap(*self.linear_map(read))
-            if found.kernel.shape != kernel[rows].shape or found[2:] != expected:
+
+        def fold(rows):
+            found = LinearMap(*self.linear_map(read.of(rows)))
+            count = len(range(*rows.indices(self.out_channels)))
+            if found.kernel.shape != (count, *self.kernel_shape[1:]) or found[2:] != expected:
                 raise ValueError(
                     f"the branches make a kernel of {found.kernel.shape[1:]} with stride, padding, dilation and groups "
-                    f"{found[2:]}; the block was built for {kernel.shape[1:]} and {expected}"
+                    f"{found[2:]}; the block was built for {self.kernel_shape[1:]} and {expected}"
                 )
-            kernel[rows] = found.kernel
-            bias[rows] = 0 if found.bias is None else found.bias
-        return kernel, bias
+            return take(rows, found.kernel, np.zeros(count) if found.bias is None else found.bias)
+
+        if len(parts) == 1:
+            return [fold(parts[0])]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # NumPy computes without Python's lock
+            return list(threads.map(fold, parts))
 
     def start_gammas(self, first: float, others: float):
         """Set the gamma of the last BN in each branch: that of the first branch, and that of the others.

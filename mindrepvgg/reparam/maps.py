@@ -36,6 +36,12 @@ class Exact:
         self.rows = slice(None)
         self._arrays = {}
 
+    def of(self, rows: slice) -> Exact:
+        """A reader of some output channels; what either has read, both have."""
+        some = Exact()
+        some.rows, some._arrays = rows, self._arrays
+        return some
+
     def __call__(self, cell, leaf):
         """Read one as `differentiable` does; raises ValueError for a variance that is negative or NaN."""
         if leaf == "identity":
