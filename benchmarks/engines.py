@@ -1,28 +1,35 @@
 """Inference: ours beside MindCV, engines beside each other, the family beside ResNets."""
 
 import contextlib
-import functools
+import importlib.metadata
 import io
 import itertools
 import os
-import statistics
+import tempfile
 import warnings
+from pathlib import Path
 
+import convolution_profile
+import file_kinds
 import numpy as np
 
-from mindrepvgg.deployment.engine import OnnxEngine, engine_of
+from mindrepvgg.deployment import graph
+from mindrepvgg.deployment.engine import OnnxEngine
+from mindrepvgg.deployment.engine_base import MINDSPORE, ONNXRUNTIME, OPENVINO
 from mindrepvgg.measure import contest
-from mindrepvgg.measure.settings import ENGINES, Settings
+from mindrepvgg.measure.settings import ENGINES, TORCH, Settings
 from mindrepvgg.measure.torch_network import torch_network
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.models.repvgg import build
 from mindrepvgg.models.shapes import parameter_shapes
+from mindrepvgg.models.summary import summarise
 from mindrepvgg.models.synthetic import parameter_values
-from mindrepvgg.models.variants import TRAIN, find
+from mindrepvgg.models.variants import DEPLOY, TRAIN, find
 from mindrepvgg.reparam.compare import difference
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.runtime import device
-from mindrepvgg.runtime.timing import take_turns, timed, times_as_fast
+from mindrepvgg.runtime.environment import processor
+from mindrepvgg.runtime.timing import timed
 from mindrepvgg.text import markdown_table
 
 _AGREEMENT = 1e-4  # of the largest logit
@@ -35,9 +42,10 @@ def _measured(**settings):
     return found
 
 
-def beside_mindcv(model="repvgg_a0", batch_size=16, rounds=15) -> str:
-    """Measure both forms and MindCV's network of the same name, which has no deploy form that can be built."""
-    return _measured(models=model, baselines=model, batch_sizes=(batch_size,), rounds=rounds).markdown()
+def beside_mindcv(model="repvgg_a0", batch_sizes=(1, 4, 16), rounds=15) -> str:
+    """Measure both forms and MindCV's network of the same name, which has no deploy form; profile ours."""
+    found = _measured(models=model, baselines=model, batch_sizes=batch_sizes, rounds=rounds)
+    return f"{found.markdown()}\n\n{convolution_profile.measure(model, batch_sizes[-1])}"
 
 
 def family(picture) -> str:
@@ -53,33 +61,107 @@ def family(picture) -> str:
     return found.markdown()
 
 
-def engines(models=("repvgg_a0", "repvgg_b1"), batch_sizes=(1, 16), image_size=224, rounds=15) -> str:
-    """Measure the deploy form under every engine; then our ONNX file and PyTorch's own export of the same network."""
-    found = _measured(
-        models=models, forms="deploy", engines=ENGINES, batch_sizes=batch_sizes, image_size=image_size, rounds=rounds
+def engines(models=("repvgg_a0", "repvgg_b1", "repvgg_d2se"), batch_sizes=(1, 16), image_size=224, rounds=11) -> str:
+    """Measure the deploy form and files of it under every engine, and say how far the goals are met."""
+    cases = list(itertools.product(models, batch_sizes))
+    reports = [_all_engines(model, batch_size, image_size, rounds) for model, batch_size in cases]
+    headings = ("ms a batch, median (quartiles)", *(f"{model}, batch {batch_size}" for model, batch_size in cases))
+    times = [(label, *(_milliseconds(found.get(label)) for found in reports)) for label in reports[0]]
+    ratios = [
+        (f"{own} to {other}", goal, *(_ratio(found, own, other) for found in reports)) for own, other, goal in _RATIOS
+    ]
+    product = _matrix_product()
+    rates = [_gigaflops(case, found[_OURS], image_size) for case, found in zip(cases, reports, strict=True)]
+    ratios.append((f"GFLOP/s of {_OURS}; {product:.0f} in a matrix product", "", *(f"{rate:.0f}" for rate in rates)))
+    return (
+        f"Deploy form, {image_size}x{image_size}, {rounds} rounds in turns, {os.cpu_count()} cores, {processor()}; "
+        f"{_versions()}:\n\n{markdown_table(headings, times)}\n\n"
+        f"{markdown_table(('times as fast', 'goal', *headings[1:]), ratios)}"
     )
-    cases = itertools.product(models, batch_sizes)
-    rows = [_exports(model, batch_size, image_size, rounds) for model, batch_size in cases]
-    headings = ("network", "batch", "our file, median ms", "PyTorch's file, median ms", "ours is times as fast")
-    return f"{found.markdown()}\n\nBoth files under onnxruntime:\n\n{markdown_table(headings, rows)}"
 
 
-def _exports(model, batch_size, image_size, rounds):
-    """Return the row of a network and batch size."""
+_OURS = "onnxruntime, our file"
+_FIXED, _THEIRS, _INT8 = "of a fixed batch", "PyTorch's export", "INT8"
+_RATIOS = (
+    (_OURS, f"onnxruntime, {_THEIRS}", "0.98"),
+    (_OURS, f"onnxruntime, {_FIXED}", "0.95"),
+    (_OURS, "torch", "1.2"),
+    (_OURS, "torch.compile", "1.2"),
+    (f"onnxruntime, {_INT8}", _OURS, "3.5"),
+    ("openvino", _OURS, ""),
+    ("openvino, bfloat16", "openvino", ""),
+    (f"openvino, {_INT8}", "openvino", ""),
+    (f"openvino, {_INT8}", f"onnxruntime, {_INT8}", ""),
+)
+
+
+def _all_engines(model, batch_size, image_size, rounds) -> dict[str, contest.Result]:
+    """Measure a network under every engine, and files of it, in one run; the results by what they are called here."""
     variant = find(model)
-    arrays = parameter_values(parameter_shapes(variant, TRAIN))
-    deployed, threads = to_deploy(build(variant, arrays=arrays)), len(os.sched_getaffinity(0))
+    deployed = to_deploy(build(variant, arrays=parameter_values(parameter_shapes(variant, TRAIN))))
     images = np.random.default_rng(0).standard_normal((batch_size, 3, image_size, image_size), np.float32)
-    theirs = _torch_export(torch_network(deployed.variant, network_arrays(deployed)), images)
-    contestants = {"ours": engine_of(deployed, threads), "theirs": OnnxEngine(theirs, threads)}
-    _, max_rel = difference(*(engine(images) for engine in contestants.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        files = {label: Path(folder, f"{number}.onnx") for number, label in enumerate((_FIXED, _THEIRS, _INT8))}
+        plain = graph.build_onnx(deployed.variant, network_arrays(deployed), graph.GraphOptions())
+        Path(folder, "any.onnx").write_bytes(plain.SerializeToString())
+        options = graph.GraphOptions(batch_size=batch_size, image_size=(image_size, image_size))
+        fixed = graph.build_onnx(deployed.variant, network_arrays(deployed), options)
+        files[_FIXED].write_bytes(fixed.SerializeToString())
+        files[_THEIRS].write_bytes(_torch_export(torch_network(deployed.variant, network_arrays(deployed)), images))
+        file_kinds.as_int8(Path(folder, "any.onnx"), files[_INT8], deployed, images)
+        _check_same(files[_FIXED], files[_THEIRS], images)
+        found = _measured(
+            models=model,
+            ckpt_paths=tuple(map(str, files.values())),
+            forms="deploy",
+            engines=ENGINES,
+            precisions="float32,bfloat16",
+            batch_sizes=(batch_size,),
+            image_size=image_size,
+            rounds=rounds,
+        )
+    labels = {str(path): label for label, path in files.items()}
+    return {_label(result.contestant, labels): result for result in found.results}
+
+
+def _label(contestant, labels):
+    precision = f", {contestant.precision}" if contestant.precision == "bfloat16" else ""
+    file = labels.get(contestant.network, "our file" if contestant.engine == ONNXRUNTIME else "")
+    return f"{contestant.engine}{precision}{', ' if file else ''}{file}"
+
+
+def _check_same(ours, theirs, images):
+    """Give up where two files of one network do not compute the same."""
+    _, max_rel = difference(*(OnnxEngine(path, len(os.sched_getaffinity(0)))(images) for path in (ours, theirs)))
     if not max_rel <= _AGREEMENT:
         raise SystemExit(f"error: the two files differ by {max_rel:.1e} of the largest logit: nothing was timed")
-    times = take_turns(
-        {name: timed(functools.partial(engine, images)) for name, engine in contestants.items()}, rounds, warmup=3
-    )
-    medians = (f"{1000 * statistics.median(seconds):.1f}" for seconds in times.values())
-    return model, batch_size, *medians, f"{times_as_fast(times['ours'], times['theirs']):.2f}"
+
+
+def _milliseconds(result):
+    return "-" if result is None else "{1:.1f} ({0:.1f} - {2:.1f})".format(*(1000 * q for q in result.quartiles))
+
+
+def _ratio(found, own, other):
+    return f"{found[own].speed_ratio(found[other]):.2f}" if {own, other} <= found.keys() else "-"
+
+
+def _gigaflops(case, result, image_size):
+    model, batch_size = case
+    macs = summarise(find(model), image_size=image_size).total(DEPLOY).macs
+    return 2 * macs * batch_size / result.quartiles[1] / 1e9
+
+
+def _matrix_product(size=2048, rounds=20) -> float:
+    """GFLOP/s of PyTorch's product of two float32 matrices: the best of some rounds."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    a, b = torch.rand(2, size, size)
+    return 2 * size**3 / min(timed(lambda: a @ b)() for _ in range(rounds)) / 1e9
+
+
+def _versions():
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in (MINDSPORE, ONNXRUNTIME, OPENVINO, TORCH))
 
 
 def _torch_export(net, images) -> bytes:

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--precisions", metavar="NAME,...", default="float32", help="float32, float16, bfloat16 (float32)"
     )
-    text = "mindspore, onnxruntime, openvino, torch (%(default)s); of an exported file, those that run it"
+    text = "mindspore, onnxruntime, openvino, torch, torch.compile (%(default)s); of a file, those that run it"
     parser.add_argument("--engines", metavar="NAME,...", default="mindspore", help=text)
     parser.add_argument("--baselines", metavar="NAME,...", default="", help="networks of MindCV, as resnet18")
     parser.add_argument("--image_size", metavar="N", default=224, help="pixels of a side (%(default)s)")

@@ -34,7 +34,7 @@ from mindrepvgg.deployment.graph import GraphOptions, build_onnx, require_onnx
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure.contestants import Network, compete, filled_network, read_arrays
 from mindrepvgg.measure.report import Report, Result
-from mindrepvgg.measure.settings import FILE, PRECISIONS, REFERENCE, TORCH, Contestant, Settings
+from mindrepvgg.measure.settings import FILE, PRECISIONS, REFERENCE, TORCH, TORCH_COMPILED, Contestant, Settings
 from mindrepvgg.measure.worker import BrokenDown, Worker
 from mindrepvgg.models import variants
 from mindrepvgg.models.shapes import parameter_shapes
@@ -92,8 +92,9 @@ def _check_packages(settings):
     if OPENVINO in settings.engines:
         require_optional("openvino", "openvino", "the engine openvino")
         require_optional("onnx", "onnx", "the engine openvino")
-    if TORCH in settings.engines:
-        require_optional("torch", "torch", "the engine torch")
+    for engine in (TORCH, TORCH_COMPILED):
+        if engine in settings.engines:
+            require_optional("torch", "torch", f"the engine {engine}")
     if settings.baselines:
         import mindcv
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mindrepvgg.deployment.engine_base import MINDSPORE, ONNXRUNTIME, OPENVINO
-from mindrepvgg.measure.settings import FILE, TORCH
-from mindrepvgg.measure.torch_network import torch_eager, torch_network
+from mindrepvgg.measure.settings import FILE, TORCH_COMPILED
+from mindrepvgg.measure.torch_network import torch_call, torch_network
 from mindrepvgg.measure.worker import host_memory
 from mindrepvgg.runtime.timing import timed
 
@@ -79,7 +79,8 @@ def compete(contestant, network, source, settings) -> Generator:
     images: np.ndarray = np.random.default_rng(0).standard_normal(shape, np.float32)
     if network and network.preprocesses:
         images = np.random.default_rng(0).integers(0, 256, (shape[0], *shape[2:], channels), np.uint8)
-    prepare = {MINDSPORE: _mindspore, ONNXRUNTIME: _onnxruntime, OPENVINO: _openvino, TORCH: _torch}[contestant.engine]
+    prepares = {MINDSPORE: _mindspore, ONNXRUNTIME: _onnxruntime, OPENVINO: _openvino}
+    prepare = prepares.get(contestant.engine, _torch)
     prepared = prepare(contestant, network, source, images, settings.device_target)
     start = time.perf_counter()
     logits = prepared.call()
@@ -142,7 +143,7 @@ def _openvino(contestant, network, source, images, device_target):
 
 
 def _torch(contestant, network, source, images, device_target):
-    """Build it under PyTorch on the CPU."""
+    """Build it under PyTorch on the CPU, eager or compiled."""
     # This package sets it for MindSpore when it is imported; PyTorch's convolutions would be slower with it.
     os.environ.pop("ONEDNN_MAX_CPU_ISA", None)
     import torch
@@ -150,7 +151,8 @@ def _torch(contestant, network, source, images, device_target):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     peak_memory = host_memory()
     net = torch_network(network.variant, read_arrays(source))
-    return _Prepared("CPU", torch_eager(net, images, contestant.precision), peak_memory)
+    compiled = contestant.engine == TORCH_COMPILED
+    return _Prepared("CPU", torch_call(net, images, contestant.precision, compiled), peak_memory)
 
 
 def filled_network(network, form, arrays):

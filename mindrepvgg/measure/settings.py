@@ -16,12 +16,14 @@ from mindrepvgg.recipe.rules import MOST_PIXELS
 from mindrepvgg.text import quoted
 
 TORCH = "torch"
+TORCH_COMPILED = "torch.compile"
 # The precisions that each engine computes a network in. OpenVINO computes a float16 file in float32.
 PRECISIONS = {
     MINDSPORE: ("float32", "float16"),
     ONNXRUNTIME: ("float32", "float16"),
     OPENVINO: ("float32", "bfloat16"),
     TORCH: ("float32", "float16"),
+    TORCH_COMPILED: ("float32", "float16"),
 }
 ENGINES = tuple(PRECISIONS)
 FILE = "file"  # in place of a form: an exported file, which has no other

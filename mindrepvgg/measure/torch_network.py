@@ -1,4 +1,4 @@
-"""A network of the family in PyTorch, and a fast eager call of it."""
+"""A network of the family in PyTorch, and a fast call of it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from mindrepvgg.reparam.leaves import BN_LEAVES
 _TORCH_BN = dict(zip(BN_LEAVES, ("weight", "bias", "running_mean", "running_var"), strict=True))
 
 
-def torch_eager(net, images: np.ndarray, precision: str = "float32") -> Callable[[], np.ndarray]:
-    """Make a call of a PyTorch network on these images: eager, in channels-last layout, without gradients.
+def torch_call(net, images: np.ndarray, precision: str = "float32", compiled: bool = False) -> Callable[[], np.ndarray]:
+    """Make a call of a PyTorch network on these images: in channels-last layout, without gradients.
 
     Args:
         net: is converted to that layout and precision, in place.
         images: (N, C, H, W) float32.
         precision: 'float32' or 'float16'.
+        compiled: by torch.compile, which needs a C++ compiler, and not eager.
 
     Returns:
         A function that computes the logits, float32.
@@ -29,6 +30,7 @@ def torch_eager(net, images: np.ndarray, precision: str = "float32") -> Callable
 
     dtype = getattr(torch, precision)
     net = net.to(dtype=dtype, memory_format=torch.channels_last)
+    net = torch.compile(net) if compiled else net
     batch = torch.from_numpy(images).to(dtype=dtype, memory_format=torch.channels_last)
 
     def call():

@@ -33,7 +33,7 @@ def test_torch_computes_the_network(kind):
         arrays = network_arrays(form)
         expected = TorchReference({name: torch.tensor(array) for name, array in arrays.items()})(x)
         found = {
-            precision: torch_network.torch_eager(torch_network.torch_network(net.variant, arrays), x, precision)()
+            precision: torch_network.torch_call(torch_network.torch_network(net.variant, arrays), x, precision)()
             for precision in ("float32", "float16")
         }
         assert relative_difference(found["float32"], expected) < 1e-5
@@ -44,7 +44,7 @@ def test_torch_computes_the_network(kind):
             if name.startswith(("stage4.0.r", "stage4.0.bn")) and name.endswith(("bias", "beta"))
         ]
         arrays[shifts[-1]][0] += 1
-        changed = torch_network.torch_eager(torch_network.torch_network(net.variant, arrays), x)()
+        changed = torch_network.torch_call(torch_network.torch_network(net.variant, arrays), x)()
         assert relative_difference(changed, expected) > 1e-4
 
 
