@@ -34,6 +34,7 @@ BENCHMARKS = {
     "resizing": resizing.measure,
     "inference": engines.beside_mindcv,
     "engines": engines.engines,
+    "exports": engines.files,
     "files": functools.partial(file_kinds.measure, _ROOT / "configs" / "quickstart.yaml"),
     "lite": lite.measure,
     "training": train_step.measure,
