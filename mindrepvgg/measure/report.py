@@ -132,7 +132,11 @@ class Report:
         """Return what decides the figures, apart from the contestants."""
         settings = self.settings
         engines = {result.contestant.engine: result.device for result in self.results}
-        versions = [f"{engine} {importlib.metadata.version(engine)} on {engines[engine]}" for engine in sorted(engines)]
+        packages = {engine: engine.partition(".")[0] for engine in sorted(engines)}  # of torch.compile, torch
+        versions = [
+            f"{engine} {importlib.metadata.version(package)} on {engines[engine]}"
+            for engine, package in packages.items()
+        ]
         cores = settings.num_threads or len(os.sched_getaffinity(0))
         turns = "one after the other" if settings.alone else "in turns"
         return (

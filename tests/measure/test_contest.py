@@ -15,12 +15,14 @@ from mindrepvgg.cli import benchmark, entry
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure import contest
 from mindrepvgg.measure.contestants import Facts
-from mindrepvgg.measure.settings import ENGINES, Settings
+from mindrepvgg.measure.settings import ENGINES, TORCH_COMPILED, Settings
 from mindrepvgg.measure.worker import BrokenDown
 from mindrepvgg.models import variants
 from mindrepvgg.models.summary import summarise
 
 MAIN = benchmark.main
+
+QUICK = [engine for engine in ENGINES if engine != TORCH_COMPILED]  # which compiles C++ first
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,7 +42,7 @@ def run(tmp_path_factory):
     capture = pytest.MonkeyPatch()
     printed = []
     capture.setattr("builtins.print", lambda *values: printed.append(*values))
-    arguments = ["--ckpt_path", path, "--engines", ",".join(ENGINES), "--batch_sizes", 2, "--rounds", 2]
+    arguments = ["--ckpt_path", path, "--engines", ",".join(QUICK), "--batch_sizes", 2, "--rounds", 2]
     arguments += ["--warmup", 1, "--image_size", 32, "--num_threads", 1, "--csv", table, "--out", out]
     arguments += ["--forms", "deploy"]
     try:
@@ -56,7 +58,7 @@ def test_every_engine_measures_the_same_network(run):
     path, status, _, rows, _ = run
     assert status == 0
     told = [(row["network"], row["engine"], row["form"], row["precision"], row["batch_size"]) for row in rows]
-    assert told == [(str(path), engine, "deploy", "float32", "2") for engine in ENGINES]
+    assert told == [(str(path), engine, "deploy", "float32", "2") for engine in QUICK]
     params = summarise(variants.custom(**SMALL["plain"]), 10).total("deploy").params
     for row in rows:
         assert 0 < float(row["q1_ms"]) <= float(row["median_ms"]) <= float(row["q3_ms"])
@@ -309,7 +311,10 @@ def test_a_features_network_is_refused_in_one_line(tmp_path, capsys):
         ("--ckpt_path none.ckpt", "none.ckpt does not exist"),
         ("--forms fused", "forms (='fused') must be train or deploy"),
         ("--forms ,", "forms is empty; give at least one"),
-        ("--engines tensorrt", "engines (='tensorrt') must be mindspore, onnxruntime, openvino or torch"),
+        (
+            "--engines tensorrt",
+            "engines (='tensorrt') must be mindspore, onnxruntime, openvino, torch or torch.compile",
+        ),
         ("--precisions int4", "precisions (='int4') must be float32, float16 or bfloat16"),
         ("--precisions bfloat16", "nothing to measure: bfloat16 under mindspore: it computes in float32 and float16"),
         ("none.onnx", "none.onnx does not exist, expected an ONNX file"),

@@ -7,6 +7,8 @@ from support import OTHER_SMALL, SMALL, images, randomise_bn, relative_differenc
 from mindrepvgg import create_model, to_deploy
 from mindrepvgg.evaluation.torch_reference import TorchReference
 from mindrepvgg.measure import torch_network
+from mindrepvgg.measure.contest import measure
+from mindrepvgg.measure.settings import Settings
 from mindrepvgg.models import variants
 from mindrepvgg.models.parameters import network_arrays
 
@@ -53,3 +55,16 @@ def test_torch_refuses_arrays_that_do_not_fit():
     del arrays["stage1.1.rbr_reparam.bias"]
     with pytest.raises(RuntimeError, match=r"Missing key.*stage1\.1\.rbr_reparam\.bias"):
         torch_network.torch_network(variants.custom(**SMALL["plain"]), arrays)
+
+
+@pytest.mark.slow
+def test_compiled_it_computes_the_same():
+    """In the contest, in a process of its own, beside the eager network, which it must agree with."""
+    engines = "torch,torch.compile"
+    *_, found = measure(
+        Settings("repvgg_nano", forms="deploy", engines=engines, batch_sizes="2", image_size=32, rounds=1)
+    )
+    assert not found.left_out
+    assert [result.contestant.engine for result in found.results] == engines.split(",")
+    assert found.results[1].max_rel < 1e-5
+    assert "torch.compile" in found.markdown()
