@@ -256,6 +256,7 @@ def export(
     opset: int | None = None,
     weights: str = "raw",
     rtol: float | None = None,
+    float32_layers: str | Sequence[str] | None = None,
     soc_version: str = "Ascend310P3",
     target: str | None = None,
     device_target: str = "CPU",
@@ -276,6 +277,8 @@ def export(
         opset: of ONNX; None: the newest that Ascend's tools document.
         weights: "raw", or "ema" for the averaged copy in the source.
         rtol: the largest difference over the largest output; None: by precision.
+        float32_layers: in a float16 ONNX file, the blocks that stay in float32: a pattern of names as "stage1.*", or
+            several.
         soc_version: the chip in the commands for Ascend's ATC.
         target: what the file is for: "ascend", "lite", "tensorrt" or "triton", see `docs/deploy.md`; it chooses the
             batch, and the files and commands that come with the file.
@@ -313,6 +316,7 @@ def export(
             weights=weights,
             overrides=overrides,
             rtol=rtol,
+            float32_layers=float32_layers,
             soc_version=soc_version,
             target=chosen,
         )

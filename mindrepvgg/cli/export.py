@@ -17,7 +17,7 @@ from mindrepvgg.errors import UserError
 _OVERRIDES = ("mean", "std", "crop_pct", "interpolation", "grouped")
 _OPTIONS = (
     *("batch_size", "image_size", "precision", "preprocess", "fold_normalisation", "softmax", "opset"),
-    *("weights", "rtol", "soc_version", "target", "device_target"),
+    *("float32_layers", "weights", "rtol", "soc_version", "target", "device_target"),
 )
 
 
@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--image_size", metavar="H,W", help="pixels, or dynamic (default: as the checkpoint says)")
     precisions = ("float32", "float16")
     parser.add_argument("--precision", default="float32", choices=precisions, help="inside; input and output: float32")
+    text = "blocks that stay in float32, by patterns of names, as 'stage0,stage1.*'; with --precision float16"
+    parser.add_argument("--float32_layers", type=lambda given: given.split(","), metavar="NAME,...", help=text)
     parser.add_argument("--preprocess", action="store_true", help="input is uint8 NHWC (RGB); normalise in the graph")
     text = "input is float32 NCHW of 0 to 255; mean and std in the first convolution"
     parser.add_argument("--fold_normalisation", action="store_true", help=text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from mindrepvgg.deployment.graph import (
     map_shapes,
     require_onnx,
 )
+from mindrepvgg.deployment.half import HalfCheck, check_half
 from mindrepvgg.deployment.maps_check import MapsCheck, check_maps
 from mindrepvgg.deployment.mindir import write_mindir
 from mindrepvgg.deployment.pictures import Pictures
@@ -29,6 +32,7 @@ from mindrepvgg.deployment.wts import check_wts, write_wts
 from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
 from mindrepvgg.evaluation.crosscheck import CrossCheck, cross_check
 from mindrepvgg.files import atomic_path, open_regular, write_json
+from mindrepvgg.models.block_kinds import patterns_of
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.equivalence import EquivalenceReport, verify_equivalence
@@ -51,6 +55,7 @@ class Export:
         operators: how many of each an ONNX file holds; None for other files.
         tensors: how many a .wts file holds, read back bit for bit; None for other files.
         check: the comparison; None for AIR, which nothing but Ascend's tools reads, and .wts.
+        half: of a float16 ONNX file, how it computes on a chip; None for other files.
         images: what it was compared on, in words.
         target: what it is for.
         files: written beside it for the target.
@@ -65,6 +70,7 @@ class Export:
     operators: dict[str, int] | None
     tensors: int | None
     check: CrossCheck | MapsCheck | None
+    half: HalfCheck | None
     images: str
     target: Target
     files: tuple[Path, ...]
@@ -86,6 +92,7 @@ class Export:
             "operators": self.operators,
             "tensors": self.tensors,
             "check": self.check and self.check.to_dict(),
+            "half": self.half and self.half.to_dict(),
             "images": self.images,
             "files": [str(path) for path in self.files],
             "commands": dict(self.commands),
@@ -116,6 +123,7 @@ class Export:
             batches = f"in batches of each kind it takes ({counted(self.check.num_images, 'image')} in all)"
             lines.append(f"run on {self.images}, {batches}, and compared with the network:")
             lines.append(self.check.format())
+        lines += [self.half.format()] if self.half else []
         lines += [f"beside it: {path}" for path in self.files]
         lines += [self.target.heading] if self.commands else []
         lines += [f"# {title}\n{command}" for title, command in self.commands]
@@ -133,6 +141,7 @@ def export_checkpoint(
     weights: str = "raw",
     overrides: dict | None = None,
     rtol: float | None = None,
+    float32_layers: str | Sequence[str] | None = None,
     soc_version: str = "Ascend310P3",
     target: Target = ANY,
 ) -> Export:
@@ -149,6 +158,7 @@ def export_checkpoint(
         weights: 'raw', or 'ema' for the averaged copy in the checkpoint.
         overrides: recipe keys that stand above what the checkpoint says, see `recipe.network.recipe_of`.
         rtol: what the outputs may differ by, over the largest of them; None: as TOLERANCES says.
+        float32_layers: patterns of blocks' names, to fill in `options.float32_blocks`.
         soc_version: the chip in the commands for Ascend's tools.
         target: what the file is for; it may put the file somewhere below `destination`.
 
@@ -161,6 +171,8 @@ def export_checkpoint(
     check_destination(Path(source), destination, options, fixed_size, target)
     if fold and (preprocess or destination.suffix != ".onnx"):
         raise UserError("--fold_normalisation is for .onnx, without --preprocess: one of the two normalises")
+    if float32_layers is not None and (options.precision == "float32" or destination.suffix != ".onnx"):
+        raise UserError("--float32_layers is for .onnx with --precision float16: leave it out")
     grouped = (overrides or {}).get("grouped")
     if grouped and destination.suffix == ".onnx":
         raise UserError(f"grouped (={quoted(grouped)}) is for .mindir and .air: ONNX has its own grouped convolutions")
@@ -179,6 +191,8 @@ def export_checkpoint(
         options = replace(options, preprocess=pictures.known_preprocessing("--preprocess"))
     if fold:
         options = replace(options, folded=pictures.known_preprocessing("--fold_normalisation"))
+    if float32_layers is not None:
+        options = replace(options, float32_blocks=_matching(float32_layers, net.variant))
     target.check(options)
     if destination.suffix == ".wts":
         check_wts(net.variant, options)
@@ -191,7 +205,7 @@ def export_checkpoint(
     size = options.image_size or pictures.preprocessing.image_size
     written = Written(destination, options, metadata, net.variant, net.in_channels, size, known, soc_version)
     target.files(written)  # raises what a target refuses, before anything is written
-    operators, tensors, check, run = None, None, None, None
+    operators, tensors, check, half, run = None, None, None, None, None
     with atomic_path(destination) as temporary:
         if destination.suffix == ".onnx":
             operators, run = _write_onnx(deployed, temporary, options, metadata)
@@ -199,8 +213,8 @@ def export_checkpoint(
             tensors = write_wts(temporary, network_arrays(deployed))
         else:
             run = write_mindir(deployed, temporary, options, destination.suffix)
+        tolerance = TOLERANCES[options.precision] if rtol is None else rtol
         if run:
-            tolerance = TOLERANCES[options.precision] if rtol is None else rtol
             check = _compare(run, net, pictures, options, tolerance)
             if not check.passed:
                 word = "maps" if net.variant.features else options.output
@@ -209,6 +223,8 @@ def export_checkpoint(
                     f"{check.max_rel:.1e} of the largest, more than {tolerance:g}",
                     check,
                 )
+        if options.precision == "float16" and destination.suffix == ".onnx":
+            half = _check_half(deployed, pictures, options, destination, tolerance)
     if destination.suffix != ".onnx":
         write_json(f"{destination}.json", {**metadata, "file_sha256": _sha256(destination)})
     return Export(
@@ -220,6 +236,7 @@ def export_checkpoint(
         operators=operators,
         tensors=tensors,
         check=check,
+        half=half,
         images=pictures.origin,
         target=target,
         files=target.write_files(written),
@@ -259,6 +276,7 @@ def facts_of(net, pictures, options, source) -> dict:
         "input": options.takes,
         **({"outputs": map_shapes(net.variant, options)} if net.variant.features else {"output": options.output}),
         "precision": options.precision,
+        **({"float32_layers": list(options.float32_blocks)} if options.float32_blocks else {}),
         "checkpoint": source.name,
         "checkpoint_sha256": _sha256(source),
     }
@@ -292,6 +310,31 @@ def _compare(run, net, pictures, options, rtol) -> CrossCheck | MapsCheck:
 
     batches = [(pixels, None, np.ones(len(pixels), bool)) for pixels in pictures.batches(options)]
     return cross_check(file_outputs, network_outputs, batches, rtol)
+
+
+def _matching(patterns, variant) -> tuple[str, ...]:
+    """The names of blocks that match one of the patterns; UserError where a pattern matches none."""
+    names = [spec.name for spec in variant.block_specs()]
+    chosen = patterns_of(patterns, names, variant.name, "float32_layers") or ()
+    return tuple(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in chosen))
+
+
+def _check_half(net, pictures, options, destination, tolerance) -> HalfCheck:
+    """Compute the float16 file as a chip does; raise EquivalenceError where it is further off than allowed."""
+    pixels = pictures.batches(options)[0]
+    images = pixels if options.preprocess else pictures.normalised(pixels)
+    if options.folded:
+        images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
+    half = check_half(_layout(net), network_arrays(net), options, images)
+    if not half.max_rel <= tolerance:
+        where = f": {half.overflowing} overflows" if half.overflowing else ""
+        raise EquivalenceError(
+            f"{destination} was not written: with every layer rounded to float16, as on a chip, its outputs differ by "
+            f"{half.max_rel:.1e} of the largest, more than {tolerance:g}{where}; "
+            f"keep blocks in float32 with --float32_layers {half.overflowing or 'NAME,...'}",
+            half,
+        )
+    return half
 
 
 def _layout(net):

@@ -13,6 +13,7 @@ The graph is written here, node by node, and not by `mindspore.export`, for four
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class GraphOptions:
         batch_size: None for any.
         image_size: (height, width); None for any.
         precision: of weights and arithmetic, one of PRECISIONS; inputs and outputs stay float32.
+        float32_blocks: names of blocks that stay in float32 where `precision` is float16.
         preprocess: the file takes uint8 RGB (N, H, W, C) and normalises it with the mean and std given here. None: the
             file takes normalised float32 (N, C, H, W).
         folded: the mean and std that the first convolution holds: the file takes float32 (N, C, H, W) of 0 to 255. It
@@ -61,6 +63,7 @@ class GraphOptions:
     batch_size: int | None = None
     image_size: tuple[int, int] | None = None
     precision: str = "float32"
+    float32_blocks: tuple[str, ...] = ()
     preprocess: Preprocessing | None = None
     folded: Preprocessing | None = None
     softmax: bool = False
@@ -82,6 +85,10 @@ class GraphOptions:
         if self.folded:
             return FOLDED_INPUT
         return "uint8 NHWC" if self.preprocess else "normalised float32 NCHW"
+
+    def precision_of(self, block: str) -> str:
+        """The precision of a block, by its name."""
+        return "float32" if block in self.float32_blocks else self.precision
 
     def input_shape(self, channels, batch="batch", height="height", width="width") -> tuple:
         """The input's shape, in the input's own layout; `batch`, `height` and `width` stand for what is dynamic."""
@@ -146,21 +153,22 @@ def build_onnx(
         raise UserError(f"the weights take {size / 2**30:.1f} GiB, an ONNX file holds 2 at most; export to .mindir")
     specs = variant.block_specs()
     channels = arrays[f"{specs[0].fused}.weight"].shape[1]
-    graph = _Graph(onnx, options.precision)
+    graph = _Graph(onnx)
     x = _add_preprocessing(graph, channels, options)
     if options.folded:
         x = _add_ones(graph, x, options)
         arrays = {**arrays, **fold_normalisation(arrays, specs[0].fused, options.folded)}
     maps = {}
     for spec in specs:
+        x = graph.turn(x, options.precision_of(spec.name), spec.name)
         x = _add_block(graph, x, spec, arrays)
-        maps[spec.name.partition(".")[0]] = x
+        maps[spec.name.partition(".")[0]] = x, graph.dtype
     elements = onnx.TensorProto.UINT8 if options.preprocess else onnx.TensorProto.FLOAT
     shape = options.input_shape(channels)
     if variant.features:
         shapes = map_shapes(variant, options)
         for name in shapes:
-            _add_map(graph, maps[name], name)
+            _add_map(graph, *maps[name], name)
     else:
         shapes = {_add_head(graph, x, arrays, options): [shape[0], len(arrays["linear.bias"])]}
     inputs = [onnx.helper.make_tensor_value_info(INPUT, elements, shape)]
@@ -181,9 +189,9 @@ def build_onnx(
 class _Graph:
     """Nodes and initializers of a graph; every method that adds a node returns the name of the node's output."""
 
-    def __init__(self, onnx, precision):
+    def __init__(self, onnx):
         self._onnx = onnx
-        self.dtype = np.dtype(precision)
+        self.dtype = np.dtype(np.float32)
         self.nodes = []
         self.initializers = []
 
@@ -192,11 +200,11 @@ class _Graph:
         self.nodes.append(self._onnx.helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
 
-    def constant(self, name, array, dtype=None):
-        """Add an initializer in the graph's type, or another."""
-        dtype = dtype or self.dtype
+    def constant(self, name, array):
+        """Add an initializer in the graph's present type."""
+        dtype = self.dtype
         if dtype == np.float16 and not np.abs(array).max() <= np.finfo(np.float16).max:
-            raise UserError(f"{name} holds values that float16 cannot; export in float32")
+            raise UserError(f"{name} holds values that float16 cannot; export in float32, or see --float32_layers")
         self.initializers.append(self._onnx.numpy_helper.from_array(np.asarray(array, dtype), name))
         return name
 
@@ -204,11 +212,18 @@ class _Graph:
         """Add a Cast."""
         return self.add("Cast", [x], output, to=self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
-    def conv(self, x, name, arrays, output, stride=1, groups=1, dilation=1, dtype=None):
-        """Add a convolution with PyTorch's padding; arrays: `name`.weight and `name`.bias; dtype: as in `constant`."""
+    def turn(self, x, precision, name):
+        """Go on in another type, with a Cast named after what comes behind it; nothing where it is the present type."""
+        if self.dtype == precision:
+            return x
+        self.dtype = np.dtype(precision)
+        return self.cast(x, f"{name}.{precision}", precision)
+
+    def conv(self, x, name, arrays, output, stride=1, groups=1, dilation=1):
+        """Add a convolution with PyTorch's padding; arrays: `name`.weight and `name`.bias."""
         kernel, bias = arrays[f"{name}.weight"], arrays[f"{name}.bias"]
         size = kernel.shape[-1]
-        inputs = [x, self.constant(f"{name}.weight", kernel, dtype), self.constant(f"{name}.bias", bias, dtype)]
+        inputs = [x, self.constant(f"{name}.weight", kernel), self.constant(f"{name}.bias", bias)]
         # All attributes, those that equal ONNX's defaults too: MindSpore Lite refuses a Conv that lacks one.
         attributes = {
             "kernel_shape": [size] * 2,
@@ -221,7 +236,7 @@ class _Graph:
 
 
 def _add_preprocessing(graph, channels, options):
-    """Add what lies between the file's input and the network's: normalisation, and the cast to float16.
+    """Add what lies between the file's input and the network's: normalisation.
 
     Normalisation is a 1x1 convolution of each channel by itself, in float32. Folding it into the first 3x3 convolution
     takes a channel more, see `fold_normalisation`.
@@ -232,8 +247,8 @@ def _add_preprocessing(graph, channels, options):
         x = graph.add("Transpose", [x], "preprocess.nchw", perm=[0, 3, 1, 2])
         x = graph.cast(x, "preprocess.float32", np.float32)
         arrays = {"preprocess.weight": gain[:, None], "preprocess.bias": bias.ravel()}
-        x = graph.conv(x, "preprocess", arrays, "preprocess.normalised", groups=channels, dtype=np.float32)
-    return graph.cast(x, "preprocess.float16", np.float16) if options.precision == "float16" else x
+        x = graph.conv(x, "preprocess", arrays, "preprocess.normalised", groups=channels)
+    return x
 
 
 def _add_ones(graph, x, options):
@@ -278,9 +293,15 @@ def map_shapes(variant: Variant, options: GraphOptions) -> dict[str, list]:
     return shapes
 
 
-def _add_map(graph, x, name):
-    """Give a map the name of an output, in float32."""
-    if graph.dtype == np.float16:
+def _ends(variant):
+    """The last block of each stage that gives a map, by name."""
+    last = {spec.name.partition(".")[0]: spec.name for spec in variant.block_specs()}
+    return [last[info["name"]] for info in variant.feature_info]
+
+
+def _add_map(graph, x, dtype, name):
+    """Give a map of this type the name of an output, in float32."""
+    if dtype == np.float16:
         graph.cast(x, name, np.float32)
     else:
         graph.add("Identity", [x], name)
@@ -289,6 +310,7 @@ def _add_map(graph, x, name):
 def _add_head(graph, x, arrays, options):
     """Add pooling, the linear layer, and a softmax if asked for; returns the name of the file's output."""
     # A ReduceMean would need no Flatten, and is a few per cent slower: onnxruntime leaves its blocked layout before it.
+    x = graph.turn(x, options.precision, "pool")
     x = graph.add("Flatten", [graph.add("GlobalAveragePool", [x], "pool")], "pool.flat", axis=1)
     weights = [graph.constant(f"linear.{leaf}", arrays[f"linear.{leaf}"]) for leaf in ("weight", "bias")]
     half = options.precision == "float16"
@@ -303,7 +325,10 @@ def expected_operators(variant: Variant, options: GraphOptions) -> dict[str, int
     specs = variant.block_specs()
     blocks, excited = len(specs), sum(spec.se is not None for spec in specs)
     preprocess, half = options.preprocess is not None, options.precision == "float16"
-    given, heads = (len(variant.feature_info), 0) if variant.features else (1, 1)
+    heads = 0 if variant.features else 1
+    maps = [options.precision_of(name) for name in _ends(variant)] if variant.features else []
+    types = ["float32", *(options.precision_of(spec.name) for spec in specs), *[options.precision] * heads]
+    turns = sum(one != other for one, other in itertools.pairwise(types))
     counts = {
         "Conv": blocks + 2 * excited + preprocess,
         "Relu": blocks + excited,
@@ -311,9 +336,9 @@ def expected_operators(variant: Variant, options: GraphOptions) -> dict[str, int
         "GlobalAveragePool": excited + heads,
         **dict.fromkeys(("Flatten", "Gemm"), heads),
         "Concat": int(options.folded is not None),
-        "Identity": 0 if heads or half else given,
+        "Identity": maps.count("float32"),
         "Transpose": int(preprocess),
-        "Cast": preprocess + (1 + given) * half,
+        "Cast": preprocess + turns + maps.count("float16") + heads * half,
         "Softmax": int(options.softmax),
     }
     return {operator: count for operator, count in counts.items() if count}

@@ -246,13 +246,14 @@ def check_kind(block):
         raise UserError(not_one_of("block", block, KINDS))
 
 
-def patterns_of(where, names: Sequence[str], network: str) -> tuple[str, ...] | None:
+def patterns_of(where, names: Sequence[str], network: str, key="block_where") -> tuple[str, ...] | None:
     """Patterns of blocks' names, as of `fnmatch`.
 
     Args:
         where: a pattern or several; None for all blocks.
         names: of the network's blocks.
         network: its name, for messages.
+        key: what the user gave them as, for messages.
 
     Raises:
         UserError: one is no pattern, or matches no block.
@@ -262,12 +263,10 @@ def patterns_of(where, names: Sequence[str], network: str) -> tuple[str, ...] | 
     chosen = patterns(where)
     if chosen is None:
         raise UserError(
-            f"block_where (={quoted(where)}) must be a pattern of blocks' names, or a list of them; leave it out for "
+            f"{key} (={quoted(where)}) must be a pattern of blocks' names, or a list of them; leave it out for "
             "all blocks"
         )
     for pattern in chosen:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise UserError(
-                f"block_where (={quoted(pattern)}) matches no block of {network}; they are {listed(names, 60)}"
-            )
+            raise UserError(f"{key} (={quoted(pattern)}) matches no block of {network}; they are {listed(names, 60)}")
     return chosen
