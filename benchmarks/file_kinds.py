@@ -18,7 +18,7 @@ from mindrepvgg.deployment.engine import RUNS, open_engine
 from mindrepvgg.deployment.engine_base import MINDSPORE, ONNXRUNTIME, OPENVINO
 from mindrepvgg.deployment.int8.integers import IntegerOptions, Quantizer, layer_nodes
 from mindrepvgg.deployment.pictures import Pictures
-from mindrepvgg.errors import UserError
+from mindrepvgg.errors import EquivalenceError, UserError
 from mindrepvgg.measure.torch_network import torch_network
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.models.repvgg import build
@@ -122,7 +122,7 @@ def _rows(name, checkpoint, folder):
                 kind.made_of(plain, path, net, images)
             else:
                 api.export(checkpoint, path, **kind.options)
-        except UserError as error:  # as export does where a file is not exact enough
+        except (EquivalenceError, UserError) as error:  # a file that is not exact enough is not written
             cells = [first_line(error).removeprefix(f"{path} was ")] * len(_ENGINES)
         else:
             cells = [_cell(path, engine, pictures, images, truth) for engine in _ENGINES]
