@@ -6,6 +6,7 @@ import importlib.metadata
 import io
 import itertools
 import os
+import statistics
 import tempfile
 import warnings
 from pathlib import Path
@@ -34,6 +35,7 @@ from mindrepvgg.runtime.timing import quartiles, take_turns, timed, times_as_fas
 from mindrepvgg.text import markdown_table
 
 _AGREEMENT = 1e-4  # of the largest logit
+_THREADS = len(os.sched_getaffinity(0))
 _REST = 0.05  # seconds before a turn: threads spin for some milliseconds after their call
 
 
@@ -66,23 +68,11 @@ def family(picture) -> str:
 def engines(models=("repvgg_a0", "repvgg_b1"), batch_sizes=(1, 16), image_size=224, rounds=9) -> str:
     """Measure the deploy form and files of it under every engine, and say how far the goals are met."""
     cases = list(itertools.product(models, batch_sizes))
-    reports = [_all_engines(model, batch_size, image_size, rounds) for model, batch_size in cases]
-    headings = ("ms a batch, median (quartiles)", *(f"{model}, batch {batch_size}" for model, batch_size in cases))
-    times = [
-        (label, *(_milliseconds(found[label].seconds if label in found else ()) for found in reports))
-        for label in reports[0]
-    ]
-    ratios = [
-        (f"{own} to {other}", goal, *(_ratio(found, own, other) for found in reports)) for own, other, goal in _RATIOS
-    ]
-    product = _matrix_product()
-    rates = [_gigaflops(case, found[_OURS], image_size) for case, found in zip(cases, reports, strict=True)]
-    ratios.append((f"GFLOP/s of {_OURS}; {product:.0f} in a matrix product", "", *(f"{rate:.0f}" for rate in rates)))
-    return (
-        f"Deploy form, {image_size}x{image_size}, {rounds} rounds in turns, {os.cpu_count()} cores, {processor()}; "
-        f"{_versions()}:\n\n{markdown_table(headings, times)}\n\n"
-        f"{markdown_table(('times as fast', 'goal', *headings[1:]), ratios)}"
-    )
+    found = [_all_engines(model, batch_size, image_size, rounds) for model, batch_size in cases]
+    rates = (_gigaflops(case, times[_OURS], image_size) for case, times in zip(cases, found, strict=True))
+    told = f"GFLOP/s of {_OURS}; {_matrix_product():.0f} in a matrix product", "", *(f"{rate:.0f}" for rate in rates)
+    tables = _tables(cases, found, _RATIOS, [told])
+    return f"Deploy form, {_conditions(image_size, rounds)}; {_versions()}:\n\n{tables}"
 
 
 _OURS = "onnxruntime, our file"
@@ -97,7 +87,6 @@ _RATIOS = (
     (f"openvino, {_INT8}", f"onnxruntime, {_INT8}", ""),
 )
 
-
 # Pairs of files in one process under onnxruntime, where contestants disturb each other least.
 _FILE_RATIOS = ((_OURS, _THEIRS, "0.98"), (_OURS, _FIXED, "0.95"), (_INT8, _OURS, "3.5"))
 
@@ -108,25 +97,39 @@ def files(models=("repvgg_a0", "repvgg_b1", "repvgg_d2se"), batch_sizes=(1, 16),
     found = []
     for model, batch_size in cases:
         with _files(model, batch_size, image_size) as (images, paths):
-            threads = len(os.sched_getaffinity(0))
             calls = {
-                label: timed(functools.partial(OnnxEngine(path, threads), images)) for label, path in paths.items()
+                label: timed(functools.partial(OnnxEngine(path, _THREADS), images)) for label, path in paths.items()
             }
             found.append(take_turns(calls, rounds, warmup=3, rest=_REST))
-    headings = ("ms a batch, median (quartiles)", *(f"{model}, batch {batch_size}" for model, batch_size in cases))
-    times = [(label, *(_milliseconds(times[label]) for times in found)) for label in found[0]]
+    return f"onnxruntime, {_conditions(image_size, rounds)}:\n\n{_tables(cases, found, _FILE_RATIOS)}"
+
+
+def _conditions(image_size, rounds):
+    return f"{image_size}x{image_size}, {rounds} rounds in turns, {os.cpu_count()} cores, {processor()}"
+
+
+def _tables(cases, found, wanted, more=()):
+    """Return two tables with a column for each case: the times, and how many times as fast one is as another.
+
+    Args:
+        cases: (network, batch size).
+        found: of each case, label -> seconds.
+        wanted: (label, label of what it is compared with, goal).
+        more: further rows of the second table.
+    """
+    headings = [f"{model}, batch {batch_size}" for model, batch_size in cases]
+    times = [(label, *(_milliseconds(times.get(label)) for times in found)) for label in found[0]]
     ratios = [
-        (f"{own} to {other}", goal, *(f"{times_as_fast(times[own], times[other]):.2f}" for times in found))
-        for own, other, goal in _FILE_RATIOS
+        (f"{own} to {other}", goal, *(_ratio(times, own, other) for times in found)) for own, other, goal in wanted
     ]
     return (
-        f"onnxruntime, {image_size}x{image_size}, {rounds} rounds in turns, {os.cpu_count()} cores, {processor()}:\n\n"
-        f"{markdown_table(headings, times)}\n\n{markdown_table(('times as fast', 'goal', *headings[1:]), ratios)}"
+        f"{markdown_table(('ms a batch, median (quartiles)', *headings), times)}\n\n"
+        f"{markdown_table(('times as fast', 'goal', *headings), [*ratios, *more])}"
     )
 
 
-def _all_engines(model, batch_size, image_size, rounds) -> dict[str, contest.Result]:
-    """Measure a network under every engine, and files of it, in one run; the results by what they are called here."""
+def _all_engines(model, batch_size, image_size, rounds) -> dict[str, tuple[float, ...]]:
+    """Measure a network under every engine, and files of it, in one run; the seconds by what they are called here."""
     with _files(model, batch_size, image_size) as (_, paths):
         files = {label: path for label, path in paths.items() if label != _OURS}
         found = _measured(
@@ -140,7 +143,7 @@ def _all_engines(model, batch_size, image_size, rounds) -> dict[str, contest.Res
             rounds=rounds,
         )
     labels = {str(path): label for label, path in files.items()}
-    return {_label(result.contestant, labels): result for result in found.results}
+    return {_label(result.contestant, labels): result.seconds for result in found.results}
 
 
 @contextlib.contextmanager
@@ -170,7 +173,7 @@ def _label(contestant, labels):
 
 def _check_same(ours, theirs, images):
     """Give up where two files of one network do not compute the same."""
-    _, max_rel = difference(*(OnnxEngine(path, len(os.sched_getaffinity(0)))(images) for path in (ours, theirs)))
+    _, max_rel = difference(*(OnnxEngine(path, _THREADS)(images) for path in (ours, theirs)))
     if not max_rel <= _AGREEMENT:
         raise SystemExit(f"error: the two files differ by {max_rel:.1e} of the largest logit: nothing was timed")
 
@@ -180,20 +183,20 @@ def _milliseconds(seconds):
 
 
 def _ratio(found, own, other):
-    return f"{found[own].speed_ratio(found[other]):.2f}" if {own, other} <= found.keys() else "-"
+    return f"{times_as_fast(found[own], found[other]):.2f}" if {own, other} <= found.keys() else "-"
 
 
-def _gigaflops(case, result, image_size):
+def _gigaflops(case, seconds, image_size):
     model, batch_size = case
     macs = summarise(find(model), image_size=image_size).total(DEPLOY).macs
-    return 2 * macs * batch_size / result.quartiles[1] / 1e9
+    return 2 * macs * batch_size / statistics.median(seconds) / 1e9
 
 
 def _matrix_product(size=2048, rounds=20) -> float:
     """GFLOP/s of PyTorch's product of two float32 matrices: the best of some rounds."""
     import torch
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(_THREADS)
     a, b = torch.rand(2, size, size)
     return 2 * size**3 / min(timed(lambda: a @ b)() for _ in range(rounds)) / 1e9
 

@@ -24,6 +24,7 @@ from sections import replace_section
 from mindrepvgg import api
 from mindrepvgg.cli import entry
 from mindrepvgg.deployment.engine import OnnxEngine
+from mindrepvgg.deployment.folding import folded_input
 from mindrepvgg.deployment.pictures import Pictures
 from mindrepvgg.errors import UserError
 from mindrepvgg.reparam.compare import difference
@@ -190,7 +191,7 @@ def taken(options, pictures):
     if options.get("preprocess"):
         return pictures.pixels
     if options.get("fold_normalisation"):
-        return np.ascontiguousarray(pictures.pixels.transpose(0, 3, 1, 2), np.float32)
+        return folded_input(pictures.pixels)
     return pictures.normalised(pictures.pixels)
 
 

@@ -175,6 +175,11 @@ def write_json(path, value):
         stream.write("\n")
 
 
+def json_types(value):
+    """A value with NaN and infinity as text, because JSON has no such number; tuples become lists."""
+    return json.loads(json.dumps(value), parse_constant=str)
+
+
 def _umask() -> int:
     """The process's mask of file permissions, which can only be read by setting it."""
     mask = os.umask(0)

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from mindrepvgg.deployment.folding import folded_input
 from mindrepvgg.deployment.graph import FOLDED_INPUT
 from mindrepvgg.errors import CheckpointError, UserError
 from mindrepvgg.models.preprocessing import DESCRIBED_KEYS
@@ -132,7 +133,7 @@ class Engine(abc.ABC):
 
     def _run(self, images):
         if self._folded:
-            images = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
+            images = folded_input(images)
         try:
             found = self._compute(images)
         except Exception as error:  # the engines' errors have no common base

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +12,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from mindrepvgg.deployment.engine import OnnxEngine, network_facts
+from mindrepvgg.deployment.folding import folded_input
 from mindrepvgg.deployment.graph import (
     INPUT,
     GraphOptions,
@@ -26,13 +26,13 @@ from mindrepvgg.deployment.half import HalfCheck, check_half
 from mindrepvgg.deployment.maps_check import MapsCheck, check_maps
 from mindrepvgg.deployment.mindir import write_mindir
 from mindrepvgg.deployment.pictures import Pictures
-from mindrepvgg.deployment.targets import ANY, Target
+from mindrepvgg.deployment.targets import ANY, Target, write_files
 from mindrepvgg.deployment.written import Written
 from mindrepvgg.deployment.wts import check_wts, write_wts
 from mindrepvgg.errors import CheckpointError, EquivalenceError, UserError
 from mindrepvgg.evaluation.crosscheck import CrossCheck, cross_check
 from mindrepvgg.files import atomic_path, open_regular, write_json
-from mindrepvgg.models.block_kinds import patterns_of
+from mindrepvgg.models.block_kinds import matches, patterns_of
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.equivalence import EquivalenceReport, verify_equivalence
@@ -204,7 +204,7 @@ def export_checkpoint(
     known = pictures.preprocessing if pictures.known else None
     size = options.image_size or pictures.preprocessing.image_size
     written = Written(destination, options, metadata, net.variant, net.in_channels, size, known, soc_version)
-    target.files(written)  # raises what a target refuses, before anything is written
+    files = target.files(written)  # raises what a target refuses, before anything is written
     operators, tensors, check, half, run = None, None, None, None, None
     with atomic_path(destination) as temporary:
         if destination.suffix == ".onnx":
@@ -239,7 +239,7 @@ def export_checkpoint(
         half=half,
         images=pictures.origin,
         target=target,
-        files=target.write_files(written),
+        files=write_files(files),
         commands=target.commands(written),
     )
 
@@ -316,7 +316,7 @@ def _matching(patterns, variant) -> tuple[str, ...]:
     """The names of blocks that match one of the patterns; UserError where a pattern matches none."""
     names = [spec.name for spec in variant.block_specs()]
     chosen = patterns_of(patterns, names, variant.name, "float32_layers") or ()
-    return tuple(name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in chosen))
+    return tuple(name for name in names if matches(name, chosen))
 
 
 def _check_half(net, pictures, options, destination, tolerance) -> HalfCheck:
@@ -324,7 +324,7 @@ def _check_half(net, pictures, options, destination, tolerance) -> HalfCheck:
     pixels = pictures.batches(options)[0]
     images = pixels if options.preprocess else pictures.normalised(pixels)
     if options.folded:
-        images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
+        images = folded_input(pixels)
     half = check_half(_layout(net), network_arrays(net), options, images)
     if not half.max_rel <= tolerance:
         where = f": {half.overflowing} overflows" if half.overflowing else ""

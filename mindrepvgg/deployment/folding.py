@@ -32,3 +32,8 @@ def fold_normalisation(
     )
     shifts = (kernel * (-mean / std)).sum(1, keepdims=True)
     return {f"{name}.weight": np.concatenate([kernel / (255 * std), shifts], 1), f"{name}.bias": bias}
+
+
+def folded_input(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (N, H, W, C), uint8, as a file with folded mean and std takes them: float32 (N, C, H, W) of 0 to 255."""
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)

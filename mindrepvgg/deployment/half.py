@@ -6,13 +6,13 @@ hand on is not. A value that float16 cannot hold, which makes infinity on a chip
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from mindrepvgg.deployment.graph import INPUT, GraphOptions, build_onnx
+from mindrepvgg.files import json_types
 from mindrepvgg.models.variants import Variant
 from mindrepvgg.reparam.compare import difference
 
@@ -42,7 +42,7 @@ class HalfCheck:
 
     def to_dict(self) -> dict:
         """Plain types, for JSON; NaN and infinity as text, because JSON has no such number."""
-        return json.loads(json.dumps(asdict(self)), parse_constant=str)
+        return json_types(asdict(self))
 
     def format(self) -> str:
         """Return two lines for people."""

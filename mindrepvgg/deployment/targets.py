@@ -41,13 +41,13 @@ class Target:
     batch_size: int | None = None
     suffixes: tuple[str, ...] = (".onnx",)
 
-    def write_files(self, written: Written) -> tuple[Path, ...]:
-        """Write the files beside an exported one; returns their paths."""
-        texts = self.files(written)
-        for path, text in texts.items():
-            with atomic_write(path, "w") as file:
-                file.write(text)
-        return tuple(texts)
+
+def write_files(texts: Mapping[Path, str]) -> tuple[Path, ...]:
+    """Write the files beside an exported one, see `Target.files`; returns their paths."""
+    for path, text in texts.items():
+        with atomic_write(path, "w") as file:
+            file.write(text)
+    return tuple(texts)
 
 
 ANY = Target("for Ascend, not run here:", ascend_commands, suffixes=(".onnx", ".mindir", ".air", ".wts"))

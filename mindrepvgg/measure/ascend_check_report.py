@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
+from mindrepvgg.files import json_types
 from mindrepvgg.runtime.environment import launched_processes
 from mindrepvgg.text import markdown_table
 from mindrepvgg.version import __version__
@@ -165,4 +165,4 @@ def report(facts: dict, results: list[Result], smi: str, under_way: str = "") ->
 def report_json(facts: dict, results: list[Result], smi: str, under_way: str = "") -> dict:
     """Return the report with every figure, for programs; NaN and infinity as text, because JSON has no such number."""
     found = {"environment": facts, "results": [asdict(r) for r in results], "npu_smi": smi, "under_way": under_way}
-    return json.loads(json.dumps(found), parse_constant=str)
+    return json_types(found)

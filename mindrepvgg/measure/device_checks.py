@@ -13,7 +13,7 @@ from mindspore import Parameter, Tensor, amp, nn, ops
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure.ascend_check_report import CheckFailed, CheckSkipped, Result, run_check
 from mindrepvgg.models.repvgg import build
-from mindrepvgg.models.scales import scale_names, scale_shapes
+from mindrepvgg.models.scales import scale_shapes
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.synthetic import parameter_value, uniform
 from mindrepvgg.models.variants import find
@@ -22,13 +22,14 @@ from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.compare import difference
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.layers import NATIVE, conv2d
-from mindrepvgg.reparam.linear_addition import Scales, gradient_multiplier
+from mindrepvgg.reparam.linear_addition import gradient_multiplier
 from mindrepvgg.reparam.precision import DTYPES
 from mindrepvgg.runtime.environment import launched_processes
 from mindrepvgg.runtime.ranks import Ranks, start
 from mindrepvgg.runtime.timing import take_turns, timed
 from mindrepvgg.training.all_reduce import gradient_mean
 from mindrepvgg.training.optim import build_optimizer, decay_groups
+from mindrepvgg.training.repoptimizer import block_scales
 
 _GROUPED_TOLERANCE = 1e-2  # loose, for HF32; groups that are mixed up are off by the largest output
 
@@ -141,8 +142,7 @@ def check_repoptimizer(opt: str):
     )
     factors: dict[str, Any] = {}
     for spec in net.variant.block_specs():
-        conv, point, identity = scale_names(spec.name)
-        own = Scales(scales[conv], scales[point], scales.get(identity))
+        own = block_scales(spec.name, scales)
         factors[f"{spec.name}.conv.weight"] = gradient_multiplier(own, spec.kernel_shape, optimizer.POWER)
     decayed = {parameter.name for parameter in decay_groups(net, "paper")[0]}
     state = dict.fromkeys(values, (0.0, 0.0))

@@ -20,6 +20,7 @@ import numpy as np
 from mindrepvgg.deployment.ascend_files import aipp_configuration, compile_arguments
 from mindrepvgg.deployment.engine import OnnxEngine
 from mindrepvgg.deployment.export import TOLERANCES
+from mindrepvgg.deployment.folding import folded_input
 from mindrepvgg.deployment.graph import GraphOptions, build_onnx, require_onnx
 from mindrepvgg.deployment.written import Written
 from mindrepvgg.errors import UserError
@@ -76,7 +77,7 @@ def check_om(kind: Kind):
         raise CheckSkipped(str(error)) from None
     soc_version = _chip()
     pixels = ((uniform("pictures", (_BATCH, _SIZE, _SIZE, 3)) + 1) * 128).astype(np.uint8)
-    as_floats = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)
+    as_floats = folded_input(pixels)
     gain, bias = _PREPARED.gain_and_bias()
     images = as_floats if kind.folded else as_floats * gain + bias
     with tempfile.TemporaryDirectory(prefix="mindrepvgg-om.") as folder:

@@ -246,6 +246,11 @@ def check_kind(block):
         raise UserError(not_one_of("block", block, KINDS))
 
 
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a block's name matches one of these patterns, as of `fnmatch`."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def patterns_of(where, names: Sequence[str], network: str, key="block_where") -> tuple[str, ...] | None:
     """Patterns of blocks' names, as of `fnmatch`.
 

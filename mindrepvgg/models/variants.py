@@ -9,13 +9,12 @@ Loads no MindSpore: names and sizes answer at once.
 from __future__ import annotations
 
 import difflib
-import fnmatch
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from mindrepvgg.errors import UserError
-from mindrepvgg.models.block_kinds import MOBILEONE_BRANCHES, BlockSpec, check_kind, patterns_of
+from mindrepvgg.models.block_kinds import MOBILEONE_BRANCHES, BlockSpec, check_kind, matches, patterns_of
 from mindrepvgg.models.feature_layout import FeatureInfo, FeatureLayout, feature_info, level_of
 from mindrepvgg.models.network_spec import NetworkSpec
 from mindrepvgg.models.variant_check import check_variant
@@ -155,7 +154,7 @@ class Variant(NetworkSpec):
 
     def _chooses(self, name) -> bool:
         """Whether the block of this name is of the kind `block`."""
-        return self.block_where is None or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.block_where)
+        return self.block_where is None or matches(name, self.block_where)
 
     def _pairs(self) -> Iterator[BlockSpec]:
         """The blocks of a MobileOne after its stem."""

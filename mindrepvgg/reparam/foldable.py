@@ -234,7 +234,8 @@ class FoldableBlock(Container):
 
         Args:
             take: is called with each part: its rows as a slice, the kernel (rows, in // groups, kh, kw) and the bias
-                (rows,), both float64, which are its own. Several threads call it at a time.
+                (rows,). They are float64, but for the kernel of a lone convolution, which is the parameter itself and
+                must not be written. Several threads call `take` at a time.
 
         Returns:
             What `take` returned, in the order of the rows.
@@ -260,10 +261,9 @@ class FoldableBlock(Container):
                 )
             return take(rows, found.kernel, np.zeros(count) if found.bias is None else found.bias)
 
-        if len(parts) == 1:
-            return [fold(parts[0])]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:  # NumPy computes without Python's lock
-            return list(threads.map(fold, parts))
+            # The first part is folded here, and so this thread alone reads parameters, from a device perhaps.
+            return [fold(parts[0]), *threads.map(fold, parts[1:])]
 
     def start_gammas(self, first: float, others: float):
         """Set the gamma of the last BN in each branch: that of the first branch, and that of the others.

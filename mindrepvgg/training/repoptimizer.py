@@ -58,7 +58,7 @@ def start_from_scales(net: nn.Cell, scales: Mapping[str, np.ndarray]):
         scales: by name, see `models.scales.scale_names`; a block's name is its path.
     """
     for path, block in _target_blocks(net).items():
-        block.start_from(_of_block(path, scales))
+        block.start_from(block_scales(path, scales))
 
 
 def _target_blocks(net) -> dict[str, RepOptBlock]:
@@ -68,7 +68,8 @@ def _target_blocks(net) -> dict[str, RepOptBlock]:
     return blocks
 
 
-def _of_block(path, scales) -> Scales:
+def block_scales(path: str, scales: Mapping[str, np.ndarray]) -> Scales:
+    """The scales of one block, by its path, out of a network's by name."""
     conv, point, identity = scale_names(path)
     return Scales(scales[conv], scales[point], scales.get(identity))
 
@@ -134,7 +135,7 @@ class Multiplied:
 
     def _values(self):
         return {
-            name: gradient_multiplier(_of_block(path, self.scales), shape, self.POWER).astype(np.float32)
+            name: gradient_multiplier(block_scales(path, self.scales), shape, self.POWER).astype(np.float32)
             for name, (path, shape) in self._blocks.items()
         }
 

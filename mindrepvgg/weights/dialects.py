@@ -295,6 +295,11 @@ DIALECTS = {
 }
 
 
+def _ours(*modules) -> Dialect:
+    """The names of a family beside RepVGG here: the stages and the linear layer, with these modules in blocks."""
+    return Dialect(OURS.name, OURS.project, places=_same(*_STAGES, "linear"), modules=_same(*modules), bn=_MINDSPORE_BN)
+
+
 _QAREPVGG = (
     Dialect(
         "official",
@@ -304,13 +309,7 @@ _QAREPVGG = (
         in_channels=3,
         stem=64,
     ),
-    Dialect(
-        OURS.name,
-        OURS.project,
-        places=_same(*_STAGES, "linear"),
-        modules=_same(*_QA_BLOCK, *_PRE_SE, *_POST_SE),
-        bn=_MINDSPORE_BN,
-    ),
+    _ours(*_QA_BLOCK, *_PRE_SE, *_POST_SE),
 )
 
 _MOBILEONE = (
@@ -353,13 +352,7 @@ _MOBILEONE = (
             "se.up": "se.conv2.conv",
         },
     ),
-    Dialect(
-        OURS.name,
-        OURS.project,
-        places=_same(*_STAGES, "linear"),
-        modules=_same(*_ONE_BLOCK, *_PRE_SE),
-        bn=_MINDSPORE_BN,
-    ),
+    _ours(*_ONE_BLOCK, *_PRE_SE),
 )
 
 _REPOPT = (
@@ -373,13 +366,7 @@ _REPOPT = (
         stem=64,
         no_deploy="it has no deploy form",
     ),
-    Dialect(
-        OURS.name,
-        OURS.project,
-        places=_same(*_STAGES, "linear"),
-        modules=_same(*_OPT_BLOCK, *_PRE_SE, *_POST_SE),
-        bn=_MINDSPORE_BN,
-    ),
+    _ours(*_OPT_BLOCK, *_PRE_SE, *_POST_SE),
 )
 
 # A network's family -> the dialects that have such networks, by name.
