@@ -40,6 +40,7 @@ _INFERENCE = (
     (rb"\x0a.[\d.]+\x12\x09MindSpore", ".mindir", "a MindIR file", "mindspore.load and MindSpore Lite read it"),
     (rb"IMOD", ".om", "a model for Ascend (OM)", "Ascend's runtime runs it"),
     (None, ".air", "a model for Ascend (AIR)", "Ascend's ATC reads it"),
+    (rb"\d+\n\S+ \d+ [0-9a-f]{8} ", ".wts", "a .wts file", "TensorRT programs that build RepVGG read it"),
 )
 # In the ONNX files of `mindrepvgg export`, the entry that names the checkpoint.
 _EXPORTED_FROM = re.compile(rb'\x0a\x0acheckpoint\x12.{1,2}?"([\x20-\x7e]{1,200}?)"')

@@ -172,6 +172,7 @@ class TestNoCheckpoint:
         (b"\x08\x07\x3a\x05graph", ".onnx", "is an ONNX file"),
         (b"not a message", ".onnx", "is an ONNX file"),
         (b"\x0a\x031.1\x12\x09MindSpore*\x06", ".ckpt", "is a MindIR file, for inference, and no checkpoint: "),
+        (b"2\nstage0.weight 2 3f800000 bf000000\n", ".ckpt", "is a .wts file, for inference, and no checkpoint: "),
         (b"not a message", ".mindir", "is a MindIR file"),
         (b"IMOD\0\0\0\0", ".ckpt", "is a model for Ascend (OM), for inference"),
         (b"not a message", ".air", "is a model for Ascend (AIR), for inference"),
