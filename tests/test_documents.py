@@ -13,9 +13,10 @@ from mindrepvgg.cli import verbs
 pytestmark = pytest.mark.compat
 
 NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
-DOCUMENTS = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").rglob("*.md"))]
 # The changelog also names what was there before.
 OF_TODAY = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
+NAME_OF = lambda path: str(path.relative_to(ROOT))  # noqa: E731
 PROGRAM = re.compile(r"\bmindrepvgg ([a-z][a-z-]*)\b(?!/)(.*)|\b(train|validate|convert)\.py\b(.*)")
 FOREIGN = {
     *("model", "framework", "output", "soc_version", "input_format", "input_shape", "precision_mode_v2"),  # atc
@@ -91,12 +92,12 @@ def defined(name):
     return all(re.search(rf"\b{part}\b", module.read_text(encoding="utf-8")) for part in rest[:1])
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAME_OF)
 def test_a_document_names_verbs_and_options_that_exist(path):
     assert unknown(path.read_text(encoding="utf-8")) == []
 
 
-@pytest.mark.parametrize("path", OF_TODAY, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", OF_TODAY, ids=NAME_OF)
 def test_a_document_names_files_and_modules_that_exist(path):
     assert missing(path, path.read_text(encoding="utf-8")) == []
 
