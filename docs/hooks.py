@@ -1,6 +1,6 @@
 """What `make docs` adds to the pages: tables that are made from the code, files of the repository, and a last check.
 
-mkdocs calls the functions `on_...`. Where a table is to stand, a page holds the line `<!-- generated: NAME -->` with a name
+mkdocs calls the functions `on_...`. Where a table is to stand, a page has the line `<!-- generated: NAME -->`, a name
 in `TABLES`. On GitHub the line is not seen, so the page says in words what stands there.
 """
 
