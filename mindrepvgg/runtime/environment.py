@@ -55,7 +55,8 @@ def launched_processes() -> int | None:
         return int(os.environ["MS_WORKER_NUM"])
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
         return int(os.environ["OMPI_COMM_WORLD_SIZE"])
-    if os.environ.get("RANK_TABLE_FILE"):
+    # A table alone is no launch: ModelArts' notebooks have one.
+    if os.environ.get("RANK_TABLE_FILE") and os.environ.get("RANK_SIZE"):
         return int(os.environ["RANK_SIZE"])
     return None
 

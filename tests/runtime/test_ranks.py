@@ -160,6 +160,7 @@ def test_a_port_in_use_is_named_at_once(monkeypatch):
         ({"RANK_TABLE_FILE": "hccl.json", "RANK_SIZE": "8"}, 8),
         ({"RANK_TABLE_FILE": "", "RANK_SIZE": "8"}, None),
         ({"RANK_SIZE": "8"}, None),
+        ({"RANK_TABLE_FILE": "hccl.json"}, None),
         ({"MS_ROLE": "MS_PSERVER", "MS_WORKER_NUM": "4"}, None),
     ],
 )
