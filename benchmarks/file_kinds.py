@@ -16,7 +16,8 @@ from trained import trained
 from mindrepvgg import api
 from mindrepvgg.deployment.engine import RUNS, open_engine
 from mindrepvgg.deployment.engine_base import MINDSPORE, ONNXRUNTIME, OPENVINO
-from mindrepvgg.deployment.int8.integers import IntegerOptions, Quantizer, layer_nodes
+from mindrepvgg.deployment.int8.grids import IntegerOptions
+from mindrepvgg.deployment.int8.integers import Quantizer, layer_nodes
 from mindrepvgg.deployment.pictures import Pictures
 from mindrepvgg.errors import EquivalenceError, UserError
 from mindrepvgg.measure.torch_network import torch_network
@@ -55,8 +56,8 @@ def as_int8(source, destination, net, images):
     """Write an INT8 file of a float one, with every layer in INT8."""
     options = IntegerOptions("minmax", 99.99, True, 8)
     layers = layer_nodes(net.variant.deploy_layout("INT8"), "logits")
-    with Quantizer(source, layers, [images], options) as quantizer:
-        quantizer.write(destination, layers)
+    quantizer = Quantizer(source, layers, [images], options)
+    quantizer.write(destination, layers)
 
 
 def _as_ir(source, destination, net, images):

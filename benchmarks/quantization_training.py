@@ -52,7 +52,7 @@ def _mean_and_deviation(accuracies):
 def _seed(recipe, tuning_epochs):
     """Train and fine-tune one seed's networks; yields (how, figures of `_figures`)."""
     plain = trained(recipe)
-    calibration, validation = _batches(recipe)
+    calibration, validation = batches_of(recipe, 1024)
     yield "plain", _figures(load_checkpoint(plain), calibration, validation)
     yield "custom L2", _figures(load_checkpoint(trained(recipe.replace(custom_l2=True))), calibration, validation)
     tuning = {"epoch_size": tuning_epochs, "lr": recipe.lr / 10, "warmup_epochs": 0, "pretrained": str(plain)}
@@ -61,15 +61,15 @@ def _seed(recipe, tuning_epochs):
         yield name, _figures(net, calibration, validation)
 
 
-def _batches(recipe):
-    """Return calibration images, and validation images with labels, as lists of batches."""
+def batches_of(recipe, count):
+    """Return `count` calibration images, and validation images with labels, as lists of batches."""
     from mindrepvgg.data.datasets import open_source
     from mindrepvgg.data.loaders import CalibrationBatches, eval_loader, loader_of
     from mindrepvgg.data.source import spread
 
     recipe = recipe.replace(batch_size=250)
     source = open_source(recipe.dataset, recipe.data_dir, "train", recipe.num_classes, recipe.val_share)
-    calibration = list(CalibrationBatches(loader_of(recipe, spread(source, 1024))))
+    calibration = list(CalibrationBatches(loader_of(recipe, spread(source, count))))
     return calibration, [(images[valid], labels[valid]) for images, labels, valid in eval_loader(recipe)]
 
 
@@ -85,18 +85,18 @@ def _figures(net, calibration, validation) -> tuple[float, ...]:
     form = qat.form_of(net)
     floats = net if form == TRAIN else qat.fold_bn(net)
     fused = qat.to_trainable_deploy(floats)
-    expected, top1 = _run(fused, validation)
+    expected, top1 = run(fused, validation)
     figures = [top1]
     for per_channel in (True, False):
         int8 = net
         if form != QAT or not per_channel:
             int8 = qat.to_fake_quantized(fused, calibration, per_channel)
-        logits, top1 = _run(int8, validation)
+        logits, top1 = run(int8, validation)
         figures += [top1, float(((logits - expected) ** 2).mean() ** 0.5 / (expected**2).mean() ** 0.5)]
     return tuple(figures)
 
 
-def _run(net, validation):
+def run(net, validation):
     """Return the logits of all images, and top-1 in percent."""
     import mindspore as ms
     import numpy as np

@@ -3,6 +3,7 @@
 python benchmarks/report.py                        # what takes minutes
 python benchmarks/report.py --study                # what trains networks, which may take hours
 python benchmarks/report.py --only engines,int8    # some of both
+python benchmarks/report.py --only int8 --cached   # the study of INT8, of the networks that are trained already
 """
 
 import functools
@@ -14,6 +15,7 @@ import cifar10
 import converting
 import engines
 import file_kinds
+import int8_study
 import lite
 import pipelines
 import quantization_training
@@ -43,7 +45,8 @@ BENCHMARKS = {
     "converting": converting.measure,
 }
 STUDIES = {
-    "int8": functools.partial(quantization_training.measure, _ROOT / "configs" / "quickstart.yaml"),
+    "int8": functools.partial(int8_study.measure, _ROOT / "configs"),
+    "int8_digits": functools.partial(quantization_training.measure, _ROOT / "configs" / "quickstart.yaml"),
     "small": functools.partial(small_network.measure, _ROOT / "configs" / "cifar10_small.yaml"),
     "blocks": functools.partial(blocks.measure, _ROOT / "configs" / "cifar10_small.yaml"),
 }
@@ -55,6 +58,7 @@ def main(argv=None):
     parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", action="store_true", help="the studies, which train networks; not the benchmarks")
     parser.add_argument("--only", metavar="NAME,...", help=f"some of: {', '.join(_ALL)}")
+    parser.add_argument("--cached", action="store_true", help="train nothing for the section int8")
     parser.add_argument("--page", type=Path, default=_PAGE)
     arguments = parser.parse_args(argv)
     chosen = STUDIES if arguments.study else BENCHMARKS
@@ -64,7 +68,7 @@ def main(argv=None):
             raise UserError(f"no section {name!r}; choose some of: {', '.join(_ALL)}")
     for name in names:
         try:
-            table = _ALL[name]()
+            table = _ALL[name](**({"trains": False} if arguments.cached and name == "int8" else {}))
         except (cifar10.NoPicturesError, lite.NoLiteError) as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue

@@ -13,6 +13,7 @@ from mindrepvgg.version import __version__ as __version__
 if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
     from mindrepvgg.api import convert, export, predict, quantize, train, validate
     from mindrepvgg.deployment.comparison import compare
+    from mindrepvgg.deployment.int8.diagnose import diagnose
     from mindrepvgg.models.repvgg import RepVGG, RepVGGPlus
     from mindrepvgg.models.variants import list_models
     from mindrepvgg.reparam.blocks import RepVGGBlock
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
 _HOMES = {
     **dict.fromkeys(("train", "validate", "predict", "convert", "export", "quantize"), "api"),
     "compare": "deployment.comparison",
+    "diagnose": "deployment.int8.diagnose",
     "list_models": "models.variants",
     "create_model": "weights.load",
     "load_weights": "weights.load",
@@ -45,6 +47,7 @@ __all__ = [
     "compare",
     "convert",
     "create_model",
+    "diagnose",
     "export",
     "list_models",
     "load_checkpoint",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -352,7 +352,7 @@ def quantize(
         weights: "raw", or "ema" for the averaged copy in the source.
         report: a JSON file for all that was measured; it is written whether the target is kept or not.
         show_progress: draw progress bars on a terminal.
-        **settings: fields of `deployment.int8.quantize.QuantizeOptions`, such as `equalize=True` or `target_drop=1`;
+        **settings: fields of `deployment.int8.prepare.QuantizeOptions`, such as `equalize=True` or `target_drop=1`;
             and recipe keys, such as `data_dir`, which replace what the checkpoint says.
 
     Returns:
@@ -362,11 +362,10 @@ def quantize(
         EquivalenceError: INT8 loses more than `target_drop`; no ONNX file was written.
         UserError: checkpoint, data and settings do not go together, or a package is missing.
     """
-    from mindrepvgg.deployment.int8.quantize import QuantizeOptions, quantize_checkpoint
+    from mindrepvgg.deployment.int8.prepare import split_settings
+    from mindrepvgg.deployment.int8.quantize import quantize_checkpoint
 
-    names = {field.name for field in fields(QuantizeOptions)}
-    options = QuantizeOptions(**{name: value for name, value in settings.items() if name in names})
-    overrides = {name: value for name, value in settings.items() if name not in names}
+    options, overrides = split_settings(settings)
     with _compiling_nothing("CPU"):
         return quantize_checkpoint(
             source,

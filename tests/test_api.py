@@ -163,7 +163,7 @@ def test_the_settings_that_a_verb_offers_are_the_functions():
     from dataclasses import fields
 
     from mindrepvgg.cli import quantize
-    from mindrepvgg.deployment.int8.quantize import QuantizeOptions
+    from mindrepvgg.deployment.int8.prepare import QuantizeOptions
 
     separate = {"weight_bits", "keep_float"}  # read from text first
     assert {field.name for field in fields(QuantizeOptions)} == {*quantize._OPTIONS, *separate} - {"weights", "report"}

@@ -1,6 +1,7 @@
-"""Write a checkpoint as an INT8 ONNX file (docs/deploy.md).
+"""Write a checkpoint as an INT8 ONNX file (docs/quantisation.md).
 
-    mindrepvgg quantize best.ckpt best.int8.onnx --equalize --bias_correction --report int8.json
+    mindrepvgg quantize best.ckpt best.int8.onnx --search 12 --report int8.json
+    mindrepvgg quantize best.ckpt layers.png --diagnose
 
 Float and INT8 are compared on the validation split. The exit status is 1, and no file is written, when INT8 loses more
 than --target_drop.
@@ -19,7 +20,7 @@ _OVERRIDES = (
 )
 _OPTIONS = (
     *("method", "percentile", "per_channel", "calibration", "calibration_images", "target_drop", "allow_drop"),
-    *("equalize", "bias_correction", "preprocess", "limit", "weights", "report"),
+    *("equalize", "bias_correction", "zero_dead", "search", "preprocess", "limit", "weights", "report"),
 )
 
 
@@ -27,7 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Quantise after training, judge float and INT8 on the validation split, write, and print what was found."""
     parser = ArgumentParser("quantize", description=__doc__)
     parser.add_checkpoint("CKPT", f"{options.CHECKPOINT}, in either form")
-    parser.add_argument("out", metavar="OUT", help="the file to write, .onnx")
+    parser.add_argument(
+        "out", metavar="OUT", nargs="?", help="the file to write, .onnx; with --diagnose a picture, .png"
+    )
+    parser.add_argument(
+        "--diagnose", action="store_true", help="write no file; say what INT8 does to each layer, and why"
+    )
     parser.add_argument("--calibration", metavar="DIR|DATASET", help="default: the training split of what is judged on")
     parser.add_argument("--calibration_images", type=int, default=256, metavar="N", help="of all classes (%(default)s)")
     parser.add_argument("--method", default="minmax", choices=("minmax", "entropy", "percentile"), help="of the ranges")
@@ -41,6 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow_drop", action="store_true", help="write the best found where none keeps the target")
     parser.add_argument("--equalize", action="store_true", help="scale channels against each other first")
     parser.add_argument("--bias_correction", action="store_true", help="correct the biases for the rounding of weights")
+    parser.add_argument("--zero_dead", action="store_true", help="zero the weights that read channels without a signal")
+    parser.add_argument(
+        "--split",
+        metavar="auto|LAYER,...",
+        help="the centre tap as a convolution of its own; auto: where it is worth it",
+    )
+    parser.add_argument("--search", type=int, metavar="N", help="try the repairs in turn, judging at most N files")
     parser.add_argument("--preprocess", action="store_true", help="input is uint8 NHWC (RGB); normalise in the graph")
     parser.add_argument("--limit", type=int, metavar="N", help="judge on N images only, spread over all classes")
     options.add_overrides(parser, _OVERRIDES)
@@ -55,9 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings["weight_bits"] = None if arguments.weight_bits == "auto" else int(arguments.weight_bits)
     if (keep := arguments.keep_float) is not None:
         settings["keep_float"] = int(keep) if keep.isdecimal() else tuple(keep.split(","))
+    if arguments.split is not None:
+        settings["split"] = "auto" if arguments.split == "auto" else tuple(arguments.split.split(","))
 
-    from mindrepvgg import api
+    import mindrepvgg
 
-    done = api.quantize(arguments.ckpt_path, arguments.out, show_progress=not arguments.json, **settings)
+    if arguments.diagnose:
+        found = mindrepvgg.diagnose(arguments.ckpt_path, arguments.out, show_progress=not arguments.json, **settings)
+        print(json.dumps(found.to_dict()) if arguments.json else found.format())
+        return 0
+    if arguments.out is None:
+        raise UserError("OUT is missing: the file to write, .onnx; only --diagnose needs none")
+    done = mindrepvgg.quantize(arguments.ckpt_path, arguments.out, show_progress=not arguments.json, **settings)
     print(json.dumps(done.to_dict()) if arguments.json else done.format())
     return 0

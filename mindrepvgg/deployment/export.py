@@ -40,6 +40,9 @@ from mindrepvgg.reparam.layers import set_grouped
 from mindrepvgg.text import counted, quoted
 from mindrepvgg.weights.load import import_weights, local_file
 
+# The pictures of a brief comparison.
+_FEW = 4
+
 # What the file's outputs may differ by from the network's, over the largest of them.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
 
@@ -144,6 +147,7 @@ def export_checkpoint(
     float32_layers: str | Sequence[str] | None = None,
     soc_version: str = "Ascend310P3",
     target: Target = ANY,
+    brief: bool = False,
 ) -> Export:
     """Export a checkpoint of any project.
 
@@ -161,6 +165,8 @@ def export_checkpoint(
         float32_layers: patterns of blocks' names, to fill in `options.float32_blocks`.
         soc_version: the chip in the commands for Ascend's tools.
         target: what the file is for; it may put the file somewhere below `destination`.
+        brief: for a file that is measured further. It is compared on a few pictures, with the network as it was given,
+            and that is the proof of the fusion too, which has no report of its own.
 
     Raises:
         EquivalenceError: the written file computes something else; no file is left.
@@ -199,7 +205,7 @@ def export_checkpoint(
     deployed, fusion = net, None
     if not net.deploy:
         deployed = to_deploy(net)
-        fusion = verify_equivalence(net, deployed, pictures.normalised(pictures.pixels[:2]))
+        fusion = None if brief else verify_equivalence(net, deployed, pictures.normalised(pictures.pixels[:2]))
     metadata = facts_of(deployed, pictures, options, source)
     known = pictures.preprocessing if pictures.known else None
     size = options.image_size or pictures.preprocessing.image_size
@@ -215,7 +221,8 @@ def export_checkpoint(
             run = write_mindir(deployed, temporary, options, destination.suffix)
         tolerance = TOLERANCES[options.precision] if rtol is None else rtol
         if run:
-            check = _compare(run, net, pictures, options, tolerance)
+            batches = [pictures.pixels[:_FEW]] if brief else pictures.batches(options)
+            check = _compare(run, net, pictures, options, tolerance, batches)
             if not check.passed:
                 word = "maps" if net.variant.features else options.output
                 raise EquivalenceError(
@@ -290,8 +297,8 @@ def _sha256(path):
     return digest.hexdigest()
 
 
-def _compare(run, net, pictures, options, rtol) -> CrossCheck | MapsCheck:
-    """Compare the function of a file with the network that it was made from, on every batch."""
+def _compare(run, net, pictures, options, rtol, batches) -> CrossCheck | MapsCheck:
+    """Compare the function of a file with the network that it was made from, on batches of pixels."""
 
     def file_outputs(pixels):
         return run(pixels if options.preprocess or options.folded else pictures.normalised(pixels))
@@ -302,14 +309,14 @@ def _compare(run, net, pictures, options, rtol) -> CrossCheck | MapsCheck:
             return tuple(one.asnumpy() for one in net(Tensor(pictures.normalised(pixels))))
 
         names = [*map_shapes(net.variant, options)]
-        return check_maps(file_outputs, network_maps, pictures.batches(options), names, rtol)
+        return check_maps(file_outputs, network_maps, batches, names, rtol)
 
     def network_outputs(pixels):
         logits = net(Tensor(pictures.normalised(pixels)))
         return (ops.softmax(logits, -1) if options.softmax else logits).asnumpy()
 
-    batches = [(pixels, None, np.ones(len(pixels), bool)) for pixels in pictures.batches(options)]
-    return cross_check(file_outputs, network_outputs, batches, rtol)
+    labelled = [(pixels, None, np.ones(len(pixels), bool)) for pixels in batches]
+    return cross_check(file_outputs, network_outputs, labelled, rtol)
 
 
 def _matching(patterns, variant) -> tuple[str, ...]:

@@ -135,7 +135,8 @@ def build_onnx(
     Args:
         variant: the network's layout.
         arrays: name -> array of the deploy form, as `parameters.network_arrays` gives them. Nodes and initializers
-            keep these names.
+            keep these names. A block with an array `coarse` beside its weight and bias gets a 1x1 convolution more,
+            whose output is added, see `int8.splitting`.
         options: what the file takes and gives.
         metadata: JSON-able facts by name, kept as metadata_props.
 
@@ -234,6 +235,11 @@ class _Graph:
         }
         return self.add("Conv", inputs, output, **attributes)
 
+    def pointwise(self, x, name, arrays, output, stride, groups):
+        """Add a 1x1 convolution without padding and bias; arrays: with `name`, its kernel."""
+        inputs = [x, self.constant(name, arrays[name])]
+        return self.add("Conv", inputs, output, kernel_shape=[1, 1], strides=[stride] * 2, group=groups)
+
 
 def _add_preprocessing(graph, channels, options):
     """Add what lies between the file's input and the network's: normalisation.
@@ -263,7 +269,11 @@ def _add_ones(graph, x, options):
 
 def _add_block(graph, x, spec: BlockSpec, arrays):
     """One block of the deploy form, SE before ('pre') or after ('post') its ReLU."""
+    given = x
     x = graph.conv(x, spec.fused, arrays, f"{spec.name}.conv", spec.stride, spec.groups, spec.dilation)
+    if f"{spec.fused}.coarse" in arrays:
+        coarse = graph.pointwise(given, f"{spec.fused}.coarse", arrays, f"{spec.name}.coarse", spec.stride, spec.groups)
+        x = graph.add("Add", [x, coarse], f"{spec.name}.sum")
     if spec.se == "pre":
         x = _add_squeeze_excite(graph, x, spec.squeeze_excite, arrays)
     x = graph.add("Relu", [x], f"{spec.name}.relu")

@@ -58,7 +58,7 @@ def to_trainable_deploy(net, batches: Iterable | None = None):
     return _copy_with(deployed, replaced, BN)
 
 
-def to_fake_quantized(net, batches: Iterable | None = None, per_channel=True):
+def to_fake_quantized(net, batches: Iterable | None = None, per_channel=True, bits=8):
     """Make a new network that computes with int8's numbers, to be trained or to foresee an int8 engine's output.
 
     Args:
@@ -66,6 +66,7 @@ def to_fake_quantized(net, batches: Iterable | None = None, per_channel=True):
         batches: as in `to_trainable_deploy`; the activations' grids span their extremes at first. None: the grids start
             from nothing.
         per_channel: a scale for each output channel's kernel, or one for a whole kernel.
+        bits: of activations and weights, from 2 to 8. Below 8 the numbers are still int8's, of which some are not used.
 
     Returns:
         The network in 'qat' form.
@@ -75,9 +76,10 @@ def to_fake_quantized(net, batches: Iterable | None = None, per_channel=True):
     blocks = rep_blocks(net)
     last = list(blocks)[-1]
     replaced = {
-        block: FakeQuantBlock(block, per_channel, quantizes_output=name == last) for name, block in blocks.items()
+        block: FakeQuantBlock(block, per_channel, quantizes_output=name == last, bits=bits)
+        for name, block in blocks.items()
     }
-    replaced[net.linear] = FakeQuantDense(net.linear, per_channel)
+    replaced[net.linear] = FakeQuantDense(net.linear, per_channel, bits)
     if batches is not None:
         ranges = {}
 
@@ -92,6 +94,12 @@ def to_fake_quantized(net, batches: Iterable | None = None, per_channel=True):
             for place, quantizer in zip(("input", "output"), replaced[cell].activation_quantizers(), strict=False):
                 quantizer.set_range(*ranges[name, place])
     return _copy_with(net, replaced, QAT)
+
+
+def set_per_channel(net, per_channel: bool):
+    """Give the weights of a network in 'qat' form a scale for each output channel or for a whole kernel, in place."""
+    for cell in (*rep_blocks(net).values(), net.linear):
+        cell.weight_quantizer.per_channel = per_channel
 
 
 def fold_bn(net):

@@ -177,6 +177,10 @@ _OF_QAT = (
 def _quantization(recipe, shown) -> Iterator[str]:
     if recipe.quantization and not recipe.pretrained:
         yield f"{shown['quantization']} needs pretrained: the network that is fused and fine-tuned for INT8"
+    if recipe.distillation and not recipe.quantization:
+        yield f"{shown['distillation']} needs quantization: the float network of pretrained is the teacher"
+    if not recipe.quantization_per_channel and recipe.quantization != "qat":
+        yield f"{shown['quantization_per_channel']} needs quantization qat: nothing else has scales"
     if recipe.quantization and recipe.sync_bn:
         yield f"{shown['sync_bn']} must be false with {shown['quantization']}, which starts from good BN statistics"
     for name, value, reason in _OF_QAT:

@@ -72,6 +72,7 @@ class Recipe:
         "", "RepOptimizer: file of searched scales; initial: those a search starts with; none: plain optimizer"
     )
     quantization: str | None = key(None, "fine-tune pretrained, in deploy form, for INT8", choices.QUANTIZATIONS)
+    quantization_per_channel: bool = key(True, "qat: a scale for each output channel's weights; false: one for a layer")
 
     dataset: str = key("folder", "what data_dir holds", choices.DATASETS, section="data")
     data_dir: str = key("", "folder of the data set; not needed for mnist5k, nor for fashion_mnist as Debian's package")
@@ -131,6 +132,7 @@ class Recipe:
     custom_l2: bool = key(False, "decay each block's equivalent kernel, in the loss, not its branches' kernels")
     loss: str = key("CE", "loss of each head", choices.LOSSES)
     label_smoothing: float = key(0.0, "share of the target spread evenly over all classes", least=0, below=1)
+    distillation: float = key(0.0, "with quantization: share of the loss that pretrained's logits are", least=0, most=1)
     aux_weight: float = key(0.1, "weight of each auxiliary head in the loss (RepVGGplus)", least=0)
     clip_grad: bool = key(False, "clip the gradients by their global norm")
     clip_value: float = key(15.0, "the norm they are clipped to", above=0)

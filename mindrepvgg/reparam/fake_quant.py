@@ -20,14 +20,23 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindrepvgg.reparam.blocks import PlainBlock
 from mindrepvgg.reparam.layers import grouped_of, prefix_of, set_grouped
 
-# Activations are uint8 and weights int8 without -128, so that a weight's negative is a weight too.
-ACTIVATIONS, WEIGHTS, BIASES = (0, 255), (-127, 127), (-(2**31), 2**31 - 1)
+BIASES = (-(2**31), 2**31 - 1)
 
 # The share of a batch's extremes in the moving ones. Source: torch.ao.quantization.MovingAverageMinMaxObserver.
 _RATE = 0.01
 
 # A range of nothing but zeros still needs a scale to divide by.
 _LEAST_RANGE = 1e-12
+
+
+def largest_activation(bits) -> int:
+    """The largest integer of an activation; the smallest is 0."""
+    return 2**bits - 1
+
+
+def largest_weight(bits) -> int:
+    """The largest integer of a weight. The smallest is its negative, so -128 is left out."""
+    return 2 ** (bits - 1) - 1
 
 
 class FakeQuantize(nn.Cell):
@@ -62,14 +71,18 @@ class ActivationQuantizer(nn.Cell):
 
     The grid spans a moving average of the batches' smallest and largest values, and zero, which every grid must hold
     exactly. Training moves it; inference leaves it as it is.
+
+    Args:
+        bits: of an integer; fewer than 8 leave a part of uint8 unused.
     """
 
-    def __init__(self):
+    def __init__(self, bits=8):
         super().__init__()
+        self.largest = float(largest_activation(bits))
         # Named as BN's moving statistics: ranks average them, and an update that overflows takes them back.
         self.moving_minimum = Parameter(Tensor(np.zeros(1, np.float32)), "moving_minimum", requires_grad=False)
         self.moving_maximum = Parameter(Tensor(np.zeros(1, np.float32)), "moving_maximum", requires_grad=False)
-        self.quantize = FakeQuantize(*ACTIVATIONS)
+        self.quantize = FakeQuantize(0, self.largest)
 
     def construct(self, x):
         """Observe the range of x, then round x."""
@@ -84,7 +97,7 @@ class ActivationQuantizer(nn.Cell):
             maximum = maximum + _RATE * (ops.amax(batch) - maximum)
             ops.assign(self.moving_minimum, minimum)
             ops.assign(self.moving_maximum, maximum)
-        return activation_grid(minimum, maximum)
+        return activation_grid(minimum, maximum, self.largest)
 
     def set_range(self, minimum, maximum):
         """Take over the extremes of activations."""
@@ -93,19 +106,22 @@ class ActivationQuantizer(nn.Cell):
 
     def grid(self) -> dict:
         """Scale and zero point as they are now, in plain types."""
-        scale, zero_point = activation_grid(self.moving_minimum, self.moving_maximum)
+        scale, zero_point = activation_grid(self.moving_minimum, self.moving_maximum, self.largest)
         return {"scale": float(scale.asnumpy()[0]), "zero_point": int(zero_point.asnumpy()[0]), "dtype": "uint8"}
 
 
-def activation_grid(minimum, maximum):
-    """(scale, zero point) of the 256 numbers from min(minimum, 0) to max(maximum, 0); tensors, without gradient."""
+def activation_grid(minimum, maximum, largest):
+    """(scale, zero point) of the integers from 0 to `largest`, which stand for min(minimum, 0) to max(maximum, 0).
+
+    Tensors, without gradient.
+    """
     minimum, maximum = ops.minimum(minimum, 0.0), ops.maximum(maximum, 0.0)
-    scale = ops.maximum(maximum - minimum, _LEAST_RANGE) / float(ACTIVATIONS[1])
+    scale = ops.maximum(maximum - minimum, _LEAST_RANGE) / largest
     return ops.stop_gradient(scale), ops.stop_gradient(ops.round(-minimum / scale))
 
 
-def weight_scale(kernel, bias, input_scale, per_channel=True):
-    """The scale of a kernel's grid: max |w| / 127, without gradient.
+def weight_scale(kernel, bias, input_scale, per_channel=True, bits=8):
+    """The scale of a kernel's grid: max |w| / 127, with fewer bits / 63 or / 31, without gradient.
 
     It is larger in a channel of next to no weights, where the bias, which is int32 in units of input_scale * scale,
     would not fit its type otherwise.
@@ -115,11 +131,12 @@ def weight_scale(kernel, bias, input_scale, per_channel=True):
         bias: (out,).
         input_scale: (1,), of the activations.
         per_channel: a scale for each output channel, or one for all.
+        bits: of a weight.
 
     Returns:
         (out, 1, ...) or (1, 1, ...).
     """
-    largest = ops.amax(ops.abs(kernel), tuple(range(1, kernel.ndim)), keepdims=True) / float(WEIGHTS[1])
+    largest = ops.amax(ops.abs(kernel), tuple(range(1, kernel.ndim)), keepdims=True) / float(largest_weight(bits))
     # A bit below 2 ** 31, as float32 rounds to that.
     least = ops.abs(bias).reshape(largest.shape) / (input_scale.reshape(()) * 2.0**30)
     scale = ops.maximum(ops.maximum(largest, least), _LEAST_RANGE)
@@ -131,22 +148,22 @@ def weight_scale(kernel, bias, input_scale, per_channel=True):
 class _WeightQuantizer(nn.Cell):
     """Kernel (out, ...) and bias (out,) on the grids of int8 and int32, for inputs of `input_scale`."""
 
-    def __init__(self, per_channel):
+    def __init__(self, per_channel, bits):
         super().__init__()
-        self.per_channel = per_channel
-        self.quantize = FakeQuantize(*WEIGHTS)
+        self.per_channel, self.bits = per_channel, bits
+        self.quantize = FakeQuantize(-largest_weight(bits), largest_weight(bits))
         self.quantize_bias = FakeQuantize(*BIASES)
         self.zero = Tensor(np.zeros(1, np.float32))
 
     def construct(self, kernel, bias, input_scale):
-        scale = weight_scale(kernel, bias, input_scale, self.per_channel)
+        scale = weight_scale(kernel, bias, input_scale, self.per_channel, self.bits)
         kernel = self.quantize(kernel, scale, self.zero)
         return kernel, self.quantize_bias(bias, scale.reshape(-1) * input_scale, self.zero)
 
     def grid(self, kernel, bias, input_scale) -> dict:
         """The kernel's scales in plain types; arrays and a number."""
         kernel, bias, input_scale = (Tensor(np.asarray(value, np.float32)) for value in (kernel, bias, input_scale))
-        scale = weight_scale(kernel, bias, input_scale, self.per_channel).asnumpy().reshape(-1)
+        scale = weight_scale(kernel, bias, input_scale, self.per_channel, self.bits).asnumpy().reshape(-1)
         return {"scale": [float(one) for one in scale], "axis": 0 if self.per_channel else None, "dtype": "int8"}
 
 
@@ -213,20 +230,21 @@ class FakeQuantBlock(ConvBNBlock):
         block: a ConvBNBlock, whose weights are copied.
         per_channel: a kernel scale for each output channel, or one for all.
         quantizes_output: put the output on a grid too; for the last block, which no other block follows.
+        bits: of activations and weights.
     """
 
-    def __init__(self, block, per_channel=True, quantizes_output=False):
+    def __init__(self, block, per_channel=True, quantizes_output=False, bits=8):
         super().__init__(block.deployed())
         prefix = prefix_of(self.rbr_dense.conv.weight, "rbr_dense.conv.weight")
         for parameter, value in zip(self.rbr_dense.get_parameters(), block.rbr_dense.get_parameters(), strict=True):
             parameter.set_data(Tensor(value.asnumpy()))
         # MindSpore's own switch: also what statistics taken anew (precise BN) go by.
         self.rbr_dense.bn.use_batch_statistics = False
-        self.input_quantizer = ActivationQuantizer()
-        self.weight_quantizer = _WeightQuantizer(per_channel)
+        self.input_quantizer = ActivationQuantizer(bits)
+        self.weight_quantizer = _WeightQuantizer(per_channel, bits)
         self.quantizes_output = quantizes_output
         if quantizes_output:
-            self.output_quantizer = ActivationQuantizer()
+            self.output_quantizer = ActivationQuantizer(bits)
         for quantizer in self.activation_quantizers():
             _rename(quantizer, prefix)
 
@@ -268,14 +286,15 @@ class FakeQuantDense(nn.Dense):
     Args:
         dense: the layer whose weights are copied.
         per_channel: a scale for each output's weights, or one for all.
+        bits: of activations and weights.
     """
 
-    def __init__(self, dense, per_channel=True):
+    def __init__(self, dense, per_channel=True, bits=8):
         super().__init__(dense.in_channels, dense.out_channels)
         for leaf in ("weight", "bias"):
             getattr(self, leaf).set_data(Tensor(getattr(dense, leaf).asnumpy()))
-        self.input_quantizer = ActivationQuantizer()
-        self.weight_quantizer = _WeightQuantizer(per_channel)
+        self.input_quantizer = ActivationQuantizer(bits)
+        self.weight_quantizer = _WeightQuantizer(per_channel, bits)
         _rename(self, dense.weight.name.removesuffix("weight"))
 
     def construct(self, x):

@@ -13,6 +13,7 @@ from mindrepvgg.reparam.layers import set_grouped
 from mindrepvgg.reparam.precision import set_precision
 from mindrepvgg.text import counted
 from mindrepvgg.training import custom_l2
+from mindrepvgg.training.distillation import Distillation
 from mindrepvgg.training.freeze import freeze
 from mindrepvgg.training.loss import build_loss
 from mindrepvgg.training.optim import build_optimizer
@@ -109,7 +110,9 @@ def _fused_network(recipe, weights):
         net.metadata = {}
         batches = CalibrationBatches(loader_of(recipe, spread(source, CALIBRATION_IMAGES)))
     net = qat.to_trainable_deploy(net, batches)
-    return qat.to_fake_quantized(net, batches) if recipe.quantization == variants.QAT else net
+    if recipe.quantization != variants.QAT:
+        return net
+    return qat.to_fake_quantized(net, batches, recipe.quantization_per_channel)
 
 
 def build_step(recipe, net, learning_rates, ranks, scales=None) -> TrainStep:
@@ -134,6 +137,7 @@ def build_step(recipe, net, learning_rates, ranks, scales=None) -> TrainStep:
             recipe.aux_weight,
             prepare=Normalize(recipe.preprocessing),
             penalty=custom_l2.CustomL2(net, recipe.weight_decay) if recipe.custom_l2 else None,
+            distillation=_distillation(recipe),
         ),
         optimizer,
         ranks=ranks.size,
@@ -143,6 +147,13 @@ def build_step(recipe, net, learning_rates, ranks, scales=None) -> TrainStep:
         accumulation=recipe.gradient_accumulation_steps,
         all_reduce=recipe.all_reduce,
     )
+
+
+def _distillation(recipe):
+    """What compares the network with the float network that it was fine-tuned from; None where the recipe does not."""
+    if not recipe.distillation:
+        return None
+    return Distillation(load_weights(recipe.pretrained), recipe.distillation)
 
 
 def _build_loss_scale(recipe):

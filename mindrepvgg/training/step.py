@@ -65,21 +65,27 @@ class NetworkWithLoss(nn.Cell):
         aux_weight: weight of each auxiliary head.
         prepare: a cell that the images go through before the network, such as `Normalize`.
         penalty: a cell without inputs whose scalar is added, such as `CustomL2`.
+        distillation: a cell (images, logits, loss) -> loss, such as `Distillation`, for a network without auxiliary
+            heads.
     """
 
-    def __init__(self, net, loss_fn, aux_weight=0.1, prepare=None, penalty=None):
+    def __init__(self, net, loss_fn, aux_weight=0.1, prepare=None, penalty=None, distillation=None):
         super().__init__(auto_prefix=False)
         self.prepare = prepare
         self.net = net
         self.loss_fn = loss_fn
         self.aux_weight = aux_weight
         self.penalty = penalty
+        self.distillation = distillation
 
     def construct(self, images, targets, scale):
         """The loss of a batch, times `scale`."""
         if self.prepare is not None:
             images = self.prepare(images)
-        loss = self._loss(self.net(images), targets)
+        outputs = self.net(images)
+        loss = self._loss(outputs, targets)
+        if self.distillation is not None:
+            loss = self.distillation(images, outputs, loss)
         if self.penalty is not None:
             loss = loss + self.penalty()
         return scale * loss

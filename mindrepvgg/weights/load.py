@@ -15,7 +15,7 @@ from mindrepvgg.models.feature_layout import FEATURE_KEYS
 from mindrepvgg.models.network_spec import BLOCK_KEYS, is_mindcvs
 from mindrepvgg.models.networks import find_network
 from mindrepvgg.models.parameters import load_arrays, network_arrays
-from mindrepvgg.models.qat import fold_bn
+from mindrepvgg.models.qat import fold_bn, set_per_channel
 from mindrepvgg.models.shapes import check_finite, parameter_shapes
 from mindrepvgg.models.variants import BN, DEPLOY, QAT, SHAPE_KEYS, STRIDES, TRAIN, Variant
 from mindrepvgg.reparam.deploy import to_deploy
@@ -83,9 +83,12 @@ class ImportedWeights:
         without: dict[str, Any] = {} if has_heads else {"aux_heads": False}
         net = build_network(*facts, found.arrays, source=self.path, copy=False, **without)
         net.metadata = self.description.to_dict() if self.description else {}
+        recipe = net.metadata.get("recipe") or {}
+        if found.form == QAT:
+            set_per_channel(net, recipe.get("quantization_per_channel", True))
         if found.form in (BN, QAT):
             net = fold_bn(net)
-        set_grouped(net, (net.metadata.get("recipe") or {}).get("grouped", NATIVE))
+        set_grouped(net, recipe.get("grouped", NATIVE))
         return net.set_train(False)
 
 

@@ -14,7 +14,8 @@ from mindrepvgg import create_model, save_checkpoint, to_deploy
 from mindrepvgg.deployment.export import export_checkpoint
 from mindrepvgg.deployment.graph import GraphOptions, build_onnx
 from mindrepvgg.deployment.int8.equalize import equalize
-from mindrepvgg.deployment.int8.integers import IntegerOptions, Quantizer, layer_nodes
+from mindrepvgg.deployment.int8.grids import IntegerOptions
+from mindrepvgg.deployment.int8.integers import Quantizer, layer_nodes
 from mindrepvgg.evaluation.torch_reference import TorchReference
 from mindrepvgg.models.parameters import network_arrays
 
@@ -75,8 +76,8 @@ def test_all_layers_become_integer(kind, tmp_path):
     (tmp_path / "float.onnx").write_bytes(model.SerializeToString())
     nodes = layer_nodes(net.variant, options.output)
     batches = [normalised(pixels(4, *SIZE, 3)) for _ in range(2)]
-    with Quantizer(tmp_path / "float.onnx", nodes, batches, IntegerOptions(weight_bits=7)) as quantizer:
-        shifts = quantizer.write(tmp_path / "int8.onnx", list(nodes), corrects=True)
+    quantizer = Quantizer(tmp_path / "float.onnx", nodes, batches, IntegerOptions(weight_bits=7))
+    shifts = quantizer.write(tmp_path / "int8.onnx", list(nodes), corrects=True)
     assert shifts.keys() == nodes.keys()
     written = onnx.load(tmp_path / "int8.onnx")
     kernels = [tensor for tensor in written.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]

@@ -93,6 +93,18 @@ def test_a_kernels_grid_is_torchs():
     np.testing.assert_allclose(one.asnumpy().ravel(), np.abs(kernel).max() / 127, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("bits", "activation", "weight"), [(8, 255, 127), (7, 127, 63), (6, 63, 31)])
+def test_fewer_bits_are_a_coarser_grid(bits, activation, weight):
+    kernel, bias = noise(4, 3, 3, 3).astype(np.float32), np.zeros(4, np.float32)
+    scale = weight_scale(Tensor(kernel), Tensor(bias), Tensor([0.1], ms.float32), bits=bits).asnumpy().ravel()
+    np.testing.assert_allclose(scale, np.abs(kernel).reshape(4, -1).max(1) / weight, rtol=1e-6)
+    cell = ActivationQuantizer(bits)
+    cell.set_range(-1, 3)
+    assert cell.grid()["scale"] == pytest.approx(4 / activation)
+    y = cell.set_train(False)(Tensor(np.linspace(-2, 5, 1000, dtype=np.float32))).asnumpy()
+    assert len(np.unique(y)) == activation + 1
+
+
 def test_a_bias_fits_int32_in_a_channel_without_weights():
     kernel, bias = np.ones((2, 1, 3, 3), np.float32), np.array([1, -3], np.float32)
     kernel[1] = 0

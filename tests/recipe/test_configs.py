@@ -32,6 +32,7 @@ SMALL = [
     *(Path(f"cifar10_{name}.yaml") for name in ("repopt", "repopt_search", "small")),
     Path("repopt_search.yaml"),
     Path("fashion_mnist.yaml"),
+    *(Path(f"int8_{family}_{size}.yaml") for family in ("repvgg", "qarepvgg") for size in ("s14", "m8")),
     *OWN,
     Path("quickstart.yaml"),
     Path("quickstart_qat.yaml"),
@@ -282,7 +283,7 @@ class TestFind:
             ("mindcv/repvgg_b9", "there is no recipe 'mindcv/repvgg_b9': did you mean mindcv/repvgg_b"),
             (
                 "x",
-                "there is no recipe 'x': there are cifar100_repvgg_a0, cifar10_repopt, cifar10_repopt_search, and 45 "
+                "there is no recipe 'x': there are cifar100_repvgg_a0, cifar10_repopt, cifar10_repopt_search, and 49 "
                 "more; ",
             ),
             ("base/paper_s", "there is no recipe 'base/paper_s'"),

@@ -155,6 +155,14 @@ def test_hints_for_names_of_other_programs_are_keys():
             "amp_level (='O2' on the command line) must be O0 with quantization (='qat' on the command line), whose",
         ),
         (
+            {"quantization_per_channel": False},
+            "quantization_per_channel (=False on the command line) needs quantization qat: nothing else has scales",
+        ),
+        (
+            {"distillation": 0.5},
+            "distillation (=0.5 on the command line) needs quantization: the float network of pretrained is",
+        ),
+        (
             {"quantization": "qat", "pretrained": "x.ckpt", "recompute": True},
             "recompute (=True on the command line) must be false with quantization (='qat' on the command line), whose",
         ),
@@ -191,6 +199,7 @@ def test_values_that_do_not_fit_each_other_are_refused(overrides, message):
         {"precise_bn_steps": 10, "ema": True},
         {"quantization": "bn", "pretrained": "x.ckpt", "amp_level": "O2", "precise_bn_steps": 10, "recompute": True},
         {"quantization": "qat", "pretrained": "x.ckpt", "ema": True, "gradient_accumulation_steps": 2},
+        {"quantization": "qat", "pretrained": "x.ckpt", "quantization_per_channel": False, "distillation": 0.5},
         {"opt": "sgd", "use_nesterov": True},
         {"lr_per_batch": 1024, "min_lr": 0.1},
     ],

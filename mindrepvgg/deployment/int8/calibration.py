@@ -71,11 +71,16 @@ def halves(pictures: Source, count: int) -> tuple[Source, Source]:
     return spread(pictures.take(numbers[1::2]), count), pictures.take(numbers[::2])
 
 
-def labelled_by(float_path, loader) -> Source:
-    """A loader's pictures, each with the class that the float file gives it: what INT8 changes is what it loses."""
+def labelled_by(float_path, loader) -> tuple[Source, list[np.ndarray]]:
+    """Take what the float file says for right: what INT8 changes is what it loses.
+
+    Returns:
+        A loader's pictures, each with the class that the float file gives it; and its logits of each batch.
+    """
     engine = OnnxEngine(float_path)
-    classes = np.concatenate([engine(images).argmax(1) for images, _, _ in loader])[: len(loader.source)]
-    return replace(loader.source, labels=classes.astype(np.int32))
+    logits = [engine(images) for images, _, _ in loader]
+    classes = np.concatenate([batch.argmax(1) for batch in logits])[: len(loader.source)]
+    return replace(loader.source, labels=classes.astype(np.int32)), logits
 
 
 def _check_apart(source, validation):

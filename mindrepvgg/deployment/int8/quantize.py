@@ -4,93 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from mindrepvgg.data.loaders import check_classes, loader_of, open_split
-from mindrepvgg.data.source import spread
 from mindrepvgg.deployment.engine import OnnxEngine
-from mindrepvgg.deployment.export import Export, check_destination, export_checkpoint
-from mindrepvgg.deployment.graph import GraphOptions, build_onnx, set_metadata
-from mindrepvgg.deployment.int8.calibration import (
-    calibration_batches,
-    calibration_source,
-    halves,
-    labelled_by,
-    unlabelled_pictures,
-)
-from mindrepvgg.deployment.int8.equalize import equalize
-from mindrepvgg.deployment.int8.integers import IntegerOptions, Quantizer, layer_nodes, quantization_tools
-from mindrepvgg.deployment.int8.noise import KernelNoise, kernel_noise, layer_noise, noise_alone
+from mindrepvgg.deployment.export import check_destination
+from mindrepvgg.deployment.graph import GraphOptions, set_metadata
+from mindrepvgg.deployment.int8.noise import KernelNoise, LayerChain
+from mindrepvgg.deployment.int8.prepare import NOISE_IMAGES, Prepared, QuantizeOptions, prepared
+from mindrepvgg.deployment.int8.progress import INT8_SHARE, Progress
+from mindrepvgg.deployment.int8.repairs import Repairs
 from mindrepvgg.deployment.int8.report import FileFigures, LayerNoise, Quantization, latencies
 from mindrepvgg.deployment.int8.search import Attempt, Evaluator, Search
+from mindrepvgg.deployment.int8.splitting import extra_multiplications
 from mindrepvgg.errors import EquivalenceError, UserError
-from mindrepvgg.evaluation.crosscheck import cross_check
 from mindrepvgg.files import atomic_path, write_json
-from mindrepvgg.models.parameters import network_arrays
-from mindrepvgg.recipe.network import recipe_of
-from mindrepvgg.reparam.deploy import to_deploy
-from mindrepvgg.text import nearest, quoted
-from mindrepvgg.weights.load import load_weights, local_file
-
-# What equalising may change the logits by, over the largest of them: float32's rounding and no more.
-_EXACT = 1e-5
-
-# Calibration holds all activations of a batch at once. Noise by layer holds those of two files.
-_BATCH, _NOISE_IMAGES = 32, 16
-
-# The recipe's keys that an export needs, which has pictures of its own.
-_PREPARATION = ("image_resize", "crop_pct", "interpolation", "mean", "std", "resize_backend")
-
-
-@dataclass(frozen=True)
-class QuantizeOptions:
-    """How a checkpoint becomes an INT8 file.
-
-    Attributes:
-        method, percentile, per_channel: see `IntegerOptions`.
-        weight_bits: 7 or 8; None: 8, or 7 where 8 bits saturate in the int8 kernels of this machine.
-        calibration, calibration_images: see `calibration_source`.
-        keep_float: the layers that stay in float, or how many of the worst; None: as few of the worst as keep the
-            target.
-        target_drop: points of top-1 that INT8 may lose.
-        allow_drop: write the best file that was found where none keeps the target.
-        equalize: see `equalize.equalize`.
-        bias_correction: see `integers.correct_biases`.
-        preprocess: the file takes uint8 pictures and normalises them.
-        limit: evaluate on so many images, spread over the classes.
-    """
-
-    method: str = "minmax"
-    percentile: float = 99.99
-    per_channel: bool = True
-    weight_bits: int | None = None
-    calibration: str | None = None
-    calibration_images: int = 256
-    keep_float: tuple[str, ...] | int | None = None
-    target_drop: float = 0.5
-    allow_drop: bool = False
-    equalize: bool = False
-    bias_correction: bool = False
-    preprocess: bool = False
-    limit: int | None = None
-
-    def __post_init__(self):
-        self.integers()
-        if self.calibration_images < 1:
-            raise UserError(f"calibration_images (={self.calibration_images}) must be at least 1")
-        if not 0 <= self.target_drop <= 100:
-            raise UserError(f"target_drop (={self.target_drop}) must be from 0 to 100 points of top-1")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"limit (={self.limit}) must be at least 1")
-
-    def integers(self) -> IntegerOptions:
-        """Return the options that concern numbers."""
-        return IntegerOptions(self.method, self.percentile, self.per_channel, self.weight_bits or 8)
 
 
 def quantize_checkpoint(
@@ -127,50 +55,20 @@ def quantize_checkpoint(
         UserError: checkpoint, data and options do not go together, or a package is missing.
     """
     destination = Path(destination)
-    options, overrides = options or QuantizeOptions(), dict(overrides or {})
+    options = options or QuantizeOptions()
     check_destination(Path(source), destination, GraphOptions())
     if destination.suffix != ".onnx":
         raise UserError(f"{destination} must end in .onnx: INT8 is written in no other format")
-    quantization_tools()
-    source, weights = local_file(source, weights)
-    net = load_weights(source, weights)
-    layout = net.variant.deploy_layout("INT8")  # first: what has none needs no data
-    recipe = recipe_of(net, overrides)
-    layers = layer_nodes(layout, GraphOptions().output)
-    check_keep_float(options.keep_float, layers)
-    unlabelled = unlabelled_pictures(recipe)
-    if unlabelled is not None and options.calibration is None:
-        calibration, validation = halves(unlabelled, options.calibration_images)
-        origin = "others of the same folder"
-    else:
-        validation = open_split(recipe, "val") if unlabelled is None else unlabelled
-        if unlabelled is None:
-            check_classes(net, validation)
-        calibration, origin = calibration_source(recipe, options.calibration, options.calibration_images, validation)
-    with tempfile.TemporaryDirectory(prefix="mindrepvgg-quantize.") as folder:
-        preparation = {key: value for key, value in overrides.items() if key in _PREPARATION}
-        exported = export_checkpoint(
-            source, Path(folder, "float.onnx"), preprocess=options.preprocess, weights=weights, overrides=preparation
-        )
-        batched = dataclasses.replace(recipe, batch_size=_BATCH)
-        batches = calibration_batches(loader_of(batched, calibration, as_uint8=options.preprocess))
-        path, largest_scale = exported.destination, None
-        if options.equalize:
-            path, largest_scale = _equalized(net, exported, Path(folder, "equalized.onnx"), batches[0])
-        loader = loader_of(recipe, spread(validation, options.limit), as_uint8=options.preprocess)
-        if unlabelled is not None:
-            loader = loader_of(recipe, labelled_by(exported.destination, loader), as_uint8=options.preprocess)
-        evaluator = Evaluator(exported.destination, loader, show_progress)
-        with Quantizer(path, layers, batches, options.integers()) as quantizer:
-            best = _best(quantizer, evaluator, options, folder, show_progress)
-        facts = _facts(options, best, f"{sum(map(len, batches))} {origin}")
-        _finish(best.attempt.path, {**exported.metadata, "precision": "int8", "quantization": facts})
-        float32, int8 = _figures(exported, evaluator, best.attempt, batches[0][:1])
+    with Progress(show_progress) as progress, prepared(source, options, overrides, weights, progress) as ready:
+        best, evaluator = _best(ready, options, progress)
+        facts = _facts(options, best, ready)
+        _finish(best.attempt.path, {**ready.exported.metadata, "precision": "int8", "quantization": facts})
+        float32, int8 = _figures(ready.exported, evaluator, best.attempt, ready.builder.batches[0][:1])
         found = Quantization(
-            source=source,
+            source=ready.source,
             destination=destination,
-            model=net.variant.name,
-            dataset=validation.title,
+            model=ready.net.variant.name,
+            dataset=ready.validation.title,
             images=evaluator.reference.num_images,
             unreadable=evaluator.reference.unreadable,
             facts=facts,
@@ -179,10 +77,12 @@ def quantize_checkpoint(
             drop=best.attempt.drop,
             agreement=best.attempt.agreement,
             target_drop=options.target_drop,
+            budget=options.search,
             layers=best.layers,
             attempts=best.attempts,
+            chosen=best.attempts.index(best.attempt),
             kernels=best.kernels,
-            largest_scale=largest_scale,
+            largest_scale=ready.builder.largest_scale(best.attempt.repairs),
             written=best.attempt.drop <= options.target_drop or options.allow_drop,
         )
         if report:
@@ -191,97 +91,83 @@ def quantize_checkpoint(
     return found
 
 
-def check_keep_float(keep_float: tuple[str, ...] | int | None, layers):
-    """Raise UserError for layers that the network lacks, and where every layer would stay in float."""
-    if keep_float is None:
-        return
-    if isinstance(keep_float, int):
-        if not 0 <= keep_float < len(layers):
-            raise UserError(f"keep_float (={keep_float}) must be from 0 to {len(layers) - 1}: one layer becomes INT8")
-        return
-    for name in keep_float:
-        if name not in layers:
-            near = nearest(name, layers)
-            hint = f"did you mean {near}? " if near else ""
-            raise UserError(f"keep_float: there is no layer {quoted(name)}; {hint}they are {', '.join(layers)}")
-    if len(set(keep_float)) == len(layers):
-        raise UserError("keep_float names every layer: mindrepvgg export writes the float file")
-
-
 class _Best(NamedTuple):
     """The INT8 file that was chosen, and what was found on the way; see `Quantization`."""
 
     attempt: Attempt
-    bits: int
     kernels: dict[int, KernelNoise]
     layers: tuple[LayerNoise, ...]
     attempts: tuple[Attempt, ...]
 
 
-def _best(quantizer, evaluator, options, folder, show_progress) -> _Best:
-    """Settle the weights' bits, find which layers disturb the logits, and which of them have to stay in float."""
-    images = quantizer.batches[0]
-    kernels = _choose_bits(quantizer, options, images, Path(folder, "bits.onnx"))
-    alone = noise_alone(quantizer, images, show_progress)
-    worst_first = sorted(alone, key=alone.__getitem__)
-    search = Search(quantizer, evaluator, folder, options.bias_correction)
-    if options.keep_float is None:
-        best = search.fewest(worst_first, options.target_drop)
-    elif isinstance(options.keep_float, int):
-        best = search.keep(worst_first[: options.keep_float])
-    else:
-        best = search.keep(options.keep_float)
-    noise = layer_noise(quantizer.path, best.path, quantizer.layers, images[:_NOISE_IMAGES])
-    layers = tuple(
-        LayerNoise(name, **noise[name], alone=alone[name], kept=name in best.kept) for name in quantizer.layers
+def _best(ready: Prepared, options, progress) -> tuple[_Best, Evaluator]:
+    """Settle the weights' bits, find which repairs help, and which layers have to stay in float."""
+    builder, images = ready.builder, ready.builder.batches[0][:NOISE_IMAGES]
+    count, passes = len(ready.loader.source), len(images) * (len(builder.layers) + 1) / 2
+    progress.expect(count * (1 + INT8_SHARE) + passes + 16)
+    progress.phase("calibration")
+    given = {name: getattr(options, name) for name in ("zero_dead", "equalize", "bias_correction")}
+    start = Repairs(**given)
+    kernels = builder.choose_bits(options.weight_bits, start)
+    split = builder.worth_splitting(start) if options.split == "auto" else tuple(options.split)
+    start = dataclasses.replace(start, split=split)
+    progress.phase("float, judged")
+    evaluator = Evaluator(ready.exported.destination, ready.loader, progress, ready.float_logits)
+    search = Search(builder, evaluator, progress, options.search)
+    named = options.keep_float if isinstance(options.keep_float, tuple) else ()
+    start = dataclasses.replace(start, keep_float=named)
+    chosen = None
+    if options.search is not None:
+        chosen = search.repair(start, options.target_drop)
+        start = chosen.repairs
+    progress.phase("layers alone")
+    quantizer = builder.quantizer(start)
+    alone = LayerChain(quantizer, quantizer.model(builder.layers), builder.layers).noise(images, progress.step)
+    worst_first = sorted(alone, key=lambda name: alone[name].alone)
+    if isinstance(options.keep_float, int):
+        kept = tuple(worst_first[: options.keep_float])
+        start = dataclasses.replace(start, keep_float=kept)
+        chosen = search.attempt(start, f"{len(kept)} in float") if kept or chosen is None else chosen
+    elif options.keep_float is None:
+        chosen = search.fewest(chosen, start, worst_first, options.target_drop)
+    elif chosen is None:
+        chosen = search.attempt(start, "as asked for")
+    layers = _layer_noise(builder, chosen, alone, images)
+    return _Best(chosen, kernels, layers, tuple(search.attempts)), evaluator
+
+
+def _layer_noise(builder, chosen, alone, images) -> tuple[LayerNoise, ...]:
+    """The noise of each layer in the chosen file, beside what it makes alone."""
+    import onnx
+
+    repairs, found = chosen.repairs, alone
+    if repairs.keep_float or repairs.bias_correction:
+        integer = [name for name in builder.layers if name not in repairs.keep_float]
+        chain = LayerChain(builder.quantizer(repairs), onnx.load(str(chosen.path)), integer)
+        found = chain.noise(images, alone=False)
+    return tuple(
+        LayerNoise(name, found[name].output, found[name].weights, alone[name].alone, name in repairs.keep_float)
+        for name in builder.layers
     )
-    return _Best(best, quantizer.options.weight_bits, kernels, layers, tuple(search.attempts))
 
 
-def _choose_bits(quantizer, options, images, path) -> dict[int, KernelNoise]:
-    """Settle the weights' bits in the quantizer's options; returns weight bits that were tried -> `KernelNoise`."""
-    found = {}
-    for bits in [options.weight_bits] if options.weight_bits else [8, 7]:
-        quantizer.options = dataclasses.replace(quantizer.options, weight_bits=bits)
-        quantizer.write(path, quantizer.layers)
-        found[bits] = kernel_noise(quantizer.path, path, images)
-        if not found[bits].saturates:
-            break
-    return found
-
-
-def _equalized(net, exported: Export, path, images):
-    """Write the equalised network.
-
-    Returns:
-        Its path, and the largest factor that a channel was scaled by.
-
-    Raises:
-        EquivalenceError: its logits are not those of the exported file.
-    """
-    layout = net.variant.deploy_layout("INT8")
-    found = equalize(layout, network_arrays(net if net.deploy else to_deploy(net)))
-    path.write_bytes(build_onnx(layout, found.arrays, exported.options, exported.metadata).SerializeToString())
-    batch = images, None, np.ones(len(images), bool)
-    check = cross_check(OnnxEngine(path), OnnxEngine(exported.destination), [batch], _EXACT)
-    if not check.passed:
-        raise EquivalenceError(
-            f"equalising changed the logits by {check.max_rel:.1e} of the largest, more than {_EXACT:g}", check
-        )
-    return path, found.largest
-
-
-def _facts(options, best, calibration) -> dict:
+def _facts(options, best, ready) -> dict:
     """Return how a file was quantised, for its metadata."""
+    repairs, integers = best.attempt.repairs, ready.builder.options
+    size = ready.exported.metadata["image_size"]
+    dead = {name: len(channels) for name, channels in ready.builder.dead().items()} if repairs.zero_dead else {}
     return {
         "method": options.method,
         **({"percentile": options.percentile} if options.method == "percentile" else {}),
-        "weights": f"int8, {'per channel' if options.per_channel else 'per tensor'}, {best.bits} bits",
+        "weights": f"int8, {'per channel' if options.per_channel else 'per tensor'}, {integers.weight_bits} bits",
         "activations": "uint8",
-        "float_layers": list(best.attempt.kept),
-        "equalized": options.equalize,
-        "bias_corrected": options.bias_correction,
-        "calibration": calibration,
+        "float_layers": list(repairs.keep_float),
+        "equalized": repairs.equalize,
+        "bias_corrected": repairs.bias_correction,
+        "dead_channels": dead,
+        "split_layers": list(repairs.split),
+        "extra_multiplications": extra_multiplications(ready.builder.layout, repairs.split, size),
+        "calibration": ready.calibration,
         "onnxruntime": importlib.metadata.version("onnxruntime"),
     }
 
@@ -313,8 +199,8 @@ def _write(found: Quantization, attempt):
     if not found.written:
         raise EquivalenceError(
             f"{found.destination} was not written: INT8 lost {found.drop:.2f} points of top-1 at best (with "
-            f"{attempt.describe()}), more than target_drop ({found.target_drop:g}); --equalize, --bias_correction "
-            "or another --method may help, and --allow_drop writes it all the same",
+            f"{attempt.repairs.describe()}), more than target_drop ({found.target_drop:g}); --search 12 tries the "
+            "repairs, --diagnose says what is wrong, and --allow_drop writes it all the same",
             found,
         )
     with atomic_path(found.destination) as temporary:

@@ -53,7 +53,9 @@ class Quantization:
         drop: points of top-1 that INT8 lost.
         agreement: the share of images that both files put in the same class.
         layers: in the network's order.
+        budget: how many files the search might evaluate; None where nothing was searched.
         attempts: the INT8 files that were evaluated, in their order.
+        chosen: the number of the one that was taken.
         kernels: weight bits that were tried -> what this CPU's int8 kernels make of them.
         largest_scale: of equalisation; None without it.
     """
@@ -70,8 +72,10 @@ class Quantization:
     drop: float
     agreement: float
     target_drop: float
+    budget: int | None
     layers: tuple[LayerNoise, ...]
     attempts: tuple[Attempt, ...]
+    chosen: int
     kernels: dict[int, KernelNoise]
     largest_scale: float | None
     written: bool
@@ -131,6 +135,12 @@ class Quantization:
             done.append(f"equalised (channels scaled by up to {self.largest_scale:.1f})")
         if facts["bias_corrected"]:
             done.append("biases corrected")
+        if dead := facts["dead_channels"]:
+            count = counted(sum(dead.values()), "dead channel")
+            done.append(f"the weights of {count} zeroed")
+        if split := facts["split_layers"]:
+            extra = 100 * facts["extra_multiplications"]
+            done.append(f"centre split in {', '.join(split)} ({extra:.1f} % more multiplications)")
         yield f"{self.model}: {', '.join(done)}"
         unreadable = f" ({self.unreadable} unreadable not counted)" if self.unreadable else ""
         yield (
@@ -143,10 +153,12 @@ class Quantization:
         kept = self.facts["float_layers"]
         if kept:
             most = 2 * len(kept) > len(self.layers) and not self.facts["equalized"]
-            yield f"in float: {', '.join(kept)}{'; that is most of them, --equalize may spare it' if most else ''}"
-        if len(self.attempts) > 1:
+            yield f"in float: {', '.join(kept)}{'; that is most of them, --search 12 may spare it' if most else ''}"
+        if self.budget is None and len(self.attempts) > 1:
             tried = (f"{len(attempt.kept)}: {attempt.drop:.2f}" for attempt in self.attempts)
             yield f"layers in float and points lost, as tried: {', '.join(tried)}"
+        if self.budget is not None:
+            yield self._steps()
         bits, noise = next(iter(self.kernels.items()))
         if noise.saturates:
             yield (
@@ -155,6 +167,20 @@ class Quantization:
             )
         if self.written:
             yield f"written: {self.destination}"
+
+    def _steps(self) -> str:
+        """The table of what each step of the search brought."""
+        used = f"{len(self.attempts)} of {self.budget} evaluations"
+        rows = [(f"search, {used}", "top-1", "points lost", "same class", "")]
+        best = None
+        for number, attempt in enumerate(self.attempts):
+            better = best is None or attempt.better_than(best)
+            best = attempt if better else best
+            verdict = "taken" if number == self.chosen else "no better" if not better else "better" if number else ""
+            rows.append(
+                (attempt.step, f"{attempt.top1:.2f}%", f"{attempt.drop:.2f}", f"{attempt.agreement:.2%}", verdict)
+            )
+        return table(rows, "<>>><")
 
 
 def latencies(engines, images, rounds: int = 20) -> list[float]:

@@ -1,15 +1,19 @@
-"""The search for the layers that have to stay in float, so that INT8 keeps its accuracy."""
+"""The search for the repairs, and the layers in float, by which INT8 keeps its accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from mindrepvgg.deployment.engine import OnnxEngine
+from mindrepvgg.deployment.int8.progress import INT8_SHARE, Progress
+from mindrepvgg.deployment.int8.repairs import Builder, Repairs
 from mindrepvgg.evaluation.loop import evaluate
+from mindrepvgg.text import counted
 
 
 @dataclass(frozen=True)
@@ -17,81 +21,109 @@ class Attempt:
     """An INT8 file that was evaluated.
 
     Attributes:
-        kept: the layers in float.
+        repairs: what it was made with.
         top1: in percent.
         drop: points of top-1 below the float file's.
         agreement: the share of images that it puts in the same class as the float file.
+        step: what this file was to try, in words.
     """
 
-    kept: tuple[str, ...]
+    repairs: Repairs
     top1: float
     drop: float
     agreement: float
     path: Path = field(repr=False)
+    step: str = ""
 
-    def describe(self) -> str:
-        """The layers in float, in words."""
-        return f"{', '.join(self.kept)} in float" if self.kept else "every layer in INT8"
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The layers in float."""
+        return self.repairs.keep_float
+
+    def better_than(self, other: Attempt) -> bool:
+        """Whether it loses less; where both lose the same, whether more images get the float file's class."""
+        return (self.drop, -self.agreement) < (other.drop, -other.agreement)
 
     def to_dict(self) -> dict:
         """Plain types, for JSON."""
-        return {"kept": list(self.kept), "top1": self.top1, "drop": self.drop, "agreement": self.agreement}
+        return {
+            "step": self.step,
+            "kept": list(self.kept),
+            "split": list(self.repairs.split),
+            "repairs": self.repairs.words(),
+            "top1": self.top1,
+            "drop": self.drop,
+            "agreement": self.agreement,
+        }
 
 
 class Evaluator:
-    """A function that evaluates an INT8 file: (path, the layers it keeps in float) -> `Attempt`.
+    """A function that evaluates an INT8 file: (path, its `Repairs`, the step) -> `Attempt`.
 
     Args:
         float_path: the float file, which INT8 files are compared with.
         loader: the images to evaluate on.
-        show_progress: whether to show a bar.
+        progress: the work's bar.
+        float_logits: the float file's logits of each of the loader's batches, where they are known already.
 
     Attributes:
         reference: the `Evaluation` of the float file.
     """
 
-    def __init__(self, float_path, loader, show_progress: bool = False):
-        self._loader, self._show = loader, show_progress
-        self.reference, self._classes = self._evaluate(float_path)
+    def __init__(self, float_path, loader, progress: Progress, float_logits=None):
+        self._loader, self._progress = loader, progress
+        known = iter(float_logits or ())
+        engine = OnnxEngine(float_path) if float_logits is None else lambda _: next(known)
+        self.reference, self._classes = self._evaluate(engine, 1)
 
-    def _evaluate(self, path):
-        """Return a file's `Evaluation`, and the class that it puts each readable image in."""
-        engine, classes = OnnxEngine(path), []
+    @property
+    def num_images(self) -> int:
+        """The images of one evaluation."""
+        return self._loader.num_images
+
+    def _evaluate(self, engine, share=INT8_SHARE):
+        """Return the `Evaluation` of a function of images, and the class that it puts each readable image in."""
+        classes = []
 
         def run(images):
             logits = engine(images)
             classes.append(logits.argmax(1))
+            self._progress.step(len(images) * share)
             return logits
 
-        found = evaluate(run, self._loader, self._show)
+        found = evaluate(run, self._loader)
         of_images = np.concatenate(classes)[: self._loader.num_images]
         return found, np.delete(of_images, sorted(self._loader.bad_images.of(0)))
 
-    def __call__(self, path, kept) -> Attempt:
-        """Run the INT8 file at `path`, in which the layers `kept` are float, and compare its accuracy."""
-        found, classes = self._evaluate(path)
+    def __call__(self, path, repairs: Repairs, step: str = "") -> Attempt:
+        """Run the INT8 file at `path` and compare its accuracy."""
+        found, classes = self._evaluate(OnnxEngine(path))
         agreement = float((classes == self._classes).mean())
         # From the counts: the difference of two rounded percentages may miss the target by a rounding.
         drop = 100 * (self.reference.correct - found.correct) / found.num_images
-        return Attempt(tuple(kept), found.top1, drop, agreement, path)
+        return Attempt(repairs, found.top1, drop, agreement, path, step)
 
 
-def fewest(count: int, passes: Callable[[int], bool]) -> int | None:
+def fewest(count: int, passes: Callable[[int], bool], most: float = math.inf) -> int | None:
     """Find, by bisection, the least number that passes.
 
     Args:
         count: the numbers are below it.
         passes: is expected to be true from some number on. Where it is not, the result is a number that passes while
             the one before it does not.
+        most: how often `passes` may be asked. With fewer than it takes, the result passes and may not be the least.
 
     Returns:
         A number k; `passes` was asked for k, and for k - 1 unless k is 0. None where no number passes.
     """
+    if most < 1:
+        return None
     if passes(0):
         return 0
-    fails, good = 0, count
-    while good - fails > 1:
+    asked, fails, good = 1, 0, count
+    while good - fails > 1 and asked < most:
         middle = (fails + good) // 2
+        asked += 1
         if passes(middle):
             good = middle
         else:
@@ -103,32 +135,68 @@ class Search:
     """Makes INT8 files and evaluates them.
 
     Args:
-        quantizer: a `Quantizer`.
-        evaluate: a function (path, layers in float) -> `Attempt`, as an `Evaluator`.
-        folder: where the files are written.
-        bias_correction: whether to correct their biases.
+        builder: makes the files.
+        evaluate: a function (path, repairs, step) -> `Attempt`, as an `Evaluator`.
+        progress: the work's bar.
+        budget: how many files may be evaluated; None: as many as it takes.
 
     Attributes:
         attempts: all files so far, in their order.
     """
 
-    def __init__(self, quantizer, evaluate, folder, bias_correction: bool = False):
+    def __init__(self, builder: Builder, evaluate, progress: Progress, budget: int | None = None):
         self.attempts: list[Attempt] = []
-        self._quantizer, self._evaluate, self._folder = quantizer, evaluate, folder
-        self._bias_correction = bias_correction
+        self._builder, self._evaluate, self._progress = builder, evaluate, progress
+        self._budget = math.inf if budget is None else budget
 
-    def keep(self, kept) -> Attempt:
-        """Make and evaluate the file with these layers in float."""
-        path = Path(self._folder, f"attempt{len(self.attempts)}.onnx")
-        integer = [name for name in self._quantizer.layers if name not in kept]
-        self._quantizer.write(path, integer, self._bias_correction)
-        self.attempts.append(self._evaluate(path, kept))
+    @property
+    def left(self) -> float:
+        """How many files may still be evaluated."""
+        return self._budget - len(self.attempts)
+
+    def attempt(self, repairs: Repairs, step: str) -> Attempt:
+        """Make and evaluate the file with these repairs."""
+        self._progress.phase(f"INT8, {step}")
+        self.attempts.append(self._evaluate(self._builder.write(repairs), repairs, step))
         return self.attempts[-1]
 
-    def fewest(self, worst_first, target_drop) -> Attempt:
+    def repair(self, start: Repairs, target_drop: float) -> Attempt:
+        """Try the repairs one after the other, those that cost no time first; each stays where it loses less.
+
+        Args:
+            start: the repairs that are there from the beginning.
+            target_drop: points of top-1 that may be lost; with no more than these lost, nothing further is tried.
+
+        Returns:
+            The best file.
+        """
+        best = self.attempt(start, "as it is" if start == Repairs() else "as asked for")
+        for change, step in self._steps(start):
+            if best.drop <= target_drop or self.left < 1:
+                break
+            changed = change(best.repairs)
+            if changed != best.repairs and (found := self.attempt(changed, step)).better_than(best):
+                best = found
+        return best
+
+    def _steps(self, start) -> Iterator[tuple[Callable[[Repairs], Repairs], str]]:
+        """Yield what to change, and what that is in words."""
+        if not start.zero_dead and (dead := self._builder.dead()):
+            count = sum(map(len, dead.values()))
+            yield lambda repairs: replace(repairs, zero_dead=True), f"{counted(count, 'dead channel')} zeroed"
+        yield lambda repairs: replace(repairs, bias_correction=True), "biases corrected"
+        yield lambda repairs: replace(repairs, equalize=True), "equalised"
+        yield self._with_split, "centre split"
+
+    def _with_split(self, repairs) -> Repairs:
+        return replace(repairs, split=repairs.split or self._builder.worth_splitting(repairs))
+
+    def fewest(self, best: Attempt | None, repairs: Repairs, worst_first, target_drop) -> Attempt:
         """Find how many of the worst layers have to stay in float.
 
         Args:
+            best: the file without any in float, where it was evaluated already.
+            repairs: the other repairs.
             worst_first: all layers, the worst one first.
             target_drop: points of top-1 that may be lost.
 
@@ -136,11 +204,13 @@ class Search:
             The file with as few of them in float as lose at most `target_drop`; where none does, the one that lost
             least. At least one layer is INT8.
         """
-        found = {}
+        found = {} if best is None else {0: best}
 
         def passes(count):
-            found[count] = self.keep(worst_first[:count])
+            if count not in found:
+                kept = tuple(worst_first[:count])
+                found[count] = self.attempt(replace(repairs, keep_float=kept), f"{count} in float")
             return found[count].drop <= target_drop
 
-        count = fewest(len(worst_first), passes)
+        count = fewest(len(worst_first), passes, self.left + len(found))
         return min(found.values(), key=lambda attempt: attempt.drop) if count is None else found[count]

@@ -8,12 +8,13 @@ from PIL import Image
 from support import context_mode
 from support.int8 import FACTS, SHAPE, digits
 
-from mindrepvgg import create_model, save_checkpoint
+from mindrepvgg import create_model, load_checkpoint, save_checkpoint
 from mindrepvgg.data.datasets import DATASETS, open_source
 from mindrepvgg.deployment.export import export_checkpoint
 from mindrepvgg.deployment.int8 import quantize, report
-from mindrepvgg.deployment.int8.quantize import QuantizeOptions, quantize_checkpoint
-from mindrepvgg.models.parameters import load_arrays
+from mindrepvgg.deployment.int8.prepare import QuantizeOptions
+from mindrepvgg.deployment.int8.quantize import quantize_checkpoint
+from mindrepvgg.models.parameters import load_arrays, network_arrays
 from mindrepvgg.models.variants import find
 
 _CACHED = functools.lru_cache(DATASETS["mnist5k"])
@@ -91,3 +92,28 @@ def folders(tmp_path_factory):
                 Image.fromarray(source.images[index][..., 0]).save(folder / f"{index}.png")
     (root / "empty").mkdir()
     return root
+
+
+@pytest.fixture(scope="session")
+def sick_arrays(checkpoint):
+    """(layout, arrays) of the digits' network with what makes INT8 collapse: channels without a signal, read loudly.
+
+    Of stage3.0's channels 1, 5 and 9 are always 0, and 12 is always 0.75. The next layer multiplies them by hundreds.
+    """
+    arrays = {name: array.copy() for name, array in network_arrays(load_checkpoint(checkpoint)).items()}
+    for channel, value in ((1, -1.0), (5, -1.0), (9, -1.0), (12, 0.75)):
+        arrays["stage3.0.rbr_reparam.weight"][channel] = 0
+        arrays["stage3.0.rbr_reparam.bias"][channel] = value
+        arrays["stage3.1.rbr_reparam.weight"][channel, channel, 1, 1] = 300 if value < 0 else 40
+    arrays["stage3.1.rbr_reparam.bias"][12] -= 0.75 * 40
+    return find("repvgg", **SHAPE), arrays
+
+
+@pytest.fixture(scope="session")
+def sick(sick_arrays, tmp_path_factory):
+    """The checkpoint of `sick_arrays`."""
+    net = create_model("repvgg", 10, 1, deploy=True, **SHAPE)
+    load_arrays(net.get_parameters(), sick_arrays[1], "the sick network")
+    path = tmp_path_factory.mktemp("sick") / "sick.ckpt"
+    save_checkpoint(net, path, **FACTS)
+    return path

@@ -7,7 +7,8 @@ from support.int8 import loader_recipe
 
 from mindrepvgg.data.datasets import open_source
 from mindrepvgg.deployment.int8.calibration import calibration_source
-from mindrepvgg.deployment.int8.quantize import QuantizeOptions, quantize_checkpoint
+from mindrepvgg.deployment.int8.prepare import QuantizeOptions
+from mindrepvgg.deployment.int8.quantize import quantize_checkpoint
 from mindrepvgg.errors import DataError
 
 

@@ -13,7 +13,8 @@ from mindrepvgg import create_model
 from mindrepvgg.deployment.graph import build_onnx
 from mindrepvgg.deployment.int8.calibration import calibration_batches
 from mindrepvgg.deployment.int8.equalize import equalize
-from mindrepvgg.deployment.int8.integers import IntegerOptions, Quantizer, layer_nodes
+from mindrepvgg.deployment.int8.grids import IntegerOptions
+from mindrepvgg.deployment.int8.integers import Quantizer, layer_nodes
 from mindrepvgg.deployment.int8.noise import signal_to_noise
 from mindrepvgg.models.parameters import network_arrays
 from mindrepvgg.models.variants import find
@@ -29,10 +30,10 @@ def test_ranges_are_the_float_files(float_path):
     run = onnxruntime.InferenceSession(model.SerializeToString())
     arrays = [run.run(None, {"images": batch}) for batch in batches]
     nodes = layer_nodes(find("repvgg", **SHAPE), "logits")
-    with Quantizer(float_path, nodes, batches, IntegerOptions()) as quantizer:
-        ranges = quantizer.ranges
-    with Quantizer(float_path, nodes, batches, IntegerOptions("percentile", 99)) as quantizer:
-        inner = quantizer.ranges
+    quantizer = Quantizer(float_path, nodes, batches, IntegerOptions())
+    ranges = quantizer.ranges
+    quantizer = Quantizer(float_path, nodes, batches, IntegerOptions("percentile", 99))
+    inner = quantizer.ranges
     for index, name in enumerate(names):
         values = np.concatenate([found[index].ravel() for found in arrays])
         assert ranges[name] == pytest.approx((values.min(), values.max()))
@@ -46,8 +47,8 @@ def test_every_kind_runs_and_squeeze_excite_stays_in_float(kind, tmp_path):
     net = randomise_bn(create_model("repvgg", 10, 3, deploy=True, **SMALL[kind]))
     (tmp_path / "float.onnx").write_bytes(build_onnx(net.variant, network_arrays(net)).SerializeToString())
     x = images(8, 3, 32, 32)
-    with Quantizer(tmp_path / "float.onnx", layer_nodes(net.variant, "logits"), [x], IntegerOptions()) as quantizer:
-        quantizer.write(tmp_path / "int8.onnx", quantizer.layers)
+    quantizer = Quantizer(tmp_path / "float.onnx", layer_nodes(net.variant, "logits"), [x], IntegerOptions())
+    quantizer.write(tmp_path / "int8.onnx", quantizer.layers)
     found = initializers(tmp_path / "int8.onnx")
     kernels = [name for name in found if name.endswith("weight_quantized")]
     assert len(kernels) == len(net.variant.block_specs()) + 1
@@ -84,8 +85,8 @@ def test_equalising_repairs_what_rounding_breaks(per_channel, broken, float_path
         path.write_bytes(build_onnx(variant, case).SerializeToString())
         assert relative_difference(session(path)(batches[0]), expected) < 1e-5, "in float all three are the same"
         options = IntegerOptions(per_channel=per_channel)
-        with Quantizer(path, layer_nodes(variant, "logits"), batches, options) as quantizer:
-            quantizer.write(tmp_path / "int8.onnx", quantizer.layers)
+        quantizer = Quantizer(path, layer_nodes(variant, "logits"), batches, options)
+        quantizer.write(tmp_path / "int8.onnx", quantizer.layers)
         decibels[name] = signal_to_noise(expected, session(tmp_path / "int8.onnx", optimised=False)(batches[0]))
     assert decibels["broken"] < decibels["sound"] - 10
     assert decibels["repaired"] > decibels["sound"] - 6
@@ -109,9 +110,9 @@ def means_apart(float_path, path, x):
 def test_corrected_biases_keep_each_channels_mean(float_path, tmp_path):
     batches = calibration_batches(loader(100))
     nodes, options = layer_nodes(find("repvgg", **SHAPE), "logits"), IntegerOptions(per_channel=False, weight_bits=7)
-    with Quantizer(float_path, nodes, batches, options) as quantizer:
-        assert quantizer.write(tmp_path / "plain.onnx", nodes) == {}
-        shifts = quantizer.write(tmp_path / "corrected.onnx", nodes, corrects=True)
+    quantizer = Quantizer(float_path, nodes, batches, options)
+    assert quantizer.write(tmp_path / "plain.onnx", nodes) == {}
+    shifts = quantizer.write(tmp_path / "corrected.onnx", nodes, corrects=True)
     plain, corrected = (
         means_apart(float_path, tmp_path / f"{name}.onnx", batches[0]) for name in ("plain", "corrected")
     )

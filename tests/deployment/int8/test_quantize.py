@@ -16,10 +16,11 @@ from support.int8 import FACTS, LAYERS, digits
 from support.onnx_files import initializers, session
 
 from mindrepvgg import load_checkpoint, save_checkpoint
-from mindrepvgg.deployment.int8 import quantize
+from mindrepvgg.deployment.int8 import repairs
 from mindrepvgg.deployment.int8.equalize import equalize
 from mindrepvgg.deployment.int8.noise import KernelNoise
-from mindrepvgg.deployment.int8.quantize import QuantizeOptions, quantize_checkpoint
+from mindrepvgg.deployment.int8.prepare import QuantizeOptions
+from mindrepvgg.deployment.int8.quantize import quantize_checkpoint
 from mindrepvgg.errors import EquivalenceError
 
 
@@ -110,7 +111,7 @@ def test_pixels_may_go_in(checkpoint, written, tmp_path):
 
 def test_saturating_kernels_get_seven_bits(checkpoint, tmp_path, monkeypatch):
     answers = iter([KernelNoise(20.0, 30.0), KernelNoise(60.0, 25.0)])
-    monkeypatch.setattr(quantize, "kernel_noise", lambda *_: next(answers))
+    monkeypatch.setattr(repairs, "kernel_noise", lambda *_: next(answers))
     options = QuantizeOptions(calibration_images=50, keep_float=(), target_drop=5, limit=100)
     found = quantize_checkpoint(checkpoint, tmp_path / "seven.onnx", options)
     assert found.to_dict()["kernels"]["7"] == {"kernels": 60.0, "rounding": 25.0}
@@ -204,8 +205,10 @@ def test_equalising_that_changes_the_logits_is_refused(checkpoint, tmp_path, mon
         found.arrays["stage1.0.rbr_reparam.bias"] += 0.01
         return found
 
-    monkeypatch.setattr(quantize, "equalize", wrong)
-    with pytest.raises(EquivalenceError, match=r"equalising changed the logits by \S+ of the largest, more than 1e-05"):
+    monkeypatch.setattr(repairs, "equalize", wrong)
+    with pytest.raises(
+        EquivalenceError, match=r"a repair \(equalised\) changed the float logits by \S+ of the largest, "
+    ):
         quantize_checkpoint(checkpoint, tmp_path / "old.onnx", QuantizeOptions(equalize=True))
     assert (tmp_path / "old.onnx").read_bytes() == b"old"
 

@@ -5,6 +5,8 @@ import pytest
 from support.int8 import loader
 
 from mindrepvgg.deployment.int8 import search
+from mindrepvgg.deployment.int8.progress import Progress
+from mindrepvgg.deployment.int8.repairs import Repairs
 from mindrepvgg.deployment.int8.search import fewest
 from mindrepvgg.evaluation.loop import Evaluation
 
@@ -33,11 +35,11 @@ def test_what_does_not_rise_evenly_still_gives_a_proven_place():
 
 def test_a_loss_of_just_the_target_is_kept(written):
     """97.07 - 96.57 is more than 0.5 in floating point."""
-    evaluate = search.Evaluator(written.destination, loader(10))
+    evaluate = search.Evaluator(written.destination, loader(10), Progress())
     counts = {"num_images": 10000, "loss": 0.0, "top5": 100.0, "images_per_second": 1.0}
     evaluate.reference = Evaluation(top1=100 * (9707 / 10000), correct=9707, **counts)
     found = Evaluation(top1=100 * (9657 / 10000), correct=9657, **counts)
-    evaluate._evaluate = lambda path: (found, evaluate._classes)
+    evaluate._evaluate = lambda engine: (found, evaluate._classes)
     assert evaluate.reference.top1 - found.top1 > 0.5
-    attempt = evaluate(written.destination, ())
+    attempt = evaluate(written.destination, Repairs())
     assert (attempt.drop, attempt.agreement) == (0.5, 1)
