@@ -165,7 +165,7 @@ def test_the_settings_that_a_verb_offers_are_the_functions():
     from mindrepvgg.cli import quantize
     from mindrepvgg.deployment.int8.prepare import QuantizeOptions
 
-    separate = {"weight_bits", "keep_float"}  # read from text first
+    separate = {"weight_bits", "keep_float", "split"}  # read from text first
     assert {field.name for field in fields(QuantizeOptions)} == {*quantize._OPTIONS, *separate} - {"weights", "report"}
     for name in ("validate", "predict", "convert", "export"):
         parameters = inspect.signature(getattr(api, name)).parameters.values()

@@ -135,7 +135,7 @@ def build_onnx(
     Args:
         variant: the network's layout.
         arrays: name -> array of the deploy form, as `parameters.network_arrays` gives them. Nodes and initializers
-            keep these names. A block with an array `coarse` beside its weight and bias gets a 1x1 convolution more,
+            keep these names. A block with a `coarse.weight` beside its weight and bias gets a 1x1 convolution more,
             whose output is added, see `int8.splitting`.
         options: what the file takes and gives.
         metadata: JSON-able facts by name, kept as metadata_props.
@@ -221,10 +221,10 @@ class _Graph:
         return self.cast(x, f"{name}.{precision}", precision)
 
     def conv(self, x, name, arrays, output, stride=1, groups=1, dilation=1):
-        """Add a convolution with PyTorch's padding; arrays: `name`.weight and `name`.bias."""
-        kernel, bias = arrays[f"{name}.weight"], arrays[f"{name}.bias"]
-        size = kernel.shape[-1]
-        inputs = [x, self.constant(f"{name}.weight", kernel), self.constant(f"{name}.bias", bias)]
+        """Add a convolution with PyTorch's padding; arrays: `name`.weight and, where it has a bias, `name`.bias."""
+        size = arrays[f"{name}.weight"].shape[-1]
+        names = [key for key in (f"{name}.weight", f"{name}.bias") if key in arrays]
+        inputs = [x, *(self.constant(key, arrays[key]) for key in names)]
         # All attributes, those that equal ONNX's defaults too: MindSpore Lite refuses a Conv that lacks one.
         attributes = {
             "kernel_shape": [size] * 2,
@@ -234,11 +234,6 @@ class _Graph:
             "group": groups,
         }
         return self.add("Conv", inputs, output, **attributes)
-
-    def pointwise(self, x, name, arrays, output, stride, groups):
-        """Add a 1x1 convolution without padding and bias; arrays: with `name`, its kernel."""
-        inputs = [x, self.constant(name, arrays[name])]
-        return self.add("Conv", inputs, output, kernel_shape=[1, 1], strides=[stride] * 2, group=groups)
 
 
 def _add_preprocessing(graph, channels, options):
@@ -271,8 +266,8 @@ def _add_block(graph, x, spec: BlockSpec, arrays):
     """One block of the deploy form, SE before ('pre') or after ('post') its ReLU."""
     given = x
     x = graph.conv(x, spec.fused, arrays, f"{spec.name}.conv", spec.stride, spec.groups, spec.dilation)
-    if f"{spec.fused}.coarse" in arrays:
-        coarse = graph.pointwise(given, f"{spec.fused}.coarse", arrays, f"{spec.name}.coarse", spec.stride, spec.groups)
+    if (name := f"{spec.fused}.coarse") + ".weight" in arrays:
+        coarse = graph.conv(given, name, arrays, f"{spec.name}.coarse", spec.stride, spec.groups)
         x = graph.add("Add", [x, coarse], f"{spec.name}.sum")
     if spec.se == "pre":
         x = _add_squeeze_excite(graph, x, spec.squeeze_excite, arrays)

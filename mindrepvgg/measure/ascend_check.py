@@ -26,6 +26,7 @@ from mindrepvgg.measure.device_checks import (
     check_grouped,
     check_mixed_precision,
     check_overflow,
+    check_qat,
     check_repoptimizer,
     request_float32,
 )
@@ -271,6 +272,7 @@ def checks(device: str, group: Ranks, models, precisions, reference: dict, coars
             yield f"convolution of {groups} groups, {grouped}", functools.partial(check_grouped, groups, grouped)
     for opt in ("momentum", "adamw"):
         yield f"RepOptimizer's update, {opt}", functools.partial(check_repoptimizer, opt)
+    yield "QAT per tensor with distillation", check_qat
     for dtype in DTYPES:
         yield f"fusion in {dtype}", functools.partial(check_mixed_precision, dtype, device)
     for model in models:

@@ -1,4 +1,4 @@
-"""Checks of a device without a large network: float32, grouped convolution, fusion, overflow, gradients' mean."""
+"""Checks of a device without a large network: float32, grouped convolution, fusion, QAT, overflow, gradients."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from mindrepvgg.recipe import choices
 from mindrepvgg.reparam.blocks import RepVGGBlock
 from mindrepvgg.reparam.compare import difference
 from mindrepvgg.reparam.deploy import to_deploy
+from mindrepvgg.reparam.fake_quant import FakeQuantDense
 from mindrepvgg.reparam.layers import NATIVE, conv2d
 from mindrepvgg.reparam.linear_addition import gradient_multiplier
 from mindrepvgg.reparam.precision import DTYPES
@@ -28,8 +29,11 @@ from mindrepvgg.runtime.environment import launched_processes
 from mindrepvgg.runtime.ranks import Ranks, start
 from mindrepvgg.runtime.timing import take_turns, timed
 from mindrepvgg.training.all_reduce import gradient_mean
+from mindrepvgg.training.distillation import Distillation
+from mindrepvgg.training.loss import build_loss
 from mindrepvgg.training.optim import build_optimizer, decay_groups
 from mindrepvgg.training.repoptimizer import block_scales
+from mindrepvgg.training.step import NetworkWithLoss
 
 _GROUPED_TOLERANCE = 1e-2  # loose, for HF32; groups that are mixed up are off by the largest output
 
@@ -39,6 +43,9 @@ _MIXED_TOLERANCE = {"float16": 1e-2, "bfloat16": 8e-2}
 # Two updates by an optimizer: its numbers, and what rounding to float32 leaves of them, with a margin.
 _RATE, _DECAY, _MOMENTUM, _BETAS, _EPS = 0.1, 0.1, 0.9, (0.9, 0.99), 1e-6
 _UPDATE_TOLERANCE = 1e-5
+
+# A matrix product may be as coarse as HF32. A wrong scale is off by more.
+_QAT_TOLERANCE = 5e-3
 
 _MSRUN = "msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python -m mindrepvgg ascend-check"
 
@@ -166,6 +173,81 @@ def check_repoptimizer(opt: str):
     if not found <= _UPDATE_TOLERANCE:
         raise CheckFailed(f"{line}: too much", found)
     return line, found
+
+
+class _Teacher(nn.Cell):
+    """A linear layer in the place of a float network."""
+
+    deploy = True
+
+    def __init__(self, dense):
+        super().__init__()
+        self.linear = dense
+
+    def construct(self, x):
+        return self.linear(x)
+
+
+def check_qat(share: float = 0.5):
+    """Compare loss and gradients of QAT per tensor with float64, for a linear layer that is also distilled.
+
+    Args:
+        share: of the loss that is the divergence from the teacher.
+    """
+    inputs, classes, images = 16, 10, 8
+    integers = {
+        "x": np.rint(127.5 + 127 * uniform("qat x", (images, inputs))),
+        "weight": np.rint(126 * uniform("qat weight", (classes, inputs))),
+        "bias": np.rint(1e4 * uniform("qat bias", (classes,))),
+    }
+    # Inputs span 255 steps, weights 127: the scales are known. No number lies close to the middle of two steps.
+    integers["x"][0, :2], integers["weight"][0, 0] = (0, 255), 127
+    x_step, weight_step = 1 / 128, 1 / 256
+    steps = {"x": x_step, "weight": weight_step, "bias": x_step * weight_step}
+    rounded = {name: steps[name] * value for name, value in integers.items()}
+    given = {
+        name: value + 0.3 * steps[name] * uniform(f"qat {name} rest", value.shape) for name, value in rounded.items()
+    }
+    given["x"][0, :2], given["weight"][0, 0] = rounded["x"][0, :2], rounded["weight"][0, 0]
+    taught = uniform("qat teacher", (classes, inputs))
+    labels = np.arange(images, dtype=np.int32) % classes
+
+    student = FakeQuantDense(_dense(given["weight"], given["bias"]), per_channel=False)
+    student.input_quantizer.set_range(0, 255 * x_step)
+    distillation = Distillation(_Teacher(_dense(taught, np.zeros(classes))), share)
+    step = NetworkWithLoss(student.set_train(), build_loss(), distillation=distillation)
+    gradient = ms.value_and_grad(step, None, student.trainable_params())
+    loss, gradients = gradient(Tensor(given["x"].astype(np.float32)), Tensor(labels), Tensor(1.0))
+
+    said, known = rounded["x"] @ rounded["weight"].T + rounded["bias"], given["x"] @ taught.T
+    said, known = _log_softmax(said), _log_softmax(known)
+    wanted = (1 - share) * np.eye(classes)[labels] + share * np.exp(known)
+    by_logits = (np.exp(said) - wanted) / images
+    task, apart = said[np.arange(images), labels], (np.exp(known) * (known - said)).sum(1)
+    expected = {
+        "loss": ((1 - share) * -task + share * apart).mean(),
+        "weight": by_logits.T @ rounded["x"],
+        "bias": by_logits.sum(0),
+    }
+    actual = {"loss": loss, **{p.name: g for p, g in zip(student.trainable_params(), gradients, strict=True)}}
+    found = {name: difference(np.asarray(value), actual[name].asnumpy())[1] for name, value in expected.items()}
+    line = ", ".join(f"{name} {value:.1e}" for name, value in found.items())
+    if not max(found.values()) <= _QAT_TOLERANCE:
+        raise CheckFailed(f"loss and gradients differ from float64's: {line}", found)
+    return f"loss and gradients differ from float64's by: {line}", found
+
+
+def _log_softmax(logits):
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _dense(weight, bias):
+    """A linear layer of given weights (out, in) and bias (out,)."""
+    dense = nn.Dense(*weight.shape[::-1])
+    dense.weight.set_data(Tensor(weight.astype(np.float32)))
+    dense.bias.set_data(Tensor(bias.astype(np.float32)))
+    return dense
 
 
 class _Overflow(nn.Cell):

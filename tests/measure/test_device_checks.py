@@ -12,7 +12,9 @@ from support import context_mode
 
 from mindrepvgg.measure import ascend_check_report, device_checks
 from mindrepvgg.models import synthetic
+from mindrepvgg.reparam import fake_quant
 from mindrepvgg.runtime.ranks import Ranks
+from mindrepvgg.training import distillation
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +48,22 @@ def test_an_update_by_another_rule_fails(monkeypatch, opt):
     monkeypatch.setattr(device_checks, "gradient_multiplier", lambda *place: 1.01 * right(*place))
     with pytest.raises(ascend_check_report.CheckFailed, match=r"differ from float64's by \d\.\de-0[1234]: too much"):
         device_checks.check_repoptimizer(opt)
+
+
+def test_qat_of_another_scale_or_teacher_fails(monkeypatch):
+    """In PyNative mode, for time: the self-check of a whole CPU compiles it."""
+    with context_mode("pynative"):
+        _, figures = device_checks.check_qat()
+        assert max(figures.values()) < 1e-5
+        for name, wrong in (
+            ("FakeQuantDense", lambda dense, per_channel: fake_quant.FakeQuantDense(dense, True)),
+            ("FakeQuantDense", lambda dense, per_channel: fake_quant.FakeQuantDense(dense, False, bits=7)),
+            ("Distillation", lambda teacher, share: distillation.Distillation(teacher, 0.9 * share)),
+        ):
+            with monkeypatch.context() as patched:
+                patched.setattr(device_checks, name, wrong)
+                with pytest.raises(ascend_check_report.CheckFailed, match="differ from float64's: loss "):
+                    device_checks.check_qat()
 
 
 def test_an_overflow_that_goes_unnoticed_fails(monkeypatch):

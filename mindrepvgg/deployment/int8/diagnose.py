@@ -67,7 +67,7 @@ def diagnose(
 def _diagnose(source, options, overrides, weights, show_progress) -> Diagnosis:
     with Progress(show_progress) as progress, prepared(source, options, overrides, weights, progress) as ready:
         builder, images = ready.builder, ready.builder.batches[0]
-        progress.expect(6 * sum(map(len, builder.batches)) + NOISE_IMAGES * len(builder.layers) / 2)
+        progress.expect(builder.pictures(Repairs()) + NOISE_IMAGES * len(builder.layers) / 2)
         progress.phase("calibration")
         kernels = builder.choose_bits(options.weight_bits, Repairs())
         progress.phase("layers alone")
@@ -159,7 +159,9 @@ def _effects(builder: Builder, images, progress) -> tuple[Effect, ...]:
     """What INT8 does to the logits of some pictures, as it is and with each repair."""
     expected = _logits(builder.quantizer().graph.model, images)
     found = []
-    for trial in _trials(builder):
+    trials = list(_trials(builder))
+    progress.expect(sum(builder.pictures(trial.repairs) + len(images) for trial in trials))
+    for trial in trials:
         progress.phase(f"INT8 {trial.option}")
         logits = _logits(builder.model(trial.repairs), images)
         same = float((logits.argmax(1) == expected.argmax(1)).mean())
@@ -169,19 +171,18 @@ def _effects(builder: Builder, images, progress) -> tuple[Effect, ...]:
 
 
 def _trials(builder):
-    """The repairs one by one, then those that are exact together."""
+    """The repairs that are worth a trial, one by one and together."""
     zero_dead = bool(builder.dead())
     yield _Trial("", Repairs())
     if zero_dead:
         yield _Trial("--zero_dead", Repairs(zero_dead=True))
+        yield _Trial("--zero_dead --bias_correction", Repairs(zero_dead=True, bias_correction=True))  # of the same form
     yield _Trial("--bias_correction", Repairs(bias_correction=True))
     yield _Trial("--equalize", Repairs(equalize=True))
     if split := builder.worth_splitting(Repairs()):
         yield _Trial("--split auto", Repairs(split=split))
-    if zero_dead:
-        yield _Trial("--zero_dead --bias_correction", Repairs(zero_dead=True, bias_correction=True))
-        if split := builder.worth_splitting(Repairs(zero_dead=True)):
-            yield _Trial("--zero_dead --split auto", Repairs(zero_dead=True, split=split))
+    if zero_dead and (split := builder.worth_splitting(Repairs(zero_dead=True))):
+        yield _Trial("--zero_dead --split auto", Repairs(zero_dead=True, split=split))
 
 
 def _logits(model, images):

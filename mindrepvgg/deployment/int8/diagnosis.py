@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mindrepvgg.deployment.int8.noise import Noise
 from mindrepvgg.deployment.int8.repairs import Repairs
-from mindrepvgg.files import atomic_write
+from mindrepvgg.files import atomic_write, json_types
 from mindrepvgg.text import counted, table
 
 # INT8 is healthy where so many pictures keep their class. Rules of thumb: the search judges by labels.
@@ -107,7 +107,7 @@ class Diagnosis:
 
     def to_dict(self) -> dict:
         """Plain types, for JSON."""
-        return {
+        found = {
             **asdict(self),
             "source": str(self.source),
             "layers": [{**layer._asdict(), "noise": layer.noise._asdict()} for layer in self.layers],
@@ -115,6 +115,7 @@ class Diagnosis:
             "dead_channels": self.dead,
             "advice": self.advice(),
         }
+        return json_types(found)
 
     def format(self) -> str:
         """Return the report for people."""

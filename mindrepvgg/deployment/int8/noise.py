@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class LayerChain:
         self._integers = self._sessions(Parts(integer), rounded)
         self._rounded = []
         if by_weights:
-            self._rounded = self._sessions(Parts(graph.model, _rounded_weights(quantizer, layers)), ends)
+            self._rounded = self._sessions(Parts(graph.model, rounded_weights(quantizer, layers)), ends)
         self._weights = dict.fromkeys(self._names)
         for name in layers:
             self._weights[name] = _weight_noise(quantizer, graph.layers[name].parts)
@@ -115,8 +115,8 @@ def _weight_noise(quantizer, parts) -> float:
     return signal_to_noise(_sum_of_kernels(kernels), _sum_of_kernels(rounded))
 
 
-def _rounded_weights(quantizer, layers):
-    """Initializer -> the tensor of the weights that the integers stand for, of these layers."""
+def rounded_weights(quantizer, layers) -> dict[str, Any]:
+    """Initializer -> the `onnx.TensorProto` of the weights that the integers stand for, of these layers."""
     import onnx
 
     graph, found = quantizer.graph, {}

@@ -169,7 +169,6 @@ def prepared(source, options: QuantizeOptions, overrides, weights, progress: Pro
         if unlabelled is not None:
             labelled, float_logits = labelled_by(exported.destination, loader)
             loader = loader_of(recipe, labelled, as_uint8=options.preprocess)
-        progress.expect(count)
         arrays = network_arrays(net if net.deploy else to_deploy(net))
         builder = Builder(layout, exported, arrays, batches, options.integers(), folder, progress)
         yield Prepared(source, net, exported, builder, validation, loader, float_logits, f"{count} {origin}")

@@ -104,10 +104,10 @@ def _best(ready: Prepared, options, progress) -> tuple[_Best, Evaluator]:
     """Settle the weights' bits, find which repairs help, and which layers have to stay in float."""
     builder, images = ready.builder, ready.builder.batches[0][:NOISE_IMAGES]
     count, passes = len(ready.loader.source), len(images) * (len(builder.layers) + 1) / 2
-    progress.expect(count * (1 + INT8_SHARE) + passes + 16)
-    progress.phase("calibration")
     given = {name: getattr(options, name) for name in ("zero_dead", "equalize", "bias_correction")}
     start = Repairs(**given)
+    progress.expect(builder.pictures(start) + count * (1 + INT8_SHARE) + passes + 16)
+    progress.phase("calibration")
     kernels = builder.choose_bits(options.weight_bits, start)
     split = builder.worth_splitting(start) if options.split == "auto" else tuple(options.split)
     start = dataclasses.replace(start, split=split)

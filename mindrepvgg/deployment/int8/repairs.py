@@ -63,12 +63,15 @@ class Repairs:
         return [text for text, done in found.items() if done]
 
 
+def _float_form(repairs: Repairs) -> Repairs:
+    """Those of some repairs that change the float network."""
+    return dataclasses.replace(repairs, bias_correction=False, keep_float=())
+
+
 class _Repaired(NamedTuple):
-    """A float network with repairs: its quantizer, and what the repairs did."""
+    """A float network with repairs: its quantizer, and the factor that equalising scaled a channel by at most."""
 
     quantizer: Quantizer
-    arrays: dict[str, np.ndarray]
-    zeroed: Zeroed | None
     largest_scale: float | None
 
 
@@ -111,8 +114,17 @@ class Builder:
 
     def worth_splitting(self, repairs: Repairs) -> tuple[str, ...]:
         """The layers that are worth it, after the other repairs; see `splitting.worth_splitting`."""
-        arrays = self._repaired(dataclasses.replace(repairs, split=())).arrays
+        arrays, _ = self._unsplit(repairs)
         return worth_splitting(self.layout, arrays, self.options.per_channel)
+
+    def pictures(self, repairs: Repairs) -> int:
+        """How many pictures are to be run before the files with these repairs can be made; 0 where that was done."""
+        count, form = sum(map(len, self.batches)), _float_form(repairs)
+        if form == Repairs():
+            return 0 if self._plain else count
+        if self._last and self._last[0] == form:
+            return 0
+        return count + 2 * _CHECKED + (self.pictures(Repairs()) if repairs.zero_dead else 0)
 
     def write(self, repairs: Repairs) -> Path:
         """Write the INT8 file with these repairs."""
@@ -160,25 +172,26 @@ class Builder:
 
     def _repaired(self, repairs) -> _Repaired:
         """The network with those of the repairs that change its float form."""
-        key = dataclasses.replace(repairs, bias_correction=False, keep_float=())
+        key = _float_form(repairs)
         if key == Repairs():
             if self._plain is None:
-                self._plain = _Repaired(self._calibrated(self._exported.destination, ()), self._arrays, None, None)
+                self._plain = _Repaired(self._calibrated(self._exported.destination, ()), None)
             return self._plain
         if self._last is None or self._last[0] != key:
             self._last = None  # before the next one takes its room
             self._last = key, self._repair(key)
         return self._last[1]
 
+    def _unsplit(self, repairs) -> tuple[dict[str, np.ndarray], float | None]:
+        """The arrays with the repairs that keep each kernel in one, and the largest scale of equalising."""
+        arrays = self._zeroed().arrays if repairs.zero_dead else self._arrays
+        if not repairs.equalize:
+            return arrays, None
+        equalized = equalize(self.layout, arrays)
+        return equalized.arrays, equalized.largest
+
     def _repair(self, repairs) -> _Repaired:
-        arrays, zeroed, scale = self._arrays, None, None
-        if repairs.zero_dead:
-            zeroed = self._zeroed()
-            arrays = zeroed.arrays
-        if repairs.equalize:
-            equalized = equalize(self.layout, arrays)
-            arrays, scale = equalized.arrays, equalized.largest
-        whole = arrays
+        arrays, scale = self._unsplit(repairs)
         if repairs.split:
             arrays = split_layers(self.layout, arrays, repairs.split, self.options.per_channel)
         path = self._folder / "repaired.onnx"
@@ -186,7 +199,7 @@ class Builder:
         path.write_bytes(model.SerializeToString())
         del model  # it is a copy of all weights
         self._check(path, repairs)
-        return _Repaired(self._calibrated(path, repairs.split), whole, zeroed, scale)
+        return _Repaired(self._calibrated(path, repairs.split), scale)
 
     def _calibrated(self, path, split) -> Quantizer:
         layers = layer_nodes(self.layout, self._exported.options.output, split)

@@ -156,7 +156,10 @@ class Search:
 
     def attempt(self, repairs: Repairs, step: str) -> Attempt:
         """Make and evaluate the file with these repairs."""
-        self._progress.phase(f"INT8, {step}")
+        if self.attempts:  # the first is expected from the beginning
+            self._progress.expect(self._builder.pictures(repairs) + self._evaluate.num_images * INT8_SHARE)
+        most = "" if self._budget == math.inf else f" of at most {self._budget}"
+        self._progress.phase(f"file {len(self.attempts) + 1}{most}, {step}")
         self.attempts.append(self._evaluate(self._builder.write(repairs), repairs, step))
         return self.attempts[-1]
 

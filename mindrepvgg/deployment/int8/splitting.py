@@ -77,7 +77,7 @@ def split_layers(variant: Variant, arrays, names, per_channel: bool) -> dict[str
     for spec in variant.block_specs():
         if spec.name in names:
             found = split_centre(arrays[f"{spec.fused}.weight"], per_channel)
-            changed[f"{spec.fused}.weight"], changed[f"{spec.fused}.coarse"] = found.fine, found.coarse
+            changed[f"{spec.fused}.weight"], changed[f"{spec.fused}.coarse.weight"] = found.fine, found.coarse
     return changed
 
 

@@ -43,7 +43,7 @@ def test_splitting_the_centre_repairs_it_too_and_is_an_int8_convolution_more(pla
     assert found.drop < 0.1 * plain.drop
     assert 0 < found.facts["extra_multiplications"] < 1 / 9
     arrays = initializers(found.destination)
-    coarse = arrays["stage3.1.rbr_reparam.coarse_quantized"]
+    coarse = arrays["stage3.1.rbr_reparam.coarse.weight_quantized"]
     assert (coarse.dtype, coarse.shape) == (np.int8, (24, 24, 1, 1))
     assert np.abs(coarse).max() == 127
     model = onnx.load(str(found.destination))

@@ -75,7 +75,7 @@ def test_layers_are_chosen_by_their_gain_and_cost_a_ninth():
     arrays["stage2.0.rbr_reparam.weight"] = heavy_identity(20.0)
     assert worth_splitting(variant, arrays, False) == ("stage2.0",)
     changed = split_layers(variant, arrays, ["stage2.0"], False)
-    assert set(changed) - set(arrays) == {"stage2.0.rbr_reparam.coarse"}
+    assert set(changed) - set(arrays) == {"stage2.0.rbr_reparam.coarse.weight"}
     assert arrays["stage2.0.rbr_reparam.weight"].max() > 19, "what was given stays as it is"
     every = [spec.name for spec in variant.block_specs()]
     assert extra_multiplications(variant, every, (32, 32)) == pytest.approx(1 / 9)
