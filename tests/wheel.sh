@@ -43,6 +43,7 @@ run mindrepvgg validate --ckpt_path runs/digits/deploy.ckpt --json
 run mindrepvgg summary runs/digits/deploy.ckpt
 mkdir pictures && cp -r photos pictures/train && cp -r photos pictures/val
 run mindrepvgg pack pictures packed
+run mindrepvgg draw-shapes shapes --count 2
 run mindrepvgg benchmark --models repvgg_nano --engines mindspore,onnxruntime --batch_sizes 1 --image_size 32 --rounds 2
 run mindrepvgg ascend-check --models repvgg_nano --precision float32 --device_target CPU
 

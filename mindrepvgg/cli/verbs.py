@@ -26,6 +26,7 @@ GROUPS = {
         "quantize": "write an INT8 ONNX file",
     },
     "data": {
+        "draw-shapes": "draw a set of pictures to try things on",
         "check-data": "find unreadable pictures and duplicates",
         "pack": "pack a folder of pictures into MindRecord files",
     },
