@@ -1,4 +1,4 @@
-"""Write into docs/reparam.md what the folds are held against: wrong folds, a grid of blocks, other projects' networks.
+"""Write into docs/fusing.md what the folds are held against: wrong folds, a grid of blocks, other projects' networks.
 
 python benchmarks/evidence.py             # all of it: a quarter of an hour
 python benchmarks/evidence.py controls    # one section
@@ -16,7 +16,7 @@ from sections import replace_section
 from mindrepvgg.text import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "reparam.md"
+PAGE = ROOT / "docs" / "fusing.md"
 sys.path.append(str(ROOT / "tests"))
 
 

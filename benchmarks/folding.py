@@ -1,4 +1,4 @@
-"""Fold every network and write into docs/weights.md how far its deploy form is from its branches.
+"""Fold every network and write into docs/fusing.md how far its deploy form is from its branches.
 
 python benchmarks/folding.py                # all of them: a quarter of an hour, 4 GB
 python benchmarks/folding.py mobileone_s0   # only print
@@ -18,7 +18,7 @@ from mindrepvgg.models.synthetic import parameter_values, uniform
 from mindrepvgg.models.variants import TRAIN, find, published_models
 from mindrepvgg.text import markdown_table
 
-PAGE = Path(__file__).parents[1] / "docs" / "weights.md"
+PAGE = Path(__file__).parents[1] / "docs" / "fusing.md"
 
 
 def folded(name):

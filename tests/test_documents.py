@@ -23,7 +23,7 @@ FOREIGN = {
     *("dynamic_batch_size", "dynamic_image_size", "dynamic_dims"),
     *("fmk", "modelFile", "outputFile", "saveType", "optimize", "configFile", "inputDataFormat"),  # converter_lite
     *("worker_num", "local_worker_num", "master_addr", "master_port", "node_rank", "join", "log_dir"),  # msrun
-    *("bind_core", "bind_numa", "cluster_time_out"),
+    *("bind_core", "bind_numa", "cluster_time_out", "bind-to"),  # the last one: mpirun
     *("upgrade", "upgrade-strategy", "force-reinstall", "dry-run", "no-deps", "platform", "only-binary"),  # pip
     *("find-links", "no-index", "system-site-packages", "exclude"),
     *("announced-signatures", "corpus", "minutes", "replay"),  # pytest and python -m fuzz, in this repository

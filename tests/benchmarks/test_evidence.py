@@ -1,4 +1,4 @@
-"""The tables of docs/reparam.md have a line for each thing that the tests check, within the tests' bounds."""
+"""The tables of docs/fusing.md have a line for each thing that the tests check, within the tests' bounds."""
 
 from support import ROOT
 from support.block_pairs import GRIDS
@@ -8,7 +8,7 @@ from support.wrong_folds import CONTROLS
 
 def rows(section):
     """The cells of a table of the page, without its head."""
-    page = (ROOT / "docs" / "reparam.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "fusing.md").read_text(encoding="utf-8")
     table = page.split(f"<!-- {section}: begin -->\n")[1].split(f"\n<!-- {section}: end -->")[0]
     return [line.strip("| ").split(" | ") for line in table[table.index("\n|---") + 1 :].splitlines()[1:]]
 

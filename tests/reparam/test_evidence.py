@@ -1,4 +1,4 @@
-"""What the tables in docs/reparam.md say: every wrong fold is told from the right one, and the whole grid is exact."""
+"""What the tables in docs/fusing.md say: every wrong fold is told from the right one, and the whole grid is exact."""
 
 import pytest
 from support.block_pairs import GRIDS, both
