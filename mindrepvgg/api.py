@@ -88,6 +88,8 @@ def validate(
     precision: str = "float32",
     num_threads: int | None = None,
     by_class: bool = False,
+    mistakes: bool = False,
+    report: StrPath | None = None,
     device_target: str = "auto",
     mode: int = 0,
     distribute: str | bool = "auto",
@@ -108,6 +110,8 @@ def validate(
         precision: of openvino's arithmetic: "float32" or "bfloat16", whose difference is logged.
         num_threads: threads of onnxruntime or openvino; None: their choice.
         by_class: count for each class too, see `Validation.classes`.
+        mistakes: keep the worst mistakes with their pictures, see `Validation.mistakes`.
+        report: a page of HTML to write, with curves, confusions, classes, mistakes and the comparison of both forms.
         device_target: "CPU", "Ascend", or "auto": Ascend where the machine has one.
         mode: 0: graph mode; 1: PyNative mode.
         distribute: "auto": share the work with the processes that msrun started; False: do all of it here.
@@ -125,13 +129,21 @@ def validate(
     from mindrepvgg.runtime import device, ranks
 
     computing = Computing.of(checkpoint, engine, num_threads, precision)
-    options = EvalOptions(limit, flip, amp_level, computing.engine, by_class, precision)
+    if report is not None:
+        from mindrepvgg.evaluation.class_report import SUFFIXES, check_suffix
+        from mindrepvgg.evaluation.report_page import write_report
+
+        check_suffix(report, SUFFIXES["report"])
+        by_class = mistakes = True
+    options = EvalOptions(limit, flip, amp_level, computing.engine, by_class, precision, mistakes)
     ways = {"weights": weights, "amp_level": amp_level, "mode": mode, "device_target": device_target}
     computing.check(checkpoint, overrides, **ways)
     target = device.setup(computing.device(device_target), mode)
     group = ranks.start(distribute)
     net, make = computing.open(checkpoint, overrides, weights)
     found = run_validation(net, overrides, options, target, group, make, show_progress)
+    if report is not None and group.is_first:
+        write_report(report, found, net, checkpoint, overrides)
     group.leave()
     return found
 

@@ -162,3 +162,13 @@ def call(capfd):
         return status, out, "".join(lines)
 
     return run
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures of matplotlib that the test saves, in order."""
+    from matplotlib.figure import Figure
+
+    saved, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (saved.append(self), save(self, *a, **k))[1])
+    return saved

@@ -1,6 +1,7 @@
 """Train a network in its multi-branch form, as a recipe says.
 
     mindrepvgg train -c quickstart --ckpt_save_dir runs/digits
+    mindrepvgg train -c folder --data_dir photos --show_batch batch.png
     mindrepvgg train -c folder --data_dir photos --ckpt_save_dir runs/photos
     mindrepvgg train -c finetune --data_dir photos --ckpt_save_dir runs/finetuned
     msrun --worker_num 8 python -m mindrepvgg train -c repvgg_a1 --data_dir /data/imagenet
@@ -14,6 +15,7 @@ from mindrepvgg.cli.entry import ArgumentParser
 from mindrepvgg.errors import UserError
 from mindrepvgg.recipe import configs, sources
 from mindrepvgg.recipe.provenance import COMMAND_LINE
+from mindrepvgg.text import quoted
 
 _FLAGS = {
     "overwrite": "start anew in a folder that already holds a run",
@@ -37,6 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="continue a run exactly: the one in ckpt_save_dir, in the folder PLACE, or the one that saved PLACE "
         "(*_last.ckpt); without -c, with its own recipe; a larger --epoch_size prolongs it",
     )
+    parser.add_argument(
+        "--show_batch",
+        nargs="?",
+        const="batch.png",
+        metavar="FILE.png",
+        help="draw the first batch of pictures as training sees them (into %(const)s), and stop",
+    )
     for name, text in _FLAGS.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     sources.add_recipe_arguments(parser)
@@ -47,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     resumes = arguments.resume is not False
     if resumes and arguments.overwrite:
         raise UserError("--resume continues a run and --overwrite discards it; give one of the two")
-    shows = arguments.show_config or arguments.show_param_groups
+    shows = arguments.show_config or arguments.show_param_groups or arguments.show_batch
     if resumes:
         from mindrepvgg.training.resume import find_run
 
@@ -55,11 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         own = None if arguments.config is None else sources.load_recipe(arguments.config, overrides)
         recipe, arguments.resume = find_run(arguments.resume, own, overrides, COMMAND_LINE)
     else:
-        recipe = sources.recipe_from_arguments(arguments, needs_data=not shows)
+        recipe = sources.recipe_from_arguments(arguments, needs_data=not shows or bool(arguments.show_batch))
     return _show(recipe, arguments) if shows else _train(recipe, arguments)
 
 
 def _show(recipe, arguments):
+    if arguments.show_batch:
+        from mindrepvgg.data.show_batch import draw_batch
+
+        if not arguments.show_batch.lower().endswith(".png"):
+            raise UserError(f"show_batch (={quoted(arguments.show_batch)}) must end in .png")
+        print(f"{arguments.show_batch}: {draw_batch(recipe, arguments.show_batch)}")
     if arguments.show_config:
         print(sources.explain_recipe(recipe), end="")
     if arguments.show_param_groups:

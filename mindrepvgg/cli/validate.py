@@ -2,6 +2,7 @@
 
     mindrepvgg validate best.ckpt
     mindrepvgg validate RepVGG-A0-train.pth --data_dir /data/imagenet --cross_check
+    mindrepvgg validate best.ckpt --report report.html
     mindrepvgg validate best.onnx --against best.ckpt
     msrun --worker_num 8 --local_worker_num 8 --join True --log_dir msrun_log python -m mindrepvgg validate best.ckpt
 
@@ -20,10 +21,12 @@ _OVERRIDES = (
     *("image_resize", "crop_pct", "interpolation", "mean", "std", "resize_backend", "on_bad_image", "bad_image_limit"),
     "grouped",
 )
+# What is written beside what is printed.
+_FILES = ("per_class", "confusion", "mistakes", "report")
 # --cross_check compares logits and has no use for these.
-_WAYS = ("limit", "flip", "amp_level", "per_class", "confusion", *options.ENGINE)
+_WAYS = ("limit", "flip", "amp_level", *_FILES, *options.ENGINE)
 # --against counts both sides alike, in float32 but for --precision.
-_NOT_AGAINST = ("flip", "amp_level", "per_class", "confusion")
+_NOT_AGAINST = ("flip", "amp_level", *_FILES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_engine(way)
     way.add_argument("--per_class", metavar="FILE.csv", help="write each class's accuracies and its worst confusion")
     way.add_argument("--confusion", metavar="FILE.csv|FILE.png", help="write or draw the confusion matrix")
+    way.add_argument("--mistakes", metavar="FILE.png", help="draw the wrong images of which the network was most sure")
+    text = "write one page of curves, confusions, classes, mistakes and the comparison of both forms"
+    way.add_argument("--report", metavar="FILE.html", help=text)
     both = parser.add_argument_group("compare", "with another file, on the same images; status 1 if they differ")
     both.add_argument("--against", metavar="FILE", help="checkpoint or exported file: both accuracies, how far apart")
     check = parser.add_argument_group("cross-check", "compare with PyTorch on the same images; status 1 if they differ")
@@ -70,12 +76,11 @@ def _check(arguments, parser):
             raise UserError(f"--against compares two files and takes no --{name}; give one of the two")
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit (={arguments.limit}) must be at least 1")
-    if arguments.per_class or arguments.confusion:
-        from mindrepvgg.evaluation.class_report import TABLE, TABLE_OR_PICTURE, check_suffix
+    for name in _FILES:
+        if getattr(arguments, name):
+            from mindrepvgg.evaluation.class_report import SUFFIXES, check_suffix
 
-        for path, suffixes in ((arguments.per_class, TABLE), (arguments.confusion, TABLE_OR_PICTURE)):
-            if path:
-                check_suffix(path, suffixes)
+            check_suffix(getattr(arguments, name), SUFFIXES[name])
 
 
 def _validate(arguments, overrides):
@@ -85,6 +90,8 @@ def _validate(arguments, overrides):
     found = api.validate(
         arguments.ckpt_path,
         by_class=bool(arguments.per_class or arguments.confusion),
+        mistakes=bool(arguments.mistakes),
+        report=arguments.report,
         distribute=arguments.distribute == "auto" and "auto",
         show_progress=not arguments.json,
         **options.chosen(arguments, ("weights", "limit", "flip", "amp_level", "device_target", "mode")),
@@ -96,7 +103,9 @@ def _validate(arguments, overrides):
         if found.classes and arguments.per_class:
             found.classes.write_classes(arguments.per_class)
         if found.classes and arguments.confusion:
-            found.classes.write_confusion(arguments.confusion)
+            found.classes.write_confusion(arguments.confusion, found.title)
+        if found.mistakes and arguments.mistakes:
+            found.mistakes.draw(arguments.mistakes, found.title)
     return 0
 
 

@@ -139,8 +139,8 @@ class Loader:
 class EvalLoader(Loader):
     """Batches of every picture once, in source order, for evaluation; iterate over it as often as needed.
 
-    Rank r takes pictures r, r + rank_size, ... `num_images`: how many these are; `steps`: batches, the same on every
-    rank. options: see `Loader`.
+    Rank r takes pictures r, r + rank_size, ... `indices`: these; `num_images`: how many they are; `steps`: batches, the
+    same on every rank. options: see `Loader`.
     Yields images (batch_size, C, H, W) float32, or (batch_size, H, W, C) uint8, labels (batch_size,) int32 and valid
     (batch_size,) bool. Batches are filled up with zero images of label 0 that are not valid, so that a graph is
     compiled for one shape only. A picture that cannot be read is not valid either, unless on_bad_image is "error".
@@ -150,13 +150,13 @@ class EvalLoader(Loader):
     def __init__(self, source: Source, preprocessing: Preprocessing, batch_size: int, **options):
         super().__init__(source, preprocessing, batch_size, **options)
         self._centred = CentreCrop(preprocessing)
-        self._indices = np.arange(self.rank, len(source), self.rank_size)
-        self.num_images = len(self._indices)
+        self.indices = np.arange(self.rank, len(source), self.rank_size)
+        self.num_images = len(self.indices)
         self.steps = math.ceil(math.ceil(len(source) / self.rank_size) / batch_size)
 
     def __iter__(self):
         batches = (
-            self._batch(self._indices[step * self.batch_size : (step + 1) * self.batch_size])
+            self._batch(self.indices[step * self.batch_size : (step + 1) * self.batch_size])
             for step in range(self.steps)
         )
         with contextlib.closing(self._finished(0, batches)) as finished:

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from mindrepvgg.drawing.confusion import draw_confusion
 from mindrepvgg.errors import UserError
 from mindrepvgg.evaluation.metrics import ConfusionSum
 from mindrepvgg.files import atomic_write
-from mindrepvgg.text import counted
 
-TABLE, TABLE_OR_PICTURE = (".csv",), (".csv", ".png")
-
-# Up to this many classes, a drawn matrix has names and numbers; beyond, a cell is hardly larger than a pixel.
-_MOST_LABELLED = 30
-_LONGEST_LABEL = 24
-_DPI = 110
+# Of the files that a validation writes: how their names end.
+SUFFIXES = {"per_class": (".csv",), "confusion": (".csv", ".png"), "mistakes": (".png",), "report": (".html",)}
 
 
 class ClassResult(NamedTuple):
@@ -89,43 +85,20 @@ class ClassReport:
         ]
         _write_csv(path, ["class", "images", "correct", "top1", "top5", "most_taken_for", "times"], rows)
 
-    def write_confusion(self, path):
-        """Write the confusion matrix, rows the true class, atomically: CSV with names, or a drawing as PNG."""
-        if check_suffix(path, TABLE_OR_PICTURE).suffix.lower() == ".png":
-            self._draw(path)
+    def write_confusion(self, path, network=""):
+        """Write the confusion matrix, rows the true class, atomically: CSV with names, or a drawing as PNG.
+
+        network: what was validated on what, for the drawing's title.
+        """
+        if check_suffix(path, SUFFIXES["confusion"]).suffix.lower() == ".png":
+            self.draw(path, network)
             return
         rows = ([name, *row] for name, row in zip(self.names, self.confusion.matrix.tolist(), strict=True))
         _write_csv(path, ["true class", *self.names], rows)
 
-    def _draw(self, path):
-        """Draw the matrix, coloured by the share of the true class's images."""
-        # Drawn without pyplot: no global state, no display.
-        from matplotlib.colors import PowerNorm
-        from matplotlib.figure import Figure
-
-        matrix, count = self.confusion.matrix, len(self.names)
-        share = matrix / self.confusion.images.clip(1)[:, None]
-        labelled = count <= _MOST_LABELLED
-        side = 3 + 0.5 * count if labelled else max(8, 1.25 * count / _DPI)  # inches; the rest is for the legend
-        figure = Figure(figsize=(side, side), dpi=_DPI, layout="constrained")
-        axes = figure.subplots()
-        # The root makes a few confusions among many classes visible.
-        norm = PowerNorm(1 if labelled else 1 / 3, 0, 1)
-        picture = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest")
-        figure.colorbar(picture, ax=axes, shrink=0.7, label="share of the true class's images")
-        axes.set_xlabel("predicted class")
-        axes.set_ylabel("true class")
-        correct, images = int(self.confusion.correct.sum()), int(self.confusion.images.sum())
-        axes.set_title(f"{correct} of {counted(images, 'image')} right, {counted(count, 'class')}")
-        if labelled:
-            labels = [name if len(name) <= _LONGEST_LABEL else f"{name[: _LONGEST_LABEL - 1]}…" for name in self.names]
-            axes.set_xticks(range(count), labels, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
-            axes.set_yticks(range(count), labels, parse_math=False)
-            for (row, column), number in _cells(matrix):
-                colour = "white" if share[row, column] > 0.5 else "black"
-                axes.text(column, row, str(number), ha="center", va="center", color=colour, fontsize=9)
-        with atomic_write(path) as stream:
-            figure.savefig(stream, format="png")
+    def draw(self, target, network=""):
+        """Draw the confusion matrix, see `drawing.confusion.draw_confusion`."""
+        draw_confusion(self.confusion.matrix, self.confusion.images, self.names, target, network)
 
 
 def check_suffix(path, suffixes) -> Path:
@@ -134,12 +107,6 @@ def check_suffix(path, suffixes) -> Path:
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{path} must end in {' or '.join(suffixes)}")
     return path
-
-
-def _cells(matrix):
-    """(row, column) and the number of every cell that is not zero."""
-    rows, columns = matrix.nonzero()
-    return zip(zip(rows, columns, strict=True), matrix[rows, columns], strict=True)
 
 
 def _write_csv(path, header, rows):

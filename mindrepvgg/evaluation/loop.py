@@ -14,6 +14,7 @@ from mindrepvgg.data.loader import EvalLoader
 from mindrepvgg.errors import DataError
 from mindrepvgg.evaluation.inference import ArrayFunction, as_function
 from mindrepvgg.evaluation.metrics import ConfusionSum, MetricSum
+from mindrepvgg.evaluation.mistakes import MistakeSum
 from mindrepvgg.runtime.device import inference_mode
 from mindrepvgg.text import counted
 
@@ -52,6 +53,7 @@ def evaluate(
     ranks=None,
     flip: bool = False,
     confusion: ConfusionSum | None = None,
+    mistakes: MistakeSum | None = None,
 ) -> Evaluation:
     """Run a network over a loader's images and count; every image counts once.
 
@@ -63,6 +65,7 @@ def evaluate(
             counts and accuracies.
         flip: take the mean of an image's logits and its mirror image's.
         confusion: counts to add to, over all ranks too.
+        mistakes: the worst mistakes so far, to add to, over all ranks too.
 
     Returns:
         The figures. The first batch is left out of the speed where there are others.
@@ -78,11 +81,13 @@ def evaluate(
     bar = tqdm(total=loader.steps, unit="batch", desc="validate", leave=False, disable=hidden)
     start, uncounted = time.perf_counter(), 0
     with inference_mode(*networks), bar:
-        for images, labels, valid in loader:
+        for step, (images, labels, valid) in enumerate(loader):
             logits = run(images)
             total.update(logits, labels, valid)
             if confusion is not None:
                 confusion.update(logits, labels, valid)
+            if mistakes is not None:
+                mistakes.update(loader.indices[step * loader.batch_size :], logits, labels, valid)
             bar.update()
             if not uncounted and loader.steps > 1:
                 start, uncounted = time.perf_counter(), total.num_images
@@ -92,6 +97,8 @@ def evaluate(
         unreadable = _bad_images_over_ranks(ranks, loader)
         if confusion is not None:
             confusion.add_ranks(ranks)
+        if mistakes is not None:
+            mistakes.add_ranks(ranks)
     if not total.num_images:
         raise DataError(f"none of the {unreadable} images could be read; mindrepvgg check-data says why")
     return Evaluation(

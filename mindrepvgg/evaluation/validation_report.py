@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from mindspore import nn
 
 from mindrepvgg.data.loaders import check_classes, loader_of, open_split
@@ -13,6 +15,7 @@ from mindrepvgg.evaluation.class_report import ClassReport
 from mindrepvgg.evaluation.inference import ArrayFunction
 from mindrepvgg.evaluation.loop import Evaluation, evaluate
 from mindrepvgg.evaluation.metrics import ConfusionSum
+from mindrepvgg.evaluation.mistakes import MistakeReport, MistakeSum
 from mindrepvgg.models.qat import form_of
 from mindrepvgg.recipe.network import recipe_of
 from mindrepvgg.reparam.layers import set_grouped
@@ -33,6 +36,7 @@ class EvalOptions:
         engine: "mindspore", or "onnxruntime" or "openvino", which compute the deploy form on the CPU.
         by_class: count for each class too.
         precision: of the engine's arithmetic.
+        mistakes: keep the worst mistakes too, with their pictures.
     """
 
     limit: int | None = None
@@ -41,6 +45,7 @@ class EvalOptions:
     engine: str = "mindspore"
     by_class: bool = False
     precision: str = "float32"
+    mistakes: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Validation:
         chosen_images: images that `options.limit` leaves of them, readable or not.
         evaluation: the figures.
         classes: what became of each class; None where that was not asked for.
+        mistakes: the worst ones; None where they were not asked for.
     """
 
     model: str
@@ -67,6 +73,12 @@ class Validation:
     chosen_images: int
     evaluation: Evaluation
     classes: ClassReport | None
+    mistakes: MistakeReport | None = None
+
+    @property
+    def title(self) -> str:
+        """What was validated on what."""
+        return f"{self.model} on {self.dataset}"
 
     def to_dict(self) -> dict:
         """Plain types, for JSON."""
@@ -76,10 +88,24 @@ class Validation:
             "split_images": self.split_images,
             **vars(self.evaluation),
             **({"worst_classes": [result._asdict() for result in self.classes.worst()]} if self.classes else {}),
+            **({"mistakes": [mistake._asdict() for mistake in self.mistakes.mistakes]} if self.mistakes else {}),
         }
 
     def format(self) -> str:
         """A few lines for people."""
+        found = self.evaluation
+        return "\n".join(
+            [
+                *self.headlines(),
+                f"top-1 {found.top1:.2f}%  top-5 {found.top5:.2f}%  loss {found.loss:.4f}",
+                f"{found.images_per_second:.0f} images/s on {self.device}"
+                + (f", {self.processes} processes" if self.processes > 1 else ""),
+                *([self.classes.format()] if self.classes else []),
+            ]
+        )
+
+    def headlines(self) -> list[str]:
+        """What was validated on what, and in which way where it is not the usual one: one line or two."""
         found, options = self.evaluation, self.options
         images = counted(found.num_images, "image")
         if self.chosen_images < self.split_images:
@@ -91,16 +117,8 @@ class Validation:
             *([f"computed in {_HALF} ({options.amp_level})"] if options.amp_level != "O0" else []),
             *(["logits averaged over each image and its mirror image"] if options.flip else []),
         ]
-        return "\n".join(
-            [
-                f"{self.model} in {self.form} form on {self.dataset}: {images}{found.not_counted}",
-                *(["; ".join(special)] if special else []),
-                f"top-1 {found.top1:.2f}%  top-5 {found.top5:.2f}%  loss {found.loss:.4f}",
-                f"{found.images_per_second:.0f} images/s on {self.device}"
-                + (f", {self.processes} processes" if self.processes > 1 else ""),
-                *([self.classes.format()] if self.classes else []),
-            ]
-        )
+        first = f"{self.model} in {self.form} form on {self.dataset}: {images}{found.not_counted}"
+        return [first, *(["; ".join(special)] if special else [])]
 
 
 def run_validation(
@@ -140,7 +158,8 @@ def run_validation(
         set_precision(net, options.amp_level, _HALF)
     run = engine_of(net) if engine_of else net
     confusion = ConfusionSum.of(net.num_classes) if options.by_class else None
-    found = evaluate(run, loader, show_progress and ranks.is_first, ranks, options.flip, confusion)
+    mistakes = MistakeSum() if options.mistakes else None
+    found = evaluate(run, loader, show_progress and ranks.is_first, ranks, options.flip, confusion, mistakes)
     return Validation(
         model=recipe.model if net.variant else net.name,
         form=form_of(net) if is_network else net.form,
@@ -152,4 +171,11 @@ def run_validation(
         chosen_images=len(loader.source),
         evaluation=found,
         classes=ClassReport(source.class_names, confusion) if confusion else None,
+        mistakes=mistakes.report(loader.source, functools.partial(_pixels, recipe)) if mistakes else None,
     )
+
+
+def _pixels(recipe, source) -> np.ndarray:
+    """The pictures (n, H, W, C) uint8 of a small source, as a network of the recipe sees them."""
+    batches = loader_of(recipe, source, as_uint8=True)
+    return np.concatenate([images[valid] for images, _, valid in batches])

@@ -6,19 +6,18 @@ import csv
 import importlib.metadata
 import os
 from dataclasses import dataclass, field
-from typing import Any
 
-from mindrepvgg.deployment.engine_base import MINDSPORE
+from mindrepvgg.drawing.speed import SpeedPoint, draw_speed
 from mindrepvgg.errors import UserError
 from mindrepvgg.evaluation.class_report import check_suffix
 from mindrepvgg.files import atomic_write
-from mindrepvgg.measure.settings import PUBLISHED_TOP1, REFERENCE, Contestant, Settings
-from mindrepvgg.models.variants import TRAIN
+from mindrepvgg.measure.settings import FILE, MINDCV_TOP1, PUBLISHED_TOP1, REFERENCE, Contestant, Settings
+from mindrepvgg.models.variants import PLAIN_FORMS
 from mindrepvgg.runtime.environment import processor
 from mindrepvgg.runtime.timing import quartiles, times_as_fast
 from mindrepvgg.text import markdown_table, table
 
-_DPI = 150
+YLABEL = "published ImageNet top-1 at 224x224 (%)"
 _SHOWN = (0, 1, 2, 3, 4, 5, 7, 9, 12)  # of the cells of a row, those for a terminal
 
 
@@ -158,72 +157,45 @@ class Report:
             writer.writeheader()
             writer.writerows(rows)
 
-    def points(self) -> list[Result]:
-        """Return the results to plot, one for each network: in deploy form where there is one.
+    def points(self) -> list[SpeedPoint]:
+        """Return what is drawn of the results: those of the largest batch and of the first precision.
 
-        All are of the largest batch, of one engine (mindspore where it was measured) and of the first precision.
+        Exported files have a precision of their own, and are drawn too. A way to compute is named by the form, and by
+        the engine where there are several.
         """
-        precisions = self.settings.precisions
-
-        def rank(result):
+        first, engines = self.settings.precisions[0], {result.contestant.engine for result in self.results}
+        batch = max(result.contestant.batch_size for result in self.results)
+        shown = [r for r in self.results if r.contestant.batch_size == batch and self._is_plain(r, first)]
+        found = []
+        for result in shown or self.results:
             own = result.contestant
-            known = precisions.index(own.precision) if own.precision in precisions else len(precisions)
-            return -own.batch_size, own.engine != MINDSPORE, known, own.form == TRAIN
+            form = f"{own.form} form" if own.form in PLAIN_FORMS else ""
+            way = ", ".join(filter(None, (form, own.engine if len(engines) > 1 else "")))
+            top1 = self.settings.published(own)
+            found.append(SpeedPoint(own.network, family_of(own.network), way, result.images_per_second, top1))
+        return found
 
-        ranked = sorted(self.results, key=rank)
-        found = {}
-        for result in ranked:
-            if rank(result)[:3] == rank(ranked[0])[:3]:
-                found.setdefault((result.contestant.network, bool(result.contestant.form)), result)
-        return list(found.values())
+    @staticmethod
+    def _is_plain(result, precision):
+        """Whether a result is of this precision, or of a file, which has its own."""
+        return result.contestant.form == FILE or result.contestant.precision == precision
 
-    def draw(self, path):
-        """Draw accuracy against speed as PNG, atomically: a line for each family, names at the points.
-
-        A network without a known accuracy is a vertical line at its speed.
-        """
-        # Drawn without pyplot: no global state, no display.
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8, 5.5), dpi=_DPI, layout="constrained")
-        axes = figure.subplots()
-        families: dict[str, list] = {}
-        label: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "parse_math": False}
-        for result in sorted(self.points(), key=lambda result: result.images_per_second):
-            network, speed = result.contestant.network, result.images_per_second
-            top1 = self.settings.published(result.contestant)
-            if top1 is None:
-                axes.axvline(speed, color="grey", lw=0.8, ls=":")
-                axes.annotate(
-                    network,
-                    (speed, 0.02),
-                    xycoords=("data", "axes fraction"),
-                    rotation=90,
-                    color="grey",
-                    xytext=(-9, 0),
-                    **label,
-                )
-            else:
-                families.setdefault(_family(network), []).append((speed, top1))
-                axes.annotate(network, (speed, top1), xytext=(5, 5), **label)
-        for family, points in sorted(families.items()):
-            axes.plot(*zip(*points, strict=True), "o-", label=family)
-        if families:
-            axes.legend()
-        size, shown = self.settings.image_size, self.points()[0].contestant
-        axes.set_xlabel(f"images/s, {size}x{size}, batch {shown.batch_size}, {shown.engine}, {shown.precision}")
-        axes.set_ylabel("published ImageNet top-1 at 224x224 (%)")
-        axes.margins(0.12)
-        axes.set_title(f"{processor()}, {self.points()[0].device}", parse_math=False)
-        axes.grid(alpha=0.3)
-        with atomic_write(path) as stream:
-            figure.savefig(stream, format="png")
+    def draw(self, target):
+        """Draw accuracy over speed as PNG, see `drawing.speed.draw_speed`; target: a path or a binary stream."""
+        settings, first = self.settings, self.results[0]
+        batch = max(result.contestant.batch_size for result in self.results)
+        cores = settings.num_threads or len(os.sched_getaffinity(0))
+        side, engines = settings.image_size, sorted({result.contestant.engine for result in self.results})
+        where = f"{first.device} ({processor()}, {cores} core{'s' * (cores > 1)})"
+        below = f"{', '.join(engines)}; {where}; batch {batch}, {side}x{side} pixels, {settings.precisions[0]}"
+        draw_speed(self.points(), target, "Accuracy over speed", below, "images/s", YLABEL)
 
 
 def check_plot(path, settings: Settings):
     """Raise UserError, before anything is measured, where the plot could not be written or would have no point."""
     check_suffix(path, (".png",))
-    if not settings.top1 and not any(name in PUBLISHED_TOP1 for name in settings.models):
+    known = {*PUBLISHED_TOP1} & {*settings.models} | {*MINDCV_TOP1} & {*settings.baselines}
+    if not settings.top1 and not known:
         raise UserError("none of the networks has a published accuracy to plot; give them with --top1 NAME=PERCENT,...")
 
 
@@ -244,7 +216,7 @@ def _cells(row):
     )
 
 
-def _family(network):
-    """Return the line of the plot that a network belongs to."""
+def family_of(network):
+    """Return the family that a network belongs to, by its name."""
     known = {"repvgg": "RepVGG", "qarepvgg": "QARepVGG", "mobileone": "MobileOne", "resnet": "ResNet"}
     return next((family for prefix, family in known.items() if network.startswith(prefix)), "others")

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mindrepvgg.drawing.curves import draw_curves
 from mindrepvgg.errors import RecipeError
 from mindrepvgg.runtime.compile_cache import kept_graphs
 from mindrepvgg.text import counted
 from mindrepvgg.training.batches import DeviceQueue, host_batches
 from mindrepvgg.training.checkpointer import Checkpointer
 from mindrepvgg.training.loss_watch import Losses
-from mindrepvgg.training.monitor import Meter, Profile, Progress, RunLog, StopRequest, draw_curves, estimate
+from mindrepvgg.training.monitor import Meter, Profile, Progress, RunLog, StopRequest, estimate
 
 # The share of the time spent waiting for data from which on it is said.
 _MUCH_WAITING = 0.25
@@ -176,7 +177,8 @@ class Loop:
         if not self._log.records or not run.ranks.is_first:
             return
         try:
-            draw_curves(self._log.records, run.folder.curves, f"{recipe.model} on {run.train_loader.source.title}")
+            name = f"{recipe.model} on {run.train_loader.source.title}"
+            draw_curves(self._log.records, run.folder.curves, name, recipe.num_classes)
         except OSError as error:
             if not self._said_no_curves:
                 self._said_no_curves = True

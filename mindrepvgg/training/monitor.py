@@ -1,11 +1,10 @@
-"""Watching a run: a log that programs read, a picture of the curves, a progress bar, and a polite way to stop."""
+"""Watching a run: a log that programs read, a progress bar, a profile, and a polite way to stop."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import json
-import logging
 import signal
 import sys
 import time
@@ -13,12 +12,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mindrepvgg.errors import UserError
-from mindrepvgg.files import atomic_write, naming, read_regular
+from mindrepvgg.evaluation.run_log import read_records
+from mindrepvgg.files import atomic_write, naming
 from mindrepvgg.runtime.optional import import_optional
 from mindrepvgg.text import counted, duration, table
-
-log = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -34,7 +31,7 @@ class RunLog:
         self.events = events
         self.records = []
         if keep_until is not None and self.path and self.path.exists():
-            self.records = [record for record in _read_records(self.path) if record["step"] <= keep_until]
+            self.records = [record for record in read_records(self.path) if record["step"] <= keep_until]
         if self.path:
             with atomic_write(self.path, "w") as stream:
                 stream.writelines(json.dumps(record) + "\n" for record in self.records)
@@ -67,49 +64,6 @@ class EventFiles:
     def close(self):
         """Write what is left."""
         self._writer.close()
-
-
-# What a run and its curves need of a record, by event.
-_NUMBERS = {"train": ("progress", "lr", "loss"), "validate": ("top1", "top5", "loss"), "validate_ema": ("top1",)}
-
-
-def _read_records(path) -> list[dict]:
-    """The records of a log; a last line cut short by a crash is left out, and so is with a notice what is no record."""
-    records, others = [], []
-    text = read_regular(path, "the log of a run").decode("utf-8", "replace")
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            if line.endswith("\n"):
-                raise UserError(f"line {number} of {path} is not JSON; move the file away to start a new log") from None
-            continue
-        if _is_record(value):
-            records.append(value)
-        else:
-            others.append(number)
-    if others:
-        log.warning("%s: lines that are no records are left out (%d, line %d first)", path, len(others), others[0])
-    return records
-
-
-def _is_record(value) -> bool:
-    """Whether a value of a log is what `RunLog.write` writes."""
-    if not isinstance(value, dict) or not isinstance(value.get("event"), str):
-        return False
-    needed = {key: value.get(key) for key in _NUMBERS.get(value["event"], ())}
-    if value.get("loss", "missing") is None:  # every update was skipped
-        needed.pop("loss", None)
-    return all(map(_is_number, needed.values())) and all(is_count(value.get(key)) for key in ("epoch", "step"))
-
-
-def is_count(value) -> bool:
-    """Whether a value of a run's files is a count that a run can reach."""
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_number(value) -> bool:
-    return type(value) is float or is_count(value)
 
 
 # 80 columns hold all of it; the learning rate is in the log and in the curves.
@@ -271,43 +225,3 @@ class StopRequest:
         self.asked = True
         # Without the signal's name: MindSpore, once it has compiled a graph, turns Ctrl-C into SIGTERM.
         print("\nstopping soon, the state will be saved; Ctrl-C once more to stop at once", file=sys.stderr)
-
-
-def draw_curves(records, path, title=""):
-    """Draw loss, accuracy and learning rate over the epochs as a PNG, from a run's log records."""
-    # Drawn without pyplot: no global state, no display.
-    from matplotlib.figure import Figure
-
-    trained = [record for record in records if record["event"] == "train" and record["loss"] is not None]
-    judged = [record for record in records if record["event"] == "validate"]
-    averaged = [record for record in records if record["event"] == "validate_ema"]
-    # Fixed margins: a layout that measures every label takes as long again as the drawing, after every epoch.
-    figure = Figure(figsize=(12, 3.6))
-    loss, accuracy, rate = figure.subplots(1, 3)
-    figure.subplots_adjust(left=0.06, right=0.99, bottom=0.14, top=0.84, wspace=0.24)
-    loss.plot([r["progress"] for r in trained], [r["loss"] for r in trained], lw=0.9, label="training")
-    rate.plot([r["progress"] for r in trained], [r["lr"] for r in trained], color="tab:green")
-    if judged:
-        epochs = [r["epoch"] for r in judged]
-        loss.plot(epochs, [r["loss"] for r in judged], "o-", ms=3, label="validation")
-        best = max(judged, key=lambda r: r["top1"])
-        accuracy.plot(epochs, [r["top1"] for r in judged], "o-", ms=3, label="top-1")
-        accuracy.plot(epochs, [r["top5"] for r in judged], "o-", ms=3, label="top-5")
-        if averaged:
-            accuracy.plot([r["epoch"] for r in averaged], [r["top1"] for r in averaged], "o-", ms=3, label="top-1, EMA")
-        accuracy.axhline(best["top1"], color="grey", lw=0.6, ls=":")
-        accuracy.set_title(f"accuracy, best top-1 {best['top1']:.2f}% (epoch {best['epoch']})")
-        accuracy.legend(loc="lower right")
-    else:
-        accuracy.set_title("accuracy (not validated yet)")
-    loss.set_title("loss")
-    loss.set_yscale("log")
-    loss.legend()
-    rate.set_title("learning rate")
-    accuracy.set_ylabel("%")
-    for axes in (loss, accuracy, rate):
-        axes.set_xlabel("epoch")
-        axes.grid(alpha=0.25)
-    figure.suptitle(title)
-    with atomic_write(path) as stream:
-        figure.savefig(stream, format="png", dpi=110)

@@ -14,6 +14,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindrepvgg.errors import CheckpointError, TrainingError
+from mindrepvgg.evaluation.run_log import is_count
 from mindrepvgg.models.network_spec import file_name_of
 from mindrepvgg.models.networks import spelled
 from mindrepvgg.recipe.provenance import CODE
@@ -21,7 +22,6 @@ from mindrepvgg.recipe.schema import KEYS, Recipe
 from mindrepvgg.recipe.sources import recipe_from_dict
 from mindrepvgg.text import counted, quoted
 from mindrepvgg.training import rank_statistics
-from mindrepvgg.training.monitor import is_count
 from mindrepvgg.training.run_folder import find_last
 from mindrepvgg.training.schedule import SCHEDULE
 from mindrepvgg.weights.checkpoint import load_checkpoint_and_state, read_checkpoint

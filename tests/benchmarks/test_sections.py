@@ -5,12 +5,14 @@ from support import script
 
 from mindrepvgg.errors import UserError
 
-replace_section = script("benchmarks/sections").replace_section
+SECTIONS = script("benchmarks/sections")
+replace_section = SECTIONS.replace_section
 
 
 def test_what_stands_between_the_markers_is_replaced(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- x: begin -->\nold\n<!-- x: end -->\nb\n", encoding="utf-8")
+    assert SECTIONS.section_of(page, "x") == "old"
     replace_section(page, "x", "n\u00e9w\nlines")
     assert page.read_text(encoding="utf-8") == "a\n<!-- x: begin -->\nn\u00e9w\nlines\n<!-- x: end -->\nb\n"
 

@@ -30,7 +30,7 @@ def test_resnet18_is_the_measure_where_it_takes_part():
     assert [(row["speed_ratio"], row["reference"]) for row in report.rows()] == [
         *((0.5, "resnet18"), (1, "resnet18"), (2, "resnet18"), (1, "repvgg_b2"), (3, "repvgg_b2")),
     ]
-    assert [row["published_top1"] for row in report.rows()] == [None, None, 72.41, 78.78, 72.41]
+    assert [row["published_top1"] for row in report.rows()] == [76.69, 70.21, 72.41, 78.78, 72.41]
     assert report.format().splitlines()[-2:] == [
         "- speed ratio 1: repvgg_b2, deploy form, mindspore, float32, batch 2",
         "- speed ratio 1: resnet18, mindspore, float32, batch 4",
@@ -45,27 +45,36 @@ def test_mindcvs_network_of_the_same_name_is_another():
     assert len(report.points()) == 2
 
 
-def test_the_plot_has_a_point_a_network_and_a_line_a_family(tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **b: (figures.append(self), save(self, *a, **b)))
+def test_the_plot_has_the_largest_batch_by_form_and_engine(tmp_path, figures):
     settings = Settings(
-        "repvgg_b0,repvgg_a0", baselines="resnet18,resnet34,resnet50", batch_sizes="4,1", top1="resnet18=70,resnet50=76"
+        "repvgg_b0,repvgg_a0",
+        baselines="resnet18,mobilenet_v2_100",
+        batch_sizes="4,1",
+        top1="resnet18=71",
+        engines="torch",
     )
-    rows = [result(*row, form="") for row in (("resnet18", (2,)), ("resnet34", (4,)), ("resnet50", (8,)))]
+    rows = [result("resnet18", (2,), form=""), result("mobilenet_v2_100", (1,), form="")]
     rows += [result("repvgg_b0", (2.5,)), result("repvgg_a0", (2,), form="train"), result("repvgg_a0", (1,))]
     rows += [result("repvgg_a0", (0.5,), engine="torch"), result("repvgg_b0", (0.1,), batch=1)]
-    Report(settings, rows).draw(tmp_path / "speed.png")
-    assert (tmp_path / "speed.png").read_bytes().startswith(PNG)
-    (axes,) = figures[0].axes
-    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"}
-    assert lines == {"RepVGG": [[1.6, 75.14], [4, 72.41]], "ResNet": [[0.5, 76], [2, 70]]}
-    assert sorted(text.get_text() for text in axes.texts) == [
-        *("repvgg_a0", "repvgg_b0", "resnet18", "resnet34", "resnet50")
+    rows += [result("repvgg_a0", (0.1,), precision="float16")]
+    report = Report(settings, rows)
+    assert report.points() == [
+        ("resnet18", "ResNet", "mindspore", 2, 71),
+        ("mobilenet_v2_100", "others", "mindspore", 4, None),
+        ("repvgg_b0", "RepVGG", "deploy form, mindspore", 1.6, 75.14),
+        ("repvgg_a0", "RepVGG", "train form, mindspore", 2, 72.41),
+        ("repvgg_a0", "RepVGG", "deploy form, mindspore", 4, 72.41),
+        ("repvgg_a0", "RepVGG", "deploy form, torch", 8, 72.41),
     ]
-    assert [line.get_xdata() for line in axes.lines if line.get_marker() != "o"] == [[1, 1]]
-    assert axes.get_xlabel() == "images/s, 224x224, batch 4, mindspore, float32"
+    report.draw(tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").read_bytes().startswith(PNG)
+    assert figures[0].axes[0].get_ylabel() == "published ImageNet top-1 at 224x224 (%)"
+    assert figures[0].texts[1].get_text().endswith("batch 4, 224x224 pixels, float32")
+
+
+def test_one_engine_is_not_named_at_every_point():
+    report = Report(Settings("repvgg_a0", batch_sizes="4"), [result("repvgg_a0", (1,))])
+    assert [point.way for point in report.points()] == ["deploy form"]
 
 
 def test_a_terminal_gets_columns_and_a_file_markdown(tmp_path):

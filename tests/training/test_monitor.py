@@ -14,12 +14,12 @@ from types import MappingProxyType, SimpleNamespace
 import numpy as np
 import pytest
 from mindspore import Tensor
-from PIL import Image
 from support import context_mode
 
+from mindrepvgg.drawing.curves import draw_curves
 from mindrepvgg.errors import UserError
 from mindrepvgg.training import monitor
-from mindrepvgg.training.monitor import EventFiles, Meter, Profile, Progress, RunLog, StopRequest, draw_curves
+from mindrepvgg.training.monitor import EventFiles, Meter, Profile, Progress, RunLog, StopRequest
 
 pytestmark = pytest.mark.compat
 
@@ -127,49 +127,6 @@ class TestRunLog:
         with pytest.raises(UserError, match=r"^line 2 of .*log\.jsonl is not JSON; move the file away to start"):
             RunLog(path, keep_until=9)
         assert path.read_bytes() == content
-
-
-def records(trained, judged):
-    """Log records of a run."""
-    made = [
-        {
-            "event": "train",
-            "epoch": 1,
-            "step": i,
-            "progress": i / 4,
-            "loss": 2.0 / i,
-            "lr": 0.1,
-            "images_per_second": 9.0,
-        }
-        for i in range(1, trained + 1)
-    ]
-    return made + [
-        {"event": "validate", "epoch": e, "step": 4 * e, "top1": 10.0 * e, "top5": 50.0, "loss": 1.5}
-        for e in range(1, judged + 1)
-    ]
-
-
-class TestCurves:
-    @pytest.mark.parametrize(("trained", "judged"), [(12, 3), (4, 1), (1, 0), (0, 1), (0, 0), (400, 100)])
-    def test_the_picture_opens(self, tmp_path, trained, judged):
-        draw_curves(records(trained, judged), tmp_path / "curves.png", "repvgg_nano on mnist5k")
-        with Image.open(tmp_path / "curves.png") as picture:
-            assert picture.format == "PNG"
-            assert min(picture.size) > 200
-            pixels = np.asarray(picture.convert("L"))
-        assert pixels.std() > 5, "the picture is empty"
-        assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
-
-    def test_more_records_give_another_picture(self, tmp_path):
-        for trained in (4, 8):
-            draw_curves(records(trained, 1), tmp_path / f"{trained}.png")
-        assert (tmp_path / "4.png").read_bytes() != (tmp_path / "8.png").read_bytes()
-
-    def test_no_display_and_no_global_state(self, tmp_path, monkeypatch):
-        monkeypatch.delenv("DISPLAY", raising=False)
-        monkeypatch.setenv("MPLBACKEND", "tkagg")
-        draw_curves(records(4, 1), tmp_path / "curves.png")
-        assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
 class TestStopRequest:

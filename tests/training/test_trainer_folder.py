@@ -123,7 +123,7 @@ class TestTheFolder:
 
     @pytest.mark.usefixtures("few_digits")
     def test_curves_that_cannot_be_drawn_end_no_run(self, tmp_path, monkeypatch, capsys):
-        def refuse(_, path, __):
+        def refuse(_, path, *__):
             raise OSError(28, "No space left on device", str(path))
 
         monkeypatch.setattr("mindrepvgg.training.loop.draw_curves", refuse)
