@@ -26,7 +26,7 @@ PICTURES = ROOT / "docs" / "pictures"
 _SIZE = ("--image_resize", "48")
 # As configs/folder.yaml, without its policy, which is for photos: a turned or sheared shape may be another one.
 RECIPE = (
-    *("--model", "repvgg_nano", "--val_share", "0.2", "--batch_size", "32", "--epoch_size", "30", *_SIZE),
+    *("--model", "repvgg_nano", "--val_share", "0.2", "--batch_size", "32", "--epoch_size", "12", *_SIZE),
     *("--warmup_epochs", "2", "--lr", "0.05", "--weight_decay", "0.0005", "--label_smoothing", "0.1"),
     *("--scale", "[0.7, 1.0]", "--vflip", "0.5"),
 )
