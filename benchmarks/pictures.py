@@ -4,7 +4,7 @@ python benchmarks/pictures.py                  # trains a small network on drawn
 python benchmarks/pictures.py --only speed     # the speed picture alone, from the table in docs/performance.md
 python benchmarks/pictures.py --keep FOLDER    # the shapes and the run stay there, and are used again
 
-Every picture of a set in them is one that `benchmarks/shapes.py` draws: nobody's rights are touched.
+Every picture of a set in them is one that `mindrepvgg draw-shapes` draws: nobody's rights are touched.
 """
 
 import shutil
@@ -13,10 +13,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import shapes
 from sections import section_of
 
 from mindrepvgg.cli import entry, verbs
+from mindrepvgg.data.shapes import write_shapes
 from mindrepvgg.drawing.speed import SpeedPoint, draw_speed
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure.report import YLABEL, family_of
@@ -53,7 +53,7 @@ def trained(folder: Path) -> Path:
     """Draw the shapes and train on them, where that is not done yet; returns the checkpoint."""
     photos, run = folder / "shapes", folder / "run"
     if not photos.exists():
-        shapes.write_shapes(photos)
+        write_shapes(photos, count=150)
     best = run / "repvgg_nano_best.ckpt"
     if not best.exists():
         _call("train", *RECIPE, "--data_dir", photos, "--ckpt_save_dir", run)

@@ -1,33 +1,17 @@
-"""The scripts that make the documents' pictures: the drawn set, and the speed picture from its table."""
+"""The script that makes the documents' pictures."""
 
 import re
 import sys
 
-import numpy as np
 import pytest
-from PIL import Image
 from support import ROOT, script
-
-SHAPES = script("benchmarks/shapes")
 
 
 @pytest.fixture
 def pictures(monkeypatch):
-    """The script, beside which `sections` and `shapes` lie."""
+    """The script, beside which `sections` lies."""
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
     return script("benchmarks/pictures")
-
-
-def test_the_shapes_are_the_same_for_the_same_seed(tmp_path):
-    folders = [SHAPES.write_shapes(tmp_path / str(number), count=2, size=32, seed=number % 2) for number in range(3)]
-    found = [{path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.png")} for folder in folders]
-    assert len(found[0]) == 2 * len(SHAPES.CLASSES)
-    assert found[0] == found[2]
-    assert not set(found[0].values()) & set(found[1].values())
-    for path in folders[0].rglob("*.png"):
-        with Image.open(path) as picture:
-            assert picture.size == (32, 32)
-            assert np.asarray(picture).std() > 10, "something is on it"
 
 
 def test_the_speed_picture_has_every_network_of_the_table(pictures, tmp_path, figures):
