@@ -134,7 +134,15 @@ def _verb(verb):
         names = ", ".join(f"`{name}`" for name in action.option_strings) or f"`{action.metavar or action.dest}`"
         takes = action.metavar or ("" if action.nargs == 0 else ", ".join(map(str, action.choices or [action.dest])))
         default = "the machine's cores" if action.dest == "num_parallel_workers" else action.default
-        rows.append(_cells((names, takes if action.option_strings else "", action.help % {"default": default})))
+        rows.append(
+            _cells(
+                (
+                    names,
+                    takes if action.option_strings else "",
+                    action.help % {"default": default, "const": action.const},
+                )
+            )
+        )
     keys = (
         "Beside these, every [key of a recipe](recipe-keys.md) is an option: `--KEY VALUE`." if verb == "train" else ""
     )

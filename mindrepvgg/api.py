@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
     StrPath = str | PathLike[str]
 
-DYNAMIC = "dynamic"
-_LARGEST_BATCH = 4096  # of an exported file, which is run and compared
-
 
 def train(
     recipe: Recipe | StrPath | None = None,
@@ -306,11 +303,11 @@ def export(
     """
     from mindrepvgg.deployment.export import export_checkpoint
     from mindrepvgg.deployment.graph import DEFAULT_OPSET, GraphOptions
-    from mindrepvgg.deployment.targets import target_of
+    from mindrepvgg.deployment.targets import DYNAMIC, read_batch_size, target_of
 
     chosen = target_of(target)
     options = GraphOptions(
-        batch_size=chosen.batch_size if batch_size is None else _batch_size(batch_size),
+        batch_size=chosen.batch_size if batch_size is None else read_batch_size(batch_size),
         precision=precision,
         softmax=softmax,
         opset=DEFAULT_OPSET if opset is None else opset,
@@ -332,19 +329,6 @@ def export(
             soc_version=soc_version,
             target=chosen,
         )
-
-
-def _batch_size(value: int | str) -> int | None:
-    """The fixed batch size; None for "dynamic"."""
-    from mindrepvgg.errors import UserError
-    from mindrepvgg.recipe.kinds import kind_of
-    from mindrepvgg.text import quoted
-
-    kind = kind_of("int", least=1, most=_LARGEST_BATCH)
-    try:
-        return None if value == DYNAMIC else kind.read(value)
-    except (TypeError, ValueError):
-        raise UserError(f"batch_size (={quoted(value)}) must be {kind.expected}, or {DYNAMIC}") from None
 
 
 def quantize(

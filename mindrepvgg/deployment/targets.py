@@ -14,9 +14,13 @@ from mindrepvgg.deployment.triton import check_triton, model_place, triton_comma
 from mindrepvgg.deployment.written import Written
 from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write
+from mindrepvgg.recipe.kinds import kind_of
 from mindrepvgg.text import quoted
 
 Commands = tuple[tuple[str, str], ...]
+
+DYNAMIC = "dynamic"
+_LARGEST_BATCH = 4096  # of an exported file, which is run and compared
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,12 @@ def target_of(name: str | None) -> Target:
     if name is not None and name not in TARGETS:
         raise UserError(f"target (={quoted(name)}) must be one of {', '.join(TARGETS)}")
     return ANY if name is None else TARGETS[name]
+
+
+def read_batch_size(value: int | str) -> int | None:
+    """An exported file's batch size as a user gives it; None for "dynamic"."""
+    kind = kind_of("int", least=1, most=_LARGEST_BATCH)
+    try:
+        return None if value == DYNAMIC else kind.read(value)
+    except (TypeError, ValueError):
+        raise UserError(f"batch_size (={quoted(value)}) must be {kind.expected}, or {DYNAMIC}") from None
