@@ -1,10 +1,12 @@
 """The documents name files, links, modules, verbs and options that exist."""
 
+import ast
 import contextlib
 import functools
 import io
 import re
 
+import document_commands as documents
 import pytest
 from support import ROOT
 
@@ -16,6 +18,8 @@ NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 DOCUMENTS = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").rglob("*.md"))]
 # The changelog also names what was there before.
 OF_TODAY = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
+# Pages in Chinese, and the English pages whose commands they have.
+CHINESE = {path: ROOT / "docs" / path.name for path in DOCUMENTS if path.parent.name == "zh"}
 NAME_OF = lambda path: str(path.relative_to(ROOT))  # noqa: E731
 PROGRAM = re.compile(r"\bmindrepvgg ([a-z][a-z-]*)\b(?!/)(.*)|\b(train|validate|convert)\.py\b(.*)")
 FOREIGN = {
@@ -108,6 +112,29 @@ def test_the_tree_names_modules_that_exist():
     named = [span.split(".")[0] for span in code(text) if span.split("/")[0] in packages and "/" in span.rstrip("/")]
     assert len(named) > 20
     assert [name for name in named if not list((ROOT / "mindrepvgg").glob(f"{name}*"))] == []
+
+
+def printed(text):
+    """The commands, messages and Python of a document's blocks; what a comment says may differ."""
+    found = []
+    for language, block in documents.blocks(text):
+        if language == "bash":
+            found += documents.commands(block)
+        else:
+            found.append(ast.dump(ast.parse(block)) if language == "python" else block)
+    return found
+
+
+@pytest.mark.parametrize("path", CHINESE, ids=NAME_OF)
+def test_a_page_in_chinese_has_the_commands_of_its_english_page(path):
+    assert printed(path.read_text(encoding="utf-8")) == printed(CHINESE[path].read_text(encoding="utf-8"))
+
+
+def test_another_command_of_a_translation_would_be_noticed():
+    english = "```bash\nmindrepvgg weights  # what is known\n```\n```python\nx = 1  # one\n```\n"
+    assert printed(english) == printed(english.replace("# what is known", "# 已知的权重").replace("# one", "# 一"))
+    assert printed(english) != printed(english.replace("weights", "weights --json"))
+    assert printed(english) != printed(english.replace("x = 1", "x = 2"))
 
 
 def test_what_does_not_exist_would_be_noticed(tmp_path):
