@@ -57,9 +57,9 @@ RULES = (
     Rule("python train.py -c configs/quickstart_qat.yaml .*", "--epoch_size 1 --batch_size 1000 --mode 1", "minutes"),
     Rule("mindrepvgg train -c (finetune|folder) .*", "--show_config", "takes minutes"),
     Rule(
-        "mindrepvgg train -c quickstart --model mindcv/.*",
-        "--epoch_size 1 --batch_size 500 --image_resize 16 --mode 1",
-        "takes minutes",
+        "mindrepvgg .*mindcv/.*runs/resnet18|mindrepvgg .* runs/resnet18.*",
+        None,
+        "tests/training/test_mindcv_training.py does it",
     ),
     Rule(
         "mindrepvgg train -c quickstart --block dbb .*",
@@ -69,7 +69,6 @@ RULES = (
     Rule("mindrepvgg train .* --show_config", "", "reads the recipe only"),
     Rule("mindrepvgg train -c quickstart --ckpt_save_dir runs/digits", None, "the tests have run it before"),
     Rule("mindrepvgg train -c quickstart_qat .*", "--epoch_size 1 --batch_size 1000 --mode 1", "takes minutes"),
-    Rule("mindrepvgg train --resume runs/resnet18", "--epoch_size 2", "the run before it was made shorter"),
     Rule("mindrepvgg train --model repvgg_a1 --pretrained .*", None, "downloads released weights"),
     Rule(
         "mindrepvgg (validate|convert|weights) (timm|mmpretrain|mindcv|repvgg_a1)[/ ].*",
@@ -92,7 +91,7 @@ RULES = (
 
 # A small run with a network that every export takes, for the pages that begin with README's runs/digits.
 DIGITS = (
-    *("train", "-c", "quickstart", "--epoch_size", "1", "--batch_size", "1000", "--image_resize", "16", "--mode", "1"),
+    *("train", "-c", "quickstart", "--epoch_size", "1", "--batch_size", "1000", "--mode", "1"),
     *("--ckpt_save_dir", "runs/digits"),
 )
 

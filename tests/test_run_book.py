@@ -53,3 +53,11 @@ def test_the_run_book_explains_the_lines_of_the_report():
 def test_the_published_speeds_agree_with_themselves(step, speed):
     assert f"| {step} | {speed} |" in DOCUMENT.read_text("utf-8")
     assert 256 / float(step) * 1e3 == pytest.approx(int(speed.replace(",", "")), abs=1)
+
+
+def test_what_a_fault_costs_is_an_epoch_by_the_table():
+    """1,281,167 pictures of ImageNet on eight cards: seconds with repvgg_a1, minutes with repvgg_b3."""
+    text = DOCUMENT.read_text("utf-8")
+    (a1, b3) = re.search(r"\n\| 8 \|[^|]*\|[^|]*\| ([\d,]+) \(100%\) \| ([\d,]+) \(100%\)", text).groups()
+    seconds, minutes = (1281167 / int(speed.replace(",", "")) / unit for speed, unit in ((a1, 1), (b3, 60)))
+    assert f"takes {seconds:.0f} s with repvgg_a1 and {minutes:.0f} minutes" in " ".join(text.split())
