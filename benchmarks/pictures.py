@@ -1,8 +1,7 @@
 """Make the pictures that the documents show, into docs/pictures and docs/speed.png.
 
-python benchmarks/pictures.py                  # trains a small network on drawn shapes first, a few minutes
-python benchmarks/pictures.py --only speed     # the speed picture alone, from the table in docs/performance.md
-python benchmarks/pictures.py --keep FOLDER    # the shapes and the run stay there, and are used again
+python benchmarks/pictures.py                # the speed picture, from the table in docs/performance.md
+python benchmarks/pictures.py --run FOLDER   # those of a run too: of what `tutorial.py --keep FOLDER` left there
 
 Every picture of a set in them is one that `mindrepvgg draw-shapes` draws: nobody's rights are touched.
 """
@@ -10,28 +9,19 @@ Every picture of a set in them is one that `mindrepvgg draw-shapes` draws: nobod
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from sections import section_of
 
 from mindrepvgg.cli import entry, verbs
-from mindrepvgg.data.shapes import write_shapes
 from mindrepvgg.drawing.speed import SpeedPoint, draw_speed
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure.report import YLABEL, family_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
-_SIZE = ("--image_resize", "48")
-# As configs/folder.yaml, without its policy, which is for photos: a turned or sheared shape may be another one.
-RECIPE = (
-    *("--model", "repvgg_nano", "--val_share", "0.2", "--batch_size", "32", "--epoch_size", "12", *_SIZE),
-    *("--warmup_epochs", "2", "--lr", "0.05", "--weight_decay", "0.0005", "--label_smoothing", "0.1"),
-    *("--scale", "[0.7, 1.0]", "--vflip", "0.5"),
-)
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-_PAGE = "1180,2560"  # pixels of the report's picture
+_PAGE = "1180,2880"  # pixels of the report's picture
 
 
 def speed(picture=ROOT / "docs" / "speed.png", page=ROOT / "docs" / "performance.md") -> None:
@@ -49,31 +39,19 @@ def speed(picture=ROOT / "docs" / "speed.png", page=ROOT / "docs" / "performance
     draw_speed(points, picture, "Accuracy over speed", below, "images/s", YLABEL)
 
 
-def trained(folder: Path) -> Path:
-    """Draw the shapes and train on them, where that is not done yet; returns the checkpoint."""
-    photos, run = folder / "shapes", folder / "run"
-    if not photos.exists():
-        write_shapes(photos, count=150)
-    best = run / "repvgg_nano_best.ckpt"
-    if not best.exists():
-        _call("train", *RECIPE, "--data_dir", photos, "--ckpt_save_dir", run)
-    return best
-
-
-def of_the_run(checkpoint: Path, folder: Path) -> None:
-    """Draw what the verbs draw of a run: curves, a batch, predictions, confusions, mistakes, the report."""
-    photos, out = folder / "shapes", folder / "drawn"
+def of_the_run(folder: Path) -> None:
+    """Take what the tutorial's verbs drew in a folder, and draw the rest of that run: confusions, fold, report."""
     PICTURES.mkdir(exist_ok=True)
+    checkpoint = folder / "runs" / "shapes" / "repvgg_nano_best.ckpt"
+    if not checkpoint.exists():
+        raise UserError(f"{folder} is no folder that benchmarks/tutorial.py --keep made; run that first")
     shutil.copy(checkpoint.with_name("curves.png"), PICTURES / "curves.png")
-    _call("train", "-c", "folder", *_SIZE, "--data_dir", photos, "--show_batch", PICTURES / "batch.png")
-    report = folder / "report.html"
-    pictures = "--confusion", PICTURES / "confusion.png", "--mistakes", PICTURES / "mistakes.png"
-    _call("validate", checkpoint, *pictures, "--report", report)
-    chosen = photos / "star" / "star_007.png"
-    _call("predict", checkpoint, chosen, "--topk", "3", "--out", out)
-    shutil.copy(out / chosen.name, PICTURES / "prediction.png")
+    shutil.copy(folder / "batch.png", PICTURES / "batch.png")
+    shutil.copy(folder / "mistakes.png", PICTURES / "mistakes.png")
+    shutil.copy(folder / "drawn" / "star_007.png", PICTURES / "prediction.png")
+    _call("validate", checkpoint, "--data_dir", folder / "shapes", "--confusion", PICTURES / "confusion.png")
     folding(checkpoint)
-    photograph(report, PICTURES / "report.png")
+    photograph(folder / "report.html", PICTURES / "report.png")
 
 
 def folding(checkpoint) -> None:
@@ -103,15 +81,11 @@ def _call(*command):
 def main(argv=None) -> int:
     """Make them."""
     parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("speed", "run"), help="some of them")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the shapes and the run stay")
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="where the tutorial's run is")
     arguments = parser.parse_args(argv)
-    if arguments.only != "run":
-        speed()
-    if arguments.only != "speed":
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = arguments.keep or Path(temporary)
-            of_the_run(trained(folder), folder)
+    speed()
+    if arguments.run:
+        of_the_run(arguments.run)
     return 0
 
 

@@ -30,8 +30,10 @@ FOREIGN = {
     *("bind_core", "bind_numa", "cluster_time_out", "bind-to"),  # the last one: mpirun
     *("upgrade", "upgrade-strategy", "force-reinstall", "dry-run", "no-deps", "platform", "only-binary"),  # pip
     *("find-links", "no-index", "system-site-packages", "exclude"),
+    *("silent", "retry", "retry-delay", "retry-connrefused", "data-binary"),  # curl
     *("announced-signatures", "corpus", "minutes", "replay"),  # pytest and python -m fuzz, in this repository
     *("only", "update_readme", "python", "help", "version"),  # benchmarks/report.py, demo.py, lite.py, every program
+    *("run", "keep"),  # benchmarks/pictures.py, tutorial.py
 }
 
 
