@@ -1,4 +1,4 @@
-"""Run the tutorial as it is printed, and write what its commands say into docs/tutorial.md.
+"""Run the tutorial as it is printed, and write what its commands say into docs/tutorial.md and its translation.
 
 python benchmarks/tutorial.py                  # a few minutes; the documents' pictures of a run are made anew, too
 python benchmarks/tutorial.py --keep FOLDER    # what it makes stays there
@@ -18,6 +18,7 @@ from mindrepvgg.errors import UserError
 from mindrepvgg.files import atomic_write
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "tutorial.md"
+TRANSLATION = PAGE.parent / "zh" / PAGE.name
 _BLOCK = re.compile(r"(?ms)^```(bash|python|console)\n(.*?)^```$")
 _SHOWN = re.compile(r"<!-- shown: (\d+) first, (\d+) last -->\n\Z")
 _LONGEST = 120  # characters of a line that is shown
@@ -73,6 +74,12 @@ def with_output(text: str, said: list[str]) -> str:
     return "".join([*parts, text[end:]])
 
 
+def with_output_of(text: str, page: str) -> str:
+    """A translation with what stands behind the commands of the page."""
+    said = iter([block[0] for block in _BLOCK.finditer(page) if block[1] == "console"])
+    return _BLOCK.sub(lambda block: next(said) if block[1] == "console" else block[0], text)
+
+
 def _cut(said, first=12, last=6):
     """Some lines of what was printed; long ones shortened."""
     lines = [line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..." for line in said.splitlines()]
@@ -82,7 +89,7 @@ def _cut(said, first=12, last=6):
 
 
 def main(argv=None) -> int:
-    """Run it, and write the page."""
+    """Run it, and write the page and its translation."""
     parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="a new folder for what it makes")
     arguments = parser.parse_args(argv)
@@ -94,8 +101,10 @@ def main(argv=None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         text = with_output(text, run(text, folder))
         pictures.of_the_run(folder)
-    with atomic_write(PAGE, "w") as stream:
-        stream.write(text)
+    translation = with_output_of(TRANSLATION.read_text(encoding="utf-8"), text)
+    for path, content in ((PAGE, text), (TRANSLATION, translation)):
+        with atomic_write(path, "w") as stream:
+            stream.write(content)
     return 0
 
 

@@ -14,12 +14,13 @@ from mindrepvgg.cli import verbs
 
 pytestmark = pytest.mark.compat
 
-NAMES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+NAMES = ("README.md", "README.zh-CN.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 DOCUMENTS = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").rglob("*.md"))]
 # The changelog also names what was there before.
 OF_TODAY = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
 # Pages in Chinese, and the English pages whose commands they have.
 CHINESE = {path: ROOT / "docs" / path.name for path in DOCUMENTS if path.parent.name == "zh"}
+CHINESE[ROOT / "README.zh-CN.md"] = ROOT / "README.md"
 NAME_OF = lambda path: str(path.relative_to(ROOT))  # noqa: E731
 PROGRAM = re.compile(r"\bmindrepvgg ([a-z][a-z-]*)\b(?!/)(.*)|\b(train|validate|convert)\.py\b(.*)")
 FOREIGN = {
@@ -130,6 +131,12 @@ def printed(text):
 @pytest.mark.parametrize("path", CHINESE, ids=NAME_OF)
 def test_a_page_in_chinese_has_the_commands_of_its_english_page(path):
     assert printed(path.read_text(encoding="utf-8")) == printed(CHINESE[path].read_text(encoding="utf-8"))
+
+
+def test_the_chinese_readme_has_the_networks_of_the_english_one():
+    rows = [re.findall(r"(?m)^\| `repvgg.*$", path.read_text("utf-8")) for path in (ROOT / "README.md", *CHINESE)]
+    assert rows[0]
+    assert rows[0] == rows[-1]
 
 
 def test_another_command_of_a_translation_would_be_noticed():
