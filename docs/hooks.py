@@ -15,7 +15,7 @@ from mkdocs.structure.files import File
 from pymdownx.slugs import slugify
 
 import mindrepvgg
-from mindrepvgg import reparam
+from mindrepvgg import errors, reparam
 from mindrepvgg.cli import entry, verbs
 from mindrepvgg.recipe.schema import KEYS
 from mindrepvgg.text import markdown_table, plain
@@ -27,6 +27,9 @@ DOCS = "docs"
 OUTSIDE = "repository"
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 _GENERATED = re.compile(r"<!-- generated: ([\w ]+) -->")
+# What the functions of `api` return is imported there, for type checkers; a recipe's keys have a page of their own.
+_RESULT = re.compile(r"(?m)^    from (mindrepvgg\.(?!recipe)[\w.]+) import (\w+)$(?=[\s\S]*\n    StrPath =)")
+
 # What a browser would fetch from another server: not links that a reader clicks on.
 _FETCHED = re.compile(
     r"""<(?:script|img|iframe|source|video|audio|embed)\b[^>]*\bsrc=["']?(?:https?:)?//[^"'\s>]+"""
@@ -166,7 +169,7 @@ def _parser(verb):
 
 
 def python_names():
-    """The directives of mkdocstrings for every public name."""
+    """The directives of mkdocstrings for every public name, and for what the functions return and raise."""
     homes = mindrepvgg._HOMES
     groups = {
         "The verbs": [name for name in mindrepvgg.__all__ if homes[name] in ("api", "deployment.comparison")],
@@ -177,9 +180,18 @@ def python_names():
     text = [
         f"## {title}\n\n" + "\n\n".join(f"::: mindrepvgg.{name}" for name in names) for title, names in groups.items()
     ]
+    results = _RESULT.findall((ROOT / "mindrepvgg" / "api.py").read_text(encoding="utf-8"))
+    text.append("## What the verbs give\n\n" + "\n\n".join(f"::: {module}.{name}" for module, name in results))
+    text.append("## Predicting again and again\n\n::: mindrepvgg.deployment.predictor.Predictor")
+    text.append("## Errors\n\n" + "\n\n".join(f"::: mindrepvgg.errors.{name}" for name in _errors()))
     others = [name for name in reparam.__all__ if name not in mindrepvgg.__all__]
     text.append("## mindrepvgg.reparam\n\n" + "\n\n".join(f"::: mindrepvgg.reparam.{name}" for name in others))
     return "\n\n".join(text)
+
+
+def _errors():
+    """The names of the exceptions, in the order of the module."""
+    return [name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)]
 
 
 TABLES = {"recipe keys": recipe_keys, "verbs": verb_options, "python": python_names}
