@@ -133,6 +133,13 @@ def test_a_page_in_chinese_has_the_commands_of_its_english_page(path):
     assert printed(path.read_text(encoding="utf-8")) == printed(CHINESE[path].read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("path", CHINESE, ids=NAME_OF)
+def test_no_line_of_a_chinese_page_ends_within_a_sentence(path):
+    """Between two Chinese characters a line break is shown as a blank."""
+    prose = re.sub(r"(?s)```.*?```", "", path.read_text(encoding="utf-8"))
+    assert re.findall(r"[一-鿿，、（]\n *[一-鿿]+", prose) == []
+
+
 def test_the_chinese_readme_has_the_networks_of_the_english_one():
     rows = [re.findall(r"(?m)^\| `repvgg.*$", path.read_text("utf-8")) for path in (ROOT / "README.md", *CHINESE)]
     assert rows[0]
