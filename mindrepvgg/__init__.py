@@ -13,6 +13,7 @@ from mindrepvgg.version import __version__ as __version__
 if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
     from mindrepvgg.api import convert, export, predict, quantize, train, validate
     from mindrepvgg.deployment.comparison import compare
+    from mindrepvgg.deployment.int8.amct_check import check_int8
     from mindrepvgg.deployment.int8.diagnose import diagnose
     from mindrepvgg.models.repvgg import RepVGG, RepVGGPlus
     from mindrepvgg.models.variants import list_models
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
 _HOMES = {
     **dict.fromkeys(("train", "validate", "predict", "convert", "export", "quantize"), "api"),
     "compare": "deployment.comparison",
+    "check_int8": "deployment.int8.amct_check",
     "diagnose": "deployment.int8.diagnose",
     "list_models": "models.variants",
     "create_model": "weights.load",
@@ -44,6 +46,7 @@ __all__ = [
     "RepVGG",
     "RepVGGBlock",
     "RepVGGPlus",
+    "check_int8",
     "compare",
     "convert",
     "create_model",

@@ -1,6 +1,7 @@
 """Write a checkpoint as an INT8 ONNX file (docs/quantisation.md).
 
     mindrepvgg quantize best.ckpt best.int8.onnx --search 12 --report int8.json
+    mindrepvgg quantize best.ckpt best.int8.onnx --for ascend
     mindrepvgg quantize best.ckpt layers.png --diagnose
 
 Float and INT8 are compared on the validation split. The exit status is 1, and no file is written, when INT8 loses more
@@ -21,6 +22,7 @@ _OVERRIDES = (
 _OPTIONS = (
     *("method", "percentile", "per_channel", "calibration", "calibration_images", "target_drop", "allow_drop"),
     *("equalize", "bias_correction", "zero_dead", "search", "preprocess", "limit", "weights", "report"),
+    *("target", "soc_version"),
 )
 
 
@@ -34,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--diagnose", action="store_true", help="write no file; say what INT8 does to each layer, and why"
     )
+    targets = ("onnxruntime", "openvino", "ascend")
+    text = "what takes the file (%(default)s); ascend: another form, checked, with the commands for AMCT and ATC"
+    parser.add_argument("--for", "--target", dest="target", default=targets[0], choices=targets, help=text)
+    parser.add_argument("--soc_version", default="Ascend310P3", help="chip in the command for ATC (%(default)s)")
     parser.add_argument("--calibration", metavar="DIR|DATASET", help="default: the training split of what is judged on")
     parser.add_argument("--calibration_images", type=int, default=256, metavar="N", help="of all classes (%(default)s)")
     parser.add_argument("--method", default="minmax", choices=("minmax", "entropy", "percentile"), help="of the ranges")

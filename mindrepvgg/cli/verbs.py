@@ -24,6 +24,7 @@ GROUPS = {
         "convert": "fuse the branches; read and write the checkpoints of other projects",
         "export": "write an ONNX, MindIR or AIR file",
         "quantize": "write an INT8 ONNX file",
+        "check-int8": "hold an INT8 ONNX file against what Ascend's AMCT accepts",
     },
     "data": {
         "draw-shapes": "draw a set of pictures to try things on",

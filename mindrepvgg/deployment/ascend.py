@@ -8,6 +8,7 @@ MindSpore Lite, "Offline Conversion of Inference Models" and "Ascend Conversion 
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from mindrepvgg.deployment.graph import INPUT
 from mindrepvgg.errors import UserError
@@ -15,6 +16,8 @@ from mindrepvgg.errors import UserError
 # On Ascend a dynamic dimension is a choice of a few sizes, which the conversion of the file names.
 _BATCHES = (1, 2, 4, 8, 16)
 _LARGER = 32  # pixels: the second size of a dynamic image size
+
+_AIPP_ALONE = "; it documents uint8 inputs for AIPP alone, so rather export without --preprocess"
 
 _ATC_PRECISION = {"float32": "origin", "float16": "fp16"}
 _LITE_PRECISION = {"float32": "enforce_origin", "float16": "enforce_fp16"}
@@ -35,7 +38,7 @@ def ascend_commands(written) -> tuple[tuple[str, str], ...]:
     if path.suffix in (".onnx", ".air"):
         title = f"an OM file for {written.soc_version}: ATC"
         if options.preprocess:
-            title += "; it documents uint8 inputs for AIPP alone, so rather export without --preprocess"
+            title += _AIPP_ALONE
         arguments = atc_arguments(path, options, channels, image_size, written.soc_version)
         commands.append((title, shlex.join(["atc", *arguments])))
     if path.suffix in (".onnx", ".mindir"):
@@ -44,6 +47,30 @@ def ascend_commands(written) -> tuple[tuple[str, str], ...]:
             title += "; on a CPU 2.0.0 crashes with a float16 file of any batch, so rather export with --batch_size N"
         commands.append((title, _lite(path, options, channels, image_size)))
     return tuple(commands)
+
+
+def amct_commands(path, options, channels, image_size, soc_version) -> tuple[tuple[str, str], ...]:
+    """Write the commands for an INT8 file: AMCT makes a file for ATC of it, and ATC compiles that one.
+
+    AMCT writes two files: `_deploy_model.onnx` and `_fake_quant_model.onnx` stand behind the name that it is given. The
+    second one is for onnxruntime ("convert_qat_model", CANN 8.0). ATC is left its own precision, as in AMCT's examples.
+
+    Args:
+        path: the INT8 file, as `quantize --for ascend` writes it.
+        options, channels, image_size, soc_version: see `atc_arguments`.
+
+    Returns:
+        (what it makes, command) of each.
+    """
+    prefix = str(path.with_suffix(""))
+    program = f"import amct_onnx; amct_onnx.convert_qat_model({str(path)!r}, {prefix!r})"
+    arguments = atc_arguments(Path(f"{prefix}_deploy_model.onnx"), options, channels, image_size, soc_version)
+    kept = [argument for argument in arguments if not argument.startswith("--precision_mode")]
+    title = f"an OM file for {soc_version}: ATC{_AIPP_ALONE if options.preprocess else ''}"
+    return (
+        ("a file for ATC: AMCT", shlex.join(["python3", "-c", program])),
+        (title, shlex.join(["atc", *kept])),
+    )
 
 
 def lite_commands(written) -> tuple[tuple[str, str], ...]:

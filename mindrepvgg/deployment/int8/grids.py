@@ -33,12 +33,14 @@ class IntegerOptions:
         per_channel: one scale for the weights of each output channel; otherwise one for a layer.
         weight_bits: 8, or 7 for x86 CPUs without VNNI: their int8 arithmetic adds pairs of products in 16 bits, which
             overflow with 8-bit weights.
+        linear_per_channel: whether `per_channel` concerns the linear layer too; Ascend's tools want one scale there.
     """
 
     method: str = "minmax"
     percentile: float = 99.99
     per_channel: bool = True
     weight_bits: int = 8
+    linear_per_channel: bool = True
 
     def __post_init__(self):
         if self.method not in METHODS:

@@ -26,6 +26,7 @@ from mindrepvgg.deployment.int8.calibration import (
     unlabelled_pictures,
 )
 from mindrepvgg.deployment.int8.grids import IntegerOptions
+from mindrepvgg.deployment.int8.integer_targets import integer_target
 from mindrepvgg.deployment.int8.integers import layer_nodes
 from mindrepvgg.deployment.int8.progress import Progress
 from mindrepvgg.deployment.int8.repairs import Builder
@@ -64,6 +65,8 @@ class QuantizeOptions:
             None: only what is asked for, and as many evaluations as the layers in float take.
         preprocess: the file takes uint8 pictures and normalises them.
         limit: evaluate on so many images, spread over the classes.
+        target: what the file is for, a name of `integer_targets.INTEGER_TARGETS`.
+        soc_version: the chip in the commands for Ascend's tools.
     """
 
     method: str = "minmax"
@@ -82,6 +85,8 @@ class QuantizeOptions:
     search: int | None = None
     preprocess: bool = False
     limit: int | None = None
+    target: str = "onnxruntime"
+    soc_version: str = "Ascend310P3"
 
     def __post_init__(self):
         self.integers()
@@ -95,7 +100,8 @@ class QuantizeOptions:
 
     def integers(self) -> IntegerOptions:
         """Return the options that concern numbers."""
-        return IntegerOptions(self.method, self.percentile, self.per_channel, self.weight_bits or 8)
+        per_channel = integer_target(self.target).linear_per_channel
+        return IntegerOptions(self.method, self.percentile, self.per_channel, self.weight_bits or 8, per_channel)
 
 
 def split_settings(settings: dict) -> tuple[QuantizeOptions, dict]:
@@ -156,6 +162,7 @@ def prepared(source, options: QuantizeOptions, overrides, weights, progress: Pro
         exported = export_checkpoint(
             source,
             Path(folder, "float.onnx"),
+            GraphOptions(opset=integer_target(options.target).opset),
             preprocess=options.preprocess,
             weights=weights,
             overrides=preparation,

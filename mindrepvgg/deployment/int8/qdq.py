@@ -8,6 +8,7 @@ uint8 with the zero point of a range from 0 clips as it does. Names are those of
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -94,6 +95,8 @@ class FloatGraph:
     def rounded(self, part, ranges, options: IntegerOptions) -> Rounded:
         """A part's weights as integers; ranges: tensor -> (lowest, highest)."""
         input_scale = activation_grid(*ranges[self.nodes[part].input[0]])[0]
+        if self.nodes[part].op_type == "Gemm" and not options.linear_per_channel:
+            options = dataclasses.replace(options, per_channel=False)
         return round_weights(*self.weights(part), input_scale, options)
 
 

@@ -7,9 +7,11 @@ import importlib.metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from mindrepvgg.deployment.engine import OnnxEngine
+from mindrepvgg.deployment.engine import open_engine
+from mindrepvgg.deployment.engine_base import ONNXRUNTIME
 from mindrepvgg.deployment.export import check_destination
 from mindrepvgg.deployment.graph import GraphOptions, set_metadata
+from mindrepvgg.deployment.int8.integer_targets import integer_target
 from mindrepvgg.deployment.int8.noise import KernelNoise, LayerChain
 from mindrepvgg.deployment.int8.prepare import NOISE_IMAGES, Prepared, QuantizeOptions, prepared
 from mindrepvgg.deployment.int8.progress import INT8_SHARE, Progress
@@ -56,14 +58,18 @@ def quantize_checkpoint(
     """
     destination = Path(destination)
     options = options or QuantizeOptions()
+    target = integer_target(options.target)
+    target.require()
     check_destination(Path(source), destination, GraphOptions())
     if destination.suffix != ".onnx":
         raise UserError(f"{destination} must end in .onnx: INT8 is written in no other format")
     with Progress(show_progress) as progress, prepared(source, options, overrides, weights, progress) as ready:
         best, evaluator = _best(ready, options, progress)
-        facts = _facts(options, best, ready)
-        _finish(best.attempt.path, {**ready.exported.metadata, "precision": "int8", "quantization": facts})
-        float32, int8 = _figures(ready.exported, evaluator, best.attempt, ready.builder.batches[0][:1])
+        judged = _for_target(target, best.attempt, evaluator, progress)
+        facts = _facts(options, target, best, ready)
+        metadata = {**ready.exported.metadata, "precision": "int8", "quantization": facts}
+        model = _finish(judged.path, metadata)
+        float32, int8 = _figures(ready, evaluator, judged, target.engine)
         found = Quantization(
             source=ready.source,
             destination=destination,
@@ -74,8 +80,8 @@ def quantize_checkpoint(
             facts=facts,
             float32=float32,
             int8=int8,
-            drop=best.attempt.drop,
-            agreement=best.attempt.agreement,
+            drop=judged.drop,
+            agreement=judged.agreement,
             target_drop=options.target_drop,
             budget=options.search,
             layers=best.layers,
@@ -83,12 +89,37 @@ def quantize_checkpoint(
             chosen=best.attempts.index(best.attempt),
             kernels=best.kernels,
             largest_scale=ready.builder.largest_scale(best.attempt.repairs),
-            written=best.attempt.drop <= options.target_drop or options.allow_drop,
+            written=judged.drop <= options.target_drop or options.allow_drop,
+            engine=target.engine,
+            check=target.check and target.check(model, str(destination)),
+            commands=_commands(target, destination, ready.exported, options.soc_version),
+            not_run=target.not_run,
         )
         if report:
             write_json(report, found.to_dict())
-        _write(found, best.attempt)
+        _write(found, judged)
     return found
+
+
+def _for_target(target, attempt, evaluator, progress) -> Attempt:
+    """The chosen file as the target takes it, judged by the target's engine; the attempt itself where it is that."""
+    import onnx
+
+    if target.form is None and target.engine == ONNXRUNTIME:
+        return attempt
+    step = f"for {target.name}"
+    progress.expect(evaluator.num_images * INT8_SHARE)
+    progress.phase(f"INT8, {step}")
+    path = attempt.path
+    if target.form is not None:
+        path = path.with_name(f"{target.name}.onnx")
+        path.write_bytes(target.form(onnx.load(str(attempt.path))).SerializeToString())
+    return evaluator(path, attempt.repairs, step, target.engine)
+
+
+def _commands(target, destination, exported, soc_version):
+    facts = exported.metadata
+    return target.commands(destination, exported.options, facts["in_channels"], facts["image_size"], soc_version)
 
 
 class _Best(NamedTuple):
@@ -151,16 +182,20 @@ def _layer_noise(builder, chosen, alone, images) -> tuple[LayerNoise, ...]:
     )
 
 
-def _facts(options, best, ready) -> dict:
+def _facts(options, target, best, ready) -> dict:
     """Return how a file was quantised, for its metadata."""
     repairs, integers = best.attempt.repairs, ready.builder.options
     size = ready.exported.metadata["image_size"]
     dead = {name: len(channels) for name, channels in ready.builder.dead().items()} if repairs.zero_dead else {}
+    scales = "per channel" if options.per_channel else "per tensor"
+    if options.per_channel and not target.linear_per_channel:
+        scales += ", the linear layer per tensor"
     return {
         "method": options.method,
         **({"percentile": options.percentile} if options.method == "percentile" else {}),
-        "weights": f"int8, {'per channel' if options.per_channel else 'per tensor'}, {integers.weight_bits} bits",
-        "activations": "uint8",
+        "weights": f"int8, {scales}, {integers.weight_bits} bits",
+        "activations": target.activations,
+        "target": target.name,
         "float_layers": list(repairs.keep_float),
         "equalized": repairs.equalize,
         "bias_corrected": repairs.bias_correction,
@@ -173,19 +208,20 @@ def _facts(options, best, ready) -> dict:
 
 
 def _finish(path, metadata):
-    """Give an INT8 file its metadata and check that it is valid."""
+    """Give an INT8 file its metadata, check that it is valid, and return its model."""
     import onnx
 
     model = onnx.load(str(path))
     set_metadata(model, metadata)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
+    return model
 
 
-def _figures(exported, evaluator, attempt, image) -> tuple[FileFigures, FileFigures]:
+def _figures(ready, evaluator, attempt, engine) -> tuple[FileFigures, FileFigures]:
     """Return accuracy, size and speed of the float file and of the INT8 file."""
-    paths = exported.destination, attempt.path
-    milliseconds = latencies([OnnxEngine(path) for path in paths], image)
+    paths, image = (ready.exported.destination, attempt.path), ready.builder.batches[0][:1]
+    milliseconds = latencies([open_engine(path, engine) for path in paths], image)
     top1 = evaluator.reference.top1, attempt.top1
     float32, int8 = (
         FileFigures(accuracy, path.stat().st_size, time)
@@ -203,5 +239,7 @@ def _write(found: Quantization, attempt):
             "repairs, --diagnose says what is wrong, and --allow_drop writes it all the same",
             found,
         )
+    if found.check is not None and not found.check.passed:
+        raise EquivalenceError(f"{found.destination} was not written: {found.check.breaches[0].format()}", found)
     with atomic_path(found.destination) as temporary:
         temporary.write_bytes(attempt.path.read_bytes())

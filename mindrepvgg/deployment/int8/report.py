@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from mindrepvgg.deployment.engine_base import ONNXRUNTIME
+from mindrepvgg.deployment.int8.amct_check import AmctCheck
 from mindrepvgg.deployment.int8.noise import KernelNoise
 from mindrepvgg.deployment.int8.search import Attempt
 from mindrepvgg.runtime.timing import take_turns, timed
@@ -58,6 +60,10 @@ class Quantization:
         chosen: the number of the one that was taken.
         kernels: weight bits that were tried -> what this CPU's int8 kernels make of them.
         largest_scale: of equalisation; None without it.
+        engine: what judged the file, and measured its speed.
+        check: the file held against its target's rules; None where it has none.
+        commands: what to run next: (what it makes, command) of each.
+        not_run: what of the target was not run, in words.
     """
 
     source: Path
@@ -79,6 +85,10 @@ class Quantization:
     kernels: dict[int, KernelNoise]
     largest_scale: float | None
     written: bool
+    engine: str = ONNXRUNTIME
+    check: AmctCheck | None = None
+    commands: tuple[tuple[str, str], ...] = ()
+    not_run: str | None = None
 
     @property
     def worst(self) -> list[LayerNoise]:
@@ -97,6 +107,8 @@ class Quantization:
             "worst_layers": [layer.name for layer in self.worst],
             "kernels": {str(bits): noise._asdict() for bits, noise in self.kernels.items()},
             "attempts": [attempt.to_dict() for attempt in self.attempts],
+            "check": self.check and self.check.to_dict(),
+            "commands": dict(self.commands),
         }
 
     def format(self) -> str:
@@ -143,8 +155,9 @@ class Quantization:
             done.append(f"centre split in {', '.join(split)} ({extra:.1f} % more multiplications)")
         yield f"{self.model}: {', '.join(done)}"
         unreadable = f" ({self.unreadable} unreadable not counted)" if self.unreadable else ""
+        by = "" if facts["target"] == ONNXRUNTIME else f" by {self.engine}"
         yield (
-            f"calibrated on {facts['calibration']}; judged on {counted(self.images, 'validation image')} of "
+            f"calibrated on {facts['calibration']}; judged{by} on {counted(self.images, 'validation image')} of "
             f"{self.dataset}{unreadable}"
         )
 
@@ -165,8 +178,20 @@ class Quantization:
                 f"{bits} bits saturate in the int8 kernels of this CPU ({noise.kernels:.1f} dB, rounding "
                 f"{noise.rounding:.1f} dB); on one with VNNI they do not, see --weight_bits"
             )
+        chosen = self.attempts[self.chosen]
+        if (chosen.drop, chosen.agreement) != (self.drop, self.agreement):
+            yield (
+                f"before it was made for {self.facts['target']}: {chosen.drop:.2f} points lost, same class on "
+                f"{chosen.agreement:.2%} of images"
+            )
+        if self.check is not None:
+            yield self.check.verdict
         if self.written:
             yield f"written: {self.destination}"
+        if self.not_run:
+            yield self.not_run
+        if self.written:
+            yield from (f"# {title}\n{command}" for title, command in self.commands)
 
     def _steps(self) -> str:
         """The table of what each step of the search brought."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mindrepvgg.deployment.engine import OnnxEngine
+from mindrepvgg.deployment.engine import OnnxEngine, open_engine
+from mindrepvgg.deployment.engine_base import ONNXRUNTIME
 from mindrepvgg.deployment.int8.progress import INT8_SHARE, Progress
 from mindrepvgg.deployment.int8.repairs import Builder, Repairs
 from mindrepvgg.evaluation.loop import evaluate
@@ -95,9 +96,9 @@ class Evaluator:
         of_images = np.concatenate(classes)[: self._loader.num_images]
         return found, np.delete(of_images, sorted(self._loader.bad_images.of(0)))
 
-    def __call__(self, path, repairs: Repairs, step: str = "") -> Attempt:
+    def __call__(self, path, repairs: Repairs, step: str = "", engine: str = ONNXRUNTIME) -> Attempt:
         """Run the INT8 file at `path` and compare its accuracy."""
-        found, classes = self._evaluate(OnnxEngine(path))
+        found, classes = self._evaluate(open_engine(path, engine))
         agreement = float((classes == self._classes).mean())
         # From the counts: the difference of two rounded percentages may miss the target by a rounding.
         drop = 100 * (self.reference.correct - found.correct) / found.num_images
