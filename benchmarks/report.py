@@ -15,6 +15,7 @@ import cifar10
 import converting
 import engines
 import file_kinds
+import int8_ascend
 import int8_study
 import lite
 import pipelines
@@ -46,6 +47,7 @@ BENCHMARKS = {
 }
 STUDIES = {
     "int8": functools.partial(int8_study.measure, _ROOT / "configs"),
+    "int8_ascend": functools.partial(int8_ascend.measure, _ROOT / "configs" / "cifar10_small.yaml"),
     "int8_digits": functools.partial(quantization_training.measure, _ROOT / "configs" / "quickstart.yaml"),
     "small": functools.partial(small_network.measure, _ROOT / "configs" / "cifar10_small.yaml"),
     "blocks": functools.partial(blocks.measure, _ROOT / "configs" / "cifar10_small.yaml"),

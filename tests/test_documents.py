@@ -22,7 +22,7 @@ OF_TODAY = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
 CHINESE = {path: ROOT / "docs" / path.name for path in DOCUMENTS if path.parent.name == "zh"}
 CHINESE[ROOT / "README.zh-CN.md"] = ROOT / "README.md"
 NAME_OF = lambda path: str(path.relative_to(ROOT))  # noqa: E731
-PROGRAM = re.compile(r"\bmindrepvgg ([a-z][a-z-]*)\b(?!/)(.*)|\b(train|validate|convert)\.py\b(.*)")
+PROGRAM = re.compile(r"\bmindrepvgg ([a-z][a-z0-9-]*)\b(?!/)(.*)|\b(train|validate|convert)\.py\b(.*)")
 FOREIGN = {
     *("model", "framework", "output", "soc_version", "input_format", "input_shape", "precision_mode_v2"),  # atc
     *("dynamic_batch_size", "dynamic_image_size", "dynamic_dims"),

@@ -7,6 +7,7 @@ MindSpore Lite, "Offline Conversion of Inference Models" and "Ascend Conversion 
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def amct_commands(path, options, channels, image_size, soc_version) -> tuple[tup
         (what it makes, command) of each.
     """
     prefix = str(path.with_suffix(""))
-    program = f"import amct_onnx; amct_onnx.convert_qat_model({str(path)!r}, {prefix!r})"
+    names = ", ".join(map(json.dumps, (str(path), prefix)))  # in double quotes, which a shell's single ones may hold
+    program = f"import amct_onnx; amct_onnx.convert_qat_model({names})"
     arguments = atc_arguments(Path(f"{prefix}_deploy_model.onnx"), options, channels, image_size, soc_version)
     kept = [argument for argument in arguments if not argument.startswith("--precision_mode")]
     title = f"an OM file for {soc_version}: ATC{_AIPP_ALONE if options.preprocess else ''}"

@@ -190,6 +190,7 @@ class Quantization:
             yield f"written: {self.destination}"
         if self.not_run:
             yield self.not_run
+            yield f"size and time are those of this file under {self.engine} on this machine"
         if self.written:
             yield from (f"# {title}\n{command}" for title, command in self.commands)
 
