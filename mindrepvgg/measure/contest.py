@@ -189,7 +189,8 @@ def _plan_files(settings, files, left_out):
         side = settings.image_size
         if network.image_size not in (None, (side, side)):
             height, width = network.image_size
-            left_out.append(f"{label}: it takes {height}x{width}; give --image_size for a square one")
+            hint = f"give --image_size {height}" if height == width else "only square images are measured"
+            left_out.append(f"{label}: it takes {height}x{width}; {hint}")
             continue
         for batch_size in settings.batch_sizes:
             if network.batch_size not in (None, batch_size):

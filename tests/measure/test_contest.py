@@ -290,7 +290,7 @@ def test_files_of_another_size_are_left_out(exported, tmp_path):
     assert [(own.engine, own.precision) for own in contestants if own.batch_size == 1] == [
         *(("openvino", "float32"), ("openvino", "bfloat16"), ("onnxruntime", "float32")),
     ]
-    assert left_out == ["own.mindir: it takes 32x32; give --image_size for a square one"]
+    assert left_out == ["own.mindir: it takes 32x32; give --image_size 32"]
     settings = Settings(ckpt_paths="pixels.onnx", image_size=32, batch_sizes="2,1")
     contestants, left_out = contest._plan(settings, contest._prepare(settings, tmp_path))
     assert [(own.engine, own.batch_size) for own in contestants] == [("onnxruntime", 2)]
