@@ -135,7 +135,9 @@ def identity_gains(net) -> dict[str, float]:
     for name, block in rep_blocks(net).items():
         if block.deploy:
             continue
-        bn = getattr(block, "rbr_identity", None) or (getattr(block, "bn", None) if _keeps(block) else None)
+        bn = next((getattr(block, name) for name in ("rbr_identity", "rbr_skip") if hasattr(block, name)), None)
+        if bn is None and _keeps(block):
+            bn = getattr(block, "bn", None)
         if bn is not None and hasattr(bn, "moving_variance"):
             gain = np.abs(bn.gamma.asnumpy()) / np.sqrt(bn.moving_variance.asnumpy().astype(np.float64) + bn.eps)
             found[name] = float(gain.max())

@@ -149,10 +149,11 @@ class Diagnosis:
             yield "8 bits saturate in the int8 kernels of this CPU: --weight_bits 7"
         if self.dead:
             having = [f"{layer.name} {layer.dead} of {layer.channels}" for layer in self.layers if layer.dead]
-            yield f"dead channels, constant on every picture: {_some(having)}; --zero_dead takes them out, exactly"
-        yield from self._causes()
+            remedy = "" if plain.agreement >= _HEALTHY else "; --zero_dead takes them out, exactly"
+            yield f"dead channels, constant on every picture: {_some(having)}{remedy}"
         if plain.agreement >= _HEALTHY:
             return
+        yield from self._causes()
         if best.option:
             yield (
                 f"best of what was tried: {best.option}, which keeps the class of {best.agreement:.1%}; --search 12 "

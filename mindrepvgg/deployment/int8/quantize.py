@@ -140,12 +140,12 @@ def _best(ready: Prepared, options, progress) -> tuple[_Best, Evaluator]:
     progress.expect(builder.pictures(start) + count * (1 + INT8_SHARE) + passes + 16)
     progress.phase("calibration")
     kernels = builder.choose_bits(options.weight_bits, start)
-    split = builder.worth_splitting(start) if options.split == "auto" else tuple(options.split)
+    split = builder.worth_splitting(start) if options.split == "auto" else tuple(dict.fromkeys(options.split))
     start = dataclasses.replace(start, split=split)
     progress.phase("float, judged")
     evaluator = Evaluator(ready.exported.destination, ready.loader, progress, ready.float_logits)
     search = Search(builder, evaluator, progress, options.search)
-    named = options.keep_float if isinstance(options.keep_float, tuple) else ()
+    named = tuple(dict.fromkeys(options.keep_float)) if isinstance(options.keep_float, tuple) else ()
     start = dataclasses.replace(start, keep_float=named)
     chosen = None
     if options.search is not None:
