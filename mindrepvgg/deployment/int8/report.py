@@ -200,7 +200,8 @@ class Quantization:
         rows = [(f"search, {used}", "top-1", "points lost", "same class", "")]
         best = None
         for number, attempt in enumerate(self.attempts):
-            better = best is None or attempt.better_than(best)
+            # Of files that lose the same, the one with fewer layers in float is taken.
+            better = best is None or (number < self.chosen and attempt.better_than(best))
             best = attempt if better else best
             verdict = "taken" if number == self.chosen else "no better" if not better else "better" if number else ""
             rows.append(

@@ -157,10 +157,10 @@ class Search:
 
     def attempt(self, repairs: Repairs, step: str) -> Attempt:
         """Make and evaluate the file with these repairs."""
-        if self.attempts:  # the first is expected from the beginning
-            self._progress.expect(self._builder.pictures(repairs) + self._evaluate.num_images * INT8_SHARE)
         most = "" if self._budget == math.inf else f" of at most {self._budget}"
         self._progress.phase(f"file {len(self.attempts) + 1}{most}, {step}")
+        if self.attempts:  # the first is expected from the beginning
+            self._progress.expect(self._builder.pictures(repairs) + self._evaluate.num_images * INT8_SHARE)
         self.attempts.append(self._evaluate(self._builder.write(repairs), repairs, step))
         return self.attempts[-1]
 

@@ -12,6 +12,7 @@ from support.onnx_files import initializers, session
 from mindrepvgg import create_model, diagnose
 from mindrepvgg.deployment.int8.diagnose import identity_gains
 from mindrepvgg.deployment.int8.prepare import QuantizeOptions
+from mindrepvgg.deployment.int8.progress import Progress
 from mindrepvgg.deployment.int8.quantize import quantize_checkpoint
 from mindrepvgg.errors import EquivalenceError
 from mindrepvgg.reparam.deploy import to_deploy
@@ -56,8 +57,25 @@ def test_splitting_the_centre_repairs_it_too_and_is_an_int8_convolution_more(pla
     assert top1 == pytest.approx(found.int8.top1, abs=5), "of all digits, not of every second one"
 
 
-def test_the_search_tells_what_each_step_brought_and_keeps_its_budget(plain, sick, tmp_path):
+@pytest.fixture
+def work(monkeypatch):
+    """Pictures that the bar was told of: `expect` before the work, `step` after it."""
+    counts = {"expect": 0.0, "step": 0.0}
+
+    def counted(kind):
+        def count(_, pictures):
+            counts[kind] += pictures
+
+        return count
+
+    for kind in counts:
+        monkeypatch.setattr(Progress, kind, counted(kind))
+    return counts
+
+
+def test_the_search_tells_what_each_step_brought_and_keeps_its_budget(plain, sick, work, tmp_path):
     found = quantize(sick, tmp_path / "searched.onnx", search=4, target_drop=0.5, allow_drop=True)
+    assert work["step"] == pytest.approx(work["expect"], rel=0.15), "the bar knows what comes"
     first, second, *_ = found.attempts
     assert (first.step, first.top1) == ("as it is", plain.int8.top1)
     assert second.step.endswith("zeroed")
@@ -110,6 +128,8 @@ def test_identity_gains_are_those_of_the_bn():
     assert identity_gains(to_deploy(net)) == {}
     outer = identity_gains(randomise_bn(create_model("qarepvgg", 10, 3, num_blocks=[2, 1, 1, 1], widths=[8] * 5)))
     assert set(outer) == {"stage1.1"}
+    net = create_model("repvgg", 10, 3, block="mobileone", num_blocks=[2, 1, 1, 1], widths=[8] * 5)
+    assert set(identity_gains(randomise_bn(net))) == {"stage1.1"}
 
 
 def test_every_option_of_the_search_is_checked():
