@@ -19,12 +19,46 @@ import numpy as np
 from mindspore import Tensor
 
 from mindrepvgg.errors import UserError
+from mindrepvgg.models.dead_channels import zero_dead
+from mindrepvgg.models.parameters import load_arrays, network_arrays
 from mindrepvgg.models.variants import BN, DEPLOY, QAT, TRAIN
 from mindrepvgg.reparam.copying import copy_with
 from mindrepvgg.reparam.deploy import to_deploy
 from mindrepvgg.reparam.fake_quant import ConvBNBlock, FakeQuantBlock, FakeQuantDense
 from mindrepvgg.reparam.finding import rep_blocks
 from mindrepvgg.runtime.device import execution_mode, inference_mode
+
+
+def without_dead_channels(net, batches: Iterable):
+    """Make a new network in deploy form that reads no channel that is constant over some batches.
+
+    What reads such a channel has no gradient, so that no training for INT8 makes it smaller: see `dead_channels`.
+
+    Args:
+        net: in deploy form, or in train form, which is fused first; it stays as it was.
+        batches: as in `to_trainable_deploy`. On them the new network computes what `net` computes.
+
+    Raises:
+        UserError: as in `to_trainable_deploy`.
+    """
+    _check_kind(net.variant)
+    deployed = copy_with(net, {}) if net.deploy else to_deploy(net)
+    low: dict[str, np.ndarray] = {}
+    high: dict[str, np.ndarray] = {}
+
+    def widen(name, given, _):
+        axes = (0, *range(2, given.ndim))
+        low[name] = np.minimum(low.get(name, np.inf), given.min(axes))
+        high[name] = np.maximum(high.get(name, -np.inf), given.max(axes))
+
+    _watch(deployed, batches, {**rep_blocks(deployed), "linear": deployed.linear}, widen)
+    zeroed = zero_dead(
+        net.variant.deploy_layout("training for INT8"),
+        network_arrays(deployed),
+        {name: (low[name], high[name]) for name in low},
+    )
+    load_arrays(deployed.get_parameters(), zeroed.arrays, "the network without dead channels")
+    return deployed
 
 
 def to_trainable_deploy(net, batches: Iterable | None = None):
@@ -41,10 +75,7 @@ def to_trainable_deploy(net, batches: Iterable | None = None):
     Raises:
         UserError: a RepVGGplus, whose auxiliary heads the deploy form has not, or a features network.
     """
-    if net.variant.family_layout("training for INT8").features:
-        raise UserError("a features network cannot be trained for INT8 by itself: train the network that classifies")
-    if net.variant.aux_heads:
-        raise UserError(f"{net.variant.name} is trained with auxiliary heads, which its deploy form has not")
+    _check_kind(net.variant)
     form = form_of(net)
     if form in (BN, QAT):
         raise ValueError(f"the network is in {form} form already")
@@ -56,6 +87,13 @@ def to_trainable_deploy(net, batches: Iterable | None = None):
         _watch(deployed, batches, outputs, lambda name, _, output: moments[name].update(output))
     replaced = {block: ConvBNBlock(block, moments[name].mean, moments[name].variance) for name, block in blocks.items()}
     return _copy_with(deployed, replaced, BN)
+
+
+def _check_kind(variant):
+    if variant.family_layout("training for INT8").features:
+        raise UserError("a features network cannot be trained for INT8 by itself: train the network that classifies")
+    if variant.aux_heads:
+        raise UserError(f"{variant.name} is trained with auxiliary heads, which its deploy form has not")
 
 
 def to_fake_quantized(net, batches: Iterable | None = None, per_channel=True, bits=8):

@@ -109,6 +109,8 @@ def _fused_network(recipe, weights):
         check_classes(net, source)
         net.metadata = {}
         batches = CalibrationBatches(loader_of(recipe, spread(source, CALIBRATION_IMAGES)))
+    if batches is not None and recipe.quantization == variants.QAT:
+        net = qat.without_dead_channels(net, batches)
     net = qat.to_trainable_deploy(net, batches)
     if recipe.quantization != variants.QAT:
         return net

@@ -17,12 +17,14 @@ from mindrepvgg.data.datasets import open_source
 from mindrepvgg.data.loaders import CalibrationBatches, loader_of
 from mindrepvgg.data.source import spread
 from mindrepvgg.errors import CheckpointError, UserError
+from mindrepvgg.models.parameters import load_arrays, network_arrays
 from mindrepvgg.models.qat import (
     fold_bn,
     form_of,
     quantization_parameters,
     to_fake_quantized,
     to_trainable_deploy,
+    without_dead_channels,
 )
 from mindrepvgg.recipe.schema import Recipe
 from mindrepvgg.reparam.fake_quant import ActivationQuantizer, FakeQuantBlock, FakeQuantize, weight_scale
@@ -52,6 +54,31 @@ def _mode():
     """PyNative mode: most of these networks run once or twice. What trains is compiled, see `train`."""
     with context_mode("pynative"):
         yield
+
+
+def test_a_network_without_dead_channels_computes_the_same_and_is_worth_training():
+    """A channel that is always 0 and read by a weight of 300: per tensor, every other weight of that kernel is 0."""
+    net = to_deploy(network("tiny"))
+    arrays = {name: array.copy() for name, array in network_arrays(net).items()}
+    arrays["stage3.0.rbr_reparam.weight"][2] = 0
+    arrays["stage3.0.rbr_reparam.bias"][2] = -1
+    arrays["stage3.1.rbr_reparam.weight"][2, 2, 1, 1] = 300
+    load_arrays(net.get_parameters(), arrays, "the test")
+    found = without_dead_channels(net, RAGGED)
+    assert net.stage3[1].fused.weight.asnumpy().max() == 300, "what was given stays"
+    assert not found.stage3[1].fused.weight.asnumpy()[:, 2].any()
+    x = Tensor(RAGGED[0])
+    assert relative_difference(net(x).asnumpy(), found(x).asnumpy()) < 1e-5
+    sick, mended = (
+        to_fake_quantized(to_trainable_deploy(one, RAGGED), RAGGED, per_channel=False).stage3[1] for one in (net, found)
+    )
+    kept = []
+    for block in (sick, mended):
+        scale = np.array(block.grids()["weight"]["scale"])
+        kept.append((np.abs(block.get_equivalent_kernel_bias()[0].asnumpy()) > scale / 2).mean())
+    assert kept[0] < 0.1 < 0.5 < kept[1]
+    with pytest.raises(UserError, match="auxiliary heads"):
+        without_dead_channels(create_model("repvgg", CLASSES, **SMALL["plus"]), RAGGED)
 
 
 # Fake quantisation

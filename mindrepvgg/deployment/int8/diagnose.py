@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import mindspore as ms
 import numpy as np
 
-from mindrepvgg.deployment.int8.dead_channels import constant_channels
 from mindrepvgg.deployment.int8.diagnosis import Diagnosis, Effect, LayerDiagnosis
 from mindrepvgg.deployment.int8.noise import LayerChain, signal_to_noise
 from mindrepvgg.deployment.int8.prepare import NOISE_IMAGES, Prepared, prepared, split_settings
@@ -19,6 +18,7 @@ from mindrepvgg.deployment.int8.sessions import session_of
 from mindrepvgg.deployment.int8.splitting import split_gains
 from mindrepvgg.evaluation.class_report import check_suffix
 from mindrepvgg.files import write_json
+from mindrepvgg.models.dead_channels import constant_channels
 from mindrepvgg.reparam.finding import rep_blocks
 from mindrepvgg.runtime import device
 

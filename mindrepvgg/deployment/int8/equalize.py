@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindrepvgg.models.block_kinds import BlockSpec
+from mindrepvgg.models.dead_channels import input_view
 from mindrepvgg.models.variants import Variant
 
 # Scales have settled when none changes by more than this in its logarithm. A network needs some tens of rounds.
@@ -70,11 +71,6 @@ def equalize(variant: Variant, arrays) -> Equalized:
             largest = max(largest, np.abs(np.log(scale)).max())
     changed = {name: array.astype(arrays[name].dtype) for name, array in scaled.items()}
     return Equalized(changed, scales, rounds)
-
-
-def input_view(weight, groups):
-    """View a kernel (out, in / groups, h, w) or a matrix (out, in) as (groups, out / groups, in / groups, -1)."""
-    return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
 
 
 def _following_weight(following: BlockSpec | None, arrays):

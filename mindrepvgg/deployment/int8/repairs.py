@@ -11,7 +11,6 @@ import numpy as np
 
 from mindrepvgg.deployment.engine import OnnxEngine
 from mindrepvgg.deployment.graph import build_onnx
-from mindrepvgg.deployment.int8.dead_channels import Zeroed, zero_dead
 from mindrepvgg.deployment.int8.equalize import equalize
 from mindrepvgg.deployment.int8.grids import IntegerOptions
 from mindrepvgg.deployment.int8.integers import Quantizer, layer_nodes
@@ -20,6 +19,7 @@ from mindrepvgg.deployment.int8.progress import Progress
 from mindrepvgg.deployment.int8.splitting import split_layers, worth_splitting
 from mindrepvgg.errors import EquivalenceError
 from mindrepvgg.evaluation.crosscheck import cross_check
+from mindrepvgg.models.dead_channels import Zeroed, zero_dead
 from mindrepvgg.text import counted
 
 # What a repair may change the float logits by, over the largest of them: float32's rounding and no more.

@@ -13,10 +13,10 @@ from mindrepvgg.deployment.graph import GraphOptions, build_onnx
 from mindrepvgg.deployment.int8.amct_check import check_model
 from mindrepvgg.deployment.int8.ascend_form import OPSET, to_ascend
 from mindrepvgg.deployment.int8.calibration import calibration_batches
-from mindrepvgg.deployment.int8.dead_channels import zero_dead
 from mindrepvgg.deployment.int8.grids import IntegerOptions
 from mindrepvgg.deployment.int8.integers import LINEAR, Quantizer, layer_nodes
 from mindrepvgg.deployment.int8.splitting import split_layers
+from mindrepvgg.models.dead_channels import zero_dead
 from mindrepvgg.models.preprocessing import Preprocessing
 from mindrepvgg.models.shapes import parameter_shapes
 from mindrepvgg.models.variants import DEPLOY, find

@@ -6,9 +6,9 @@ from support.int8 import LAYERS, digits
 from support.onnx_files import session
 
 from mindrepvgg.deployment.graph import build_onnx
-from mindrepvgg.deployment.int8.dead_channels import constant_channels, zero_dead
 from mindrepvgg.deployment.int8.grids import IntegerOptions
 from mindrepvgg.deployment.int8.integers import Quantizer, layer_nodes
+from mindrepvgg.models.dead_channels import constant_channels, zero_dead
 
 DEAD, CONSTANT = (1, 5, 9), 12  # of stage3.0's 24 channels
 

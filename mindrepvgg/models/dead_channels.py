@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindrepvgg.deployment.int8.equalize import input_view
 from mindrepvgg.models.variants import Variant
 
 # A channel that varies by less than this, over its own size, is constant: float32's rounding.
@@ -74,6 +73,11 @@ def zero_dead(variant: Variant, arrays, inputs) -> Zeroed:
         changed["linear.weight"], changed["linear.bias"] = weight.reshape(kernel.shape), bias
         dead["linear"] = channels
     return Zeroed(changed, dead)
+
+
+def input_view(weight, groups):
+    """View a kernel (out, in / groups, h, w) or a matrix (out, in) as (groups, out / groups, in / groups, -1)."""
+    return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
 
 
 def _without(kernel, bias, channels, values, groups=1):
