@@ -42,19 +42,18 @@ RULES = (
     Rule("msrun .*", None, "needs several NPUs; tests/training runs two processes"),
     Rule("curl .*|python examples/serve/.*", None, "needs a running service; tests/examples has one"),
     Rule(".* [.]{3}", None, "the dots stand for a data set and a folder"),
-    Rule("python train.py --resume runs/a1.*", None, "goes on with a run of ImageNet; tests/training resumes runs"),
+    Rule("mindrepvgg train --resume runs/a1.*", None, "goes on with a run of ImageNet; tests/training resumes runs"),
     Rule(
         f"python train.py -c configs/[a-z_0-9/]*.yaml --data_dir {IMAGENET}[^ ]* --dry_run", "--show_config", "minutes"
     ),
-    Rule(f"python train.py -c configs/[a-z_0-9/]*.yaml --data_dir {IMAGENET}[^ ]*", "--show_config", "takes days"),
-    Rule("python train.py .*--scales .*", None, "needs the authors' scales; tests/training has scales of its own"),
-    Rule("python train.py -c configs/cifar10_.*", "--show_config", "takes hours"),
+    Rule(f"mindrepvgg train -c [a-z_0-9/]* --data_dir {IMAGENET}[^ ]*", "--show_config", "takes days"),
+    Rule("mindrepvgg train .*--scales .*", None, "needs the authors' scales; tests/training has scales of its own"),
+    Rule("mindrepvgg train -c cifar10_.*", "--show_config", "takes hours"),
     Rule(
-        "python train.py -c configs/quickstart.yaml",
+        "mindrepvgg train -c quickstart",
         "--epoch_size 1 --batch_size 1000 --image_resize 16 --mode 1",
         "a minute",
     ),
-    Rule("python train.py -c configs/quickstart_qat.yaml .*", "--epoch_size 1 --batch_size 1000 --mode 1", "minutes"),
     Rule("mindrepvgg train -c (finetune|folder) .*", "--show_config", "takes minutes"),
     Rule(
         "mindrepvgg .*mindcv/.*runs/resnet18|mindrepvgg .* runs/resnet18.*",
@@ -84,9 +83,9 @@ RULES = (
     Rule("mindrepvgg benchmark --models .*", None, "takes minutes; tests/cli measures"),
     Rule("mindrepvgg benchmark .*", "--rounds 1 --warmup 1", "measures"),
     Rule(
-        "python validate.py .*--cross_check timm", None, "needs timm and torchvision; tests/evaluation has a stand-in"
+        "mindrepvgg validate .*--cross_check timm", None, "needs timm and torchvision; tests/evaluation has a stand-in"
     ),
-    Rule("python convert.py FILE out.ckpt --weights ema .*", None, "needs an averaged copy; tests/cli has one"),
+    Rule("mindrepvgg convert FILE out.ckpt --weights ema .*", None, "needs an averaged copy; tests/cli has one"),
 )
 
 # A small run with a network that every export takes, for the pages that begin with README's runs/digits.
