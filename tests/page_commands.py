@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from support import ROOT, SMALL
 
-from mindrepvgg import create_model, save_checkpoint
+from mindrepvgg import create_model, save_checkpoint, to_deploy
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ RULES = (
     Rule("mindrepvgg convert FILE out.ckpt --weights ema .*", None, "needs an averaged copy; tests/cli has one"),
 )
 
-# A small run with a network that every export takes, for the pages that begin with README's runs/digits.
+# For the pages that begin with README's runs/digits, or with what `make demo` wrote: a run that is made shorter.
 DIGITS = (
-    *("train", "-c", "quickstart", "--epoch_size", "1", "--batch_size", "1000", "--mode", "1"),
-    *("--ckpt_save_dir", "runs/digits"),
+    "train -c quickstart --epoch_size 1 --batch_size 1000 --mode 1 --ckpt_save_dir runs/digits",
+    "convert runs/digits/repvgg_nano_best.ckpt outputs/demo/repvgg_nano_deploy.ckpt",
 )
 
 
@@ -141,11 +141,11 @@ def prepare(folder, digits):
 
     Args:
         folder: the current folder.
-        digits: what `DIGITS` wrote.
+        digits: the folder in which `DIGITS` were run.
     """
     documents.prepare(folder)
     (folder / "configs").symlink_to(ROOT / "configs")
-    shutil.copytree(digits, folder / "runs/digits")
+    shutil.copytree(digits, folder, dirs_exist_ok=True)
     rng = np.random.default_rng(0)
     for part in ("train", "val"):
         for name in ("cat", "dog"):
@@ -157,6 +157,8 @@ def prepare(folder, digits):
     Image.fromarray(rng.integers(0, 255, (32, 32), dtype=np.uint8)).save(folder / "photo.png")
     facts = {"dataset": "folder", "class_names": ["cat", "dog"], "image_size": [32, 32]}
     save_checkpoint(create_model("repvgg", 2, **SMALL["plain"]), folder / "best.ckpt", **facts)
-    save_checkpoint(create_model("repvgg_a0", 2), folder / "a1.ckpt", **facts)
+    net = create_model("repvgg_a0", 2)
+    save_checkpoint(net, folder / "a1.ckpt", **facts)
+    save_checkpoint(to_deploy(net), folder / "fused.ckpt", **facts)
     for name in ("RepVGG-A1-train.pth", "FILE"):  # what is in a file decides, not its name
         shutil.copy(folder / "a1.ckpt", folder / name)
