@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import mindspore as ms
 import numpy as np
 
+from mindrepvgg.deployment.graph import INPUT
 from mindrepvgg.deployment.int8.diagnosis import Diagnosis, Effect, LayerDiagnosis
 from mindrepvgg.deployment.int8.noise import LayerChain, signal_to_noise
 from mindrepvgg.deployment.int8.prepare import NOISE_IMAGES, Prepared, prepared, split_settings
-from mindrepvgg.deployment.int8.progress import Progress
+from mindrepvgg.deployment.int8.progress import INT8_SHARE, Progress
 from mindrepvgg.deployment.int8.repairs import Builder, Repairs
 from mindrepvgg.deployment.int8.sessions import session_of
 from mindrepvgg.deployment.int8.splitting import split_gains
@@ -66,13 +67,13 @@ def diagnose(
 
 def _diagnose(source, options, overrides, weights, show_progress) -> Diagnosis:
     with Progress(show_progress) as progress, prepared(source, options, overrides, weights, progress) as ready:
-        builder, images = ready.builder, ready.builder.batches[0]
+        builder = ready.builder
         progress.expect(builder.pictures(Repairs()) + NOISE_IMAGES * len(builder.layers) / 2)
         progress.phase("calibration")
         kernels = builder.choose_bits(options.weight_bits, Repairs())
         progress.phase("layers alone")
         layers = _layers(ready, progress.step)
-        effects = _effects(builder, images, progress)
+        effects = _effects(builder, progress)
         return Diagnosis(
             source=Path(source),
             model=ready.net.variant.name,
@@ -80,7 +81,7 @@ def _diagnose(source, options, overrides, weights, show_progress) -> Diagnosis:
             weight_bits=builder.options.weight_bits,
             method=options.method,
             calibration=ready.calibration,
-            images=len(images),
+            images=sum(map(len, builder.batches)),
             layers=layers,
             effects=effects,
             saturates=next(iter(kernels.values())).saturates,
@@ -157,18 +158,20 @@ class _Trial(NamedTuple):
     repairs: Repairs
 
 
-def _effects(builder: Builder, images, progress) -> tuple[Effect, ...]:
-    """What INT8 does to the logits of some pictures, as it is and with each repair."""
-    expected = _logits(builder.quantizer().graph.model, images)
-    found = []
+def _effects(builder: Builder, progress) -> tuple[Effect, ...]:
+    """What INT8 does to the logits of the calibration pictures, as it is and with each repair."""
+    count, found = sum(map(len, builder.batches)), []
+    progress.expect(count)
+    expected = _logits(builder.quantizer().graph.model, builder.batches)
+    progress.step(count)
     trials = list(_trials(builder))
-    progress.expect(sum(builder.pictures(trial.repairs) + len(images) for trial in trials))
+    progress.expect(sum(builder.pictures(trial.repairs) + INT8_SHARE * count for trial in trials))
     for trial in trials:
         progress.phase(f"INT8 {trial.option}")
-        logits = _logits(builder.model(trial.repairs), images)
+        logits = _logits(builder.model(trial.repairs), builder.batches)
         same = float((logits.argmax(1) == expected.argmax(1)).mean())
         found.append(Effect(trial.option, trial.repairs, signal_to_noise(expected, logits), same))
-        progress.step(len(images))
+        progress.step(INT8_SHARE * count)
     return tuple(found)
 
 
@@ -187,6 +190,6 @@ def _trials(builder):
         yield _Trial("--zero_dead --split auto", Repairs(zero_dead=True, split=split))
 
 
-def _logits(model, images):
+def _logits(model, batches):
     session = session_of(model)
-    return session.run(None, {session.get_inputs()[0].name: images})[0]
+    return np.concatenate([session.run(None, {INPUT: batch})[0] for batch in batches])

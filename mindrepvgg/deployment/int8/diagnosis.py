@@ -78,7 +78,7 @@ class Diagnosis:
 
     Attributes:
         calibration: the pictures that ranges were taken from, in words.
-        images: of them, so many were run to see what the repairs bring.
+        images: how many they are; the repairs were tried on them too.
         layers: in the network's order.
         effects: INT8 as it is, then with each repair.
         saturates: whether 8 bits saturate in the int8 kernels of this CPU.
@@ -212,7 +212,8 @@ class Diagnosis:
         noise.set_ylabel("signal to noise, dB")
         noise.set_xticks(places, names, rotation=90, parse_math=False)
         for axes in (weights, noise):
-            axes.legend(fontsize=8)
+            # Above the axes: within them it hides what stands out.
+            axes.legend(fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
         for axes in (weights, dead, noise):
             axes.grid(alpha=0.3)
         figure.suptitle(f"{self.model}, {'per channel' if self.per_channel else 'per tensor'}", parse_math=False)
