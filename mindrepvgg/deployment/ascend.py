@@ -63,16 +63,25 @@ def amct_commands(path, options, channels, image_size, soc_version) -> tuple[tup
     Returns:
         (what it makes, command) of each.
     """
-    prefix = str(path.with_suffix(""))
-    names = ", ".join(map(json.dumps, (str(path), prefix)))  # in double quotes, which a shell's single ones may hold
-    program = f"import amct_onnx; amct_onnx.convert_qat_model({names})"
-    arguments = atc_arguments(Path(f"{prefix}_deploy_model.onnx"), options, channels, image_size, soc_version)
+    arguments = atc_arguments(amct_output(path), options, channels, image_size, soc_version)
     kept = [argument for argument in arguments if not argument.startswith("--precision_mode")]
     title = f"an OM file for {soc_version}: ATC{_AIPP_ALONE if options.preprocess else ''}"
     return (
-        ("a file for ATC: AMCT", shlex.join(["python3", "-c", program])),
+        ("a file for ATC: AMCT", shlex.join(["python3", "-c", amct_program(path)])),
         (title, shlex.join(["atc", *kept])),
     )
+
+
+def amct_program(path: Path) -> str:
+    """The line of Python by which AMCT makes a file for ATC of an INT8 file."""
+    # In double quotes, which a shell's single ones may hold.
+    names = ", ".join(map(json.dumps, (str(path), str(path.with_suffix("")))))
+    return f"import amct_onnx; amct_onnx.convert_qat_model({names})"
+
+
+def amct_output(path: Path) -> Path:
+    """The file that AMCT makes of an INT8 file, for ATC."""
+    return Path(f"{path.with_suffix('')}_deploy_model.onnx")
 
 
 def lite_commands(written) -> tuple[tuple[str, str], ...]:

@@ -17,11 +17,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mindrepvgg.deployment.ascend import amct_output, amct_program
 from mindrepvgg.deployment.ascend_files import aipp_configuration, compile_arguments
 from mindrepvgg.deployment.engine import OnnxEngine
 from mindrepvgg.deployment.export import TOLERANCES
 from mindrepvgg.deployment.folding import folded_input
-from mindrepvgg.deployment.graph import GraphOptions, build_onnx, require_onnx
+from mindrepvgg.deployment.graph import DEFAULT_OPSET, GraphOptions, build_onnx, require_onnx
+from mindrepvgg.deployment.int8.ascend_form import OPSET, to_ascend
+from mindrepvgg.deployment.int8.grids import IntegerOptions
+from mindrepvgg.deployment.int8.integers import Quantizer, layer_nodes
 from mindrepvgg.deployment.written import Written
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure.ascend_check_report import CheckFailed, CheckSkipped, npu_smi
@@ -45,11 +49,13 @@ class Kind(NamedTuple):
         precision: of the ONNX file.
         aipp: whether the chip normalises.
         folded: whether the first convolution does.
+        int8: whether the file is in INT8, for AMCT.
     """
 
     precision: str = "float32"
     aipp: bool = False
     folded: bool = False
+    int8: bool = False
 
 
 KINDS = {
@@ -57,7 +63,11 @@ KINDS = {
     "float16": Kind("float16"),
     "mean and std folded": Kind(folded=True),
     "AIPP": Kind("float16", aipp=True),  # AIPP gives float16
+    "INT8": Kind(int8=True),
 }
+
+# Of the largest logit. What is left in float is float16 on the chip, by which an activation may round to its neighbour.
+_INT8_TOLERANCE = 5e-2
 
 
 def check_om(kind: Kind):
@@ -75,6 +85,8 @@ def check_om(kind: Kind):
         require_onnx()
     except UserError as error:
         raise CheckSkipped(str(error)) from None
+    if kind.int8 and importlib.util.find_spec("amct_onnx") is None:
+        raise CheckSkipped("the package amct_onnx is not installed: AMCT for ONNX, of CANN")
     soc_version = _chip()
     pixels = ((uniform("pictures", (_BATCH, _SIZE, _SIZE, 3)) + 1) * 128).astype(np.uint8)
     as_floats = folded_input(pixels)
@@ -82,12 +94,20 @@ def check_om(kind: Kind):
     images = as_floats if kind.folded else as_floats * gain + bias
     with tempfile.TemporaryDirectory(prefix="mindrepvgg-om.") as folder:
         written = _export(Path(folder, "check.onnx"), kind, soc_version)
+        if kind.int8:
+            _quantize(written, images)
         expected = OnnxEngine(written.path)(images)
         aipp = None
         if kind.aipp:
             aipp = Path(folder, "check.aipp.cfg")
             aipp.write_text(aipp_configuration(written), encoding="utf-8")
-        _call(["atc", *compile_arguments(written, aipp), f"--soc_version={soc_version}"], folder)
+        arguments = compile_arguments(written, aipp)
+        if kind.int8:
+            path = Path(written.path.name)
+            _call([sys.executable, "-c", amct_program(path)], folder)
+            Path(folder, amct_output(path)).replace(written.path)
+            arguments = [argument for argument in arguments if not argument.startswith("--precision_mode")]
+        _call(["atc", *arguments, f"--soc_version={soc_version}"], folder)
         if importlib.util.find_spec("ais_bench") is None:
             raise CheckSkipped(f"compiled for {soc_version} and not run: the package ais_bench is not installed")
         found = _run(pixels if kind.aipp else images, folder)
@@ -95,7 +115,7 @@ def check_om(kind: Kind):
         raise CheckFailed(f"the outputs are {found.shape}, expected {expected.shape}")
     relative = difference(expected, found)[1]
     line = f"{soc_version}: the logits differ from onnxruntime's by {relative:.1e} of the largest"
-    if not relative <= TOLERANCES[kind.precision]:
+    if not relative <= (_INT8_TOLERANCE if kind.int8 else TOLERANCES[kind.precision]):
         raise CheckFailed(f"{line}: too much", relative)
     return line, relative
 
@@ -114,10 +134,21 @@ def _export(path, kind, soc_version):
     variant = find(_MODEL)
     arrays = parameter_values(parameter_shapes(variant, DEPLOY))
     options = GraphOptions(
-        _BATCH, _PREPARED.image_size, precision=kind.precision, folded=_PREPARED if kind.folded else None
+        _BATCH,
+        _PREPARED.image_size,
+        precision=kind.precision,
+        folded=_PREPARED if kind.folded else None,
+        opset=OPSET if kind.int8 else DEFAULT_OPSET,
     )
     path.write_bytes(build_onnx(variant, arrays, options).SerializeToString())
     return Written(path, options, {}, variant, 3, _PREPARED.image_size, _PREPARED, soc_version)
+
+
+def _quantize(written, images):
+    """Make the file INT8, with ranges from the images that it is checked on."""
+    layers = layer_nodes(written.variant, written.options.output)
+    model = Quantizer(written.path, layers, [images], IntegerOptions(linear_per_channel=False)).model(layers)
+    written.path.write_bytes(to_ascend(model).SerializeToString())
 
 
 def _call(command, folder):

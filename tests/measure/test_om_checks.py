@@ -45,6 +45,15 @@ np.save(told["--output"] + "/now/images_0.npy", found * float(os.environ.get("FA
 """
 
 
+# The file for ATC is the file itself, which onnxruntime runs too.
+AMCT = """
+import shutil
+
+def convert_qat_model(model_file, save_path):
+    shutil.copy(model_file, save_path + "_deploy_model.onnx")
+"""
+
+
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
     """A function that puts a program on PATH; PATH has nothing else. npu-smi and ATC are there."""
@@ -68,6 +77,7 @@ def bench(tmp_path, monkeypatch):
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text(AIS_BENCH)
+    (package.parent / "amct_onnx.py").write_text(AMCT)
     monkeypatch.syspath_prepend(str(package.parent))
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
 
@@ -88,6 +98,7 @@ def test_a_chip_that_computes_rightly(kind, tools, bench, tmp_path):
     assert log.endswith("--soc_version=Ascend910B3\n")
     assert ("--insert_op_conf=check.aipp.cfg" in log) == (kind == "AIPP")
     assert ("--precision_mode_v2=fp16" in log) == (kind in ("AIPP", "float16"))
+    assert ("--precision_mode" in log) == (kind != "INT8")
 
 
 def test_a_chip_that_computes_something_else_fails(tools, bench, monkeypatch):
@@ -97,10 +108,13 @@ def test_a_chip_that_computes_something_else_fails(tools, bench, monkeypatch):
     )  # fmt: skip
     monkeypatch.setenv("FACTOR", "nan")
     assert outcome("float16")[0] == "FAIL"
+    monkeypatch.setenv("FACTOR", "1.06")
+    assert outcome("INT8")[0] == "FAIL"
 
 
 def test_what_is_missing_is_told(tools, tmp_path):
     assert outcome() == ("SKIP", "compiled for Ascend910B3 and not run: the package ais_bench is not installed")
+    assert outcome("INT8") == ("SKIP", "the package amct_onnx is not installed: AMCT for ONNX, of CANN")
     tools("npu-smi", "#!/bin/sh\necho no driver\n")
     assert outcome() == ("SKIP", "the chip's name is not known: no driver")
     (tmp_path / "bin" / "atc").unlink()

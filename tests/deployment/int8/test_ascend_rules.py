@@ -290,6 +290,60 @@ def test_the_operator_form_is_refused(quantizer, tmp_path):
     assert any(breach.found == "it is a QLinearConv" for breach in found.broken[PAIRS_ALONE])
 
 
+def one_layer(kind, size, scales=(), axis=1):
+    """A model of one integer layer of this operator, with weights of this size, and scales of this shape."""
+    make, arrays, nodes = onnx.helper.make_node, {}, []
+
+    def pair(tensor, scale, axis):
+        arrays[f"{tensor}_scale"] = np.full(scale, 0.1, np.float32)
+        arrays[f"{tensor}_zero"] = np.zeros(scale, np.int8)
+        factors, axes = [f"{tensor}_scale", f"{tensor}_zero"], {"axis": axis} if scale else {}
+        nodes.append(make("QuantizeLinear", [tensor, *factors], [f"{tensor}_q"], name=f"{tensor}_q", **axes))
+        nodes.append(make("DequantizeLinear", [f"{tensor}_q", *factors], [f"{tensor}_dq"], name=f"{tensor}_dq", **axes))
+
+    arrays["w"] = np.ones(size, np.float32)
+    pair("x", (), 1)
+    pair("w", scales, axis)
+    nodes.append(make(kind, ["x_dq", "w_dq"], ["y"], name="layer"))
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in "xy"]
+    initializers = [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    graph = onnx.helper.make_graph(nodes, "one layer", ends[:1], ends[1:], initializers)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)])
+
+
+@pytest.mark.parametrize(
+    ("model", "broken"),
+    [
+        (one_layer("MatMul", (4, 3)), set()),
+        (one_layer("MatMul", (4, 3), (3,)), {GEMM_SCALES}),
+        (one_layer("ConvTranspose", (4, 3, 2, 2), (3,), 1), set()),
+        (one_layer("ConvTranspose", (4, 3, 2, 2), (4,), 0), {CONV_SCALES}),
+        (one_layer("Conv", (3, 4, 1, 1), (3,), -4), set()),
+        (one_layer("Conv", (3, 4, 1, 1), (4,), -3), {CONV_SCALES}),
+    ],
+)
+def test_other_layers_and_other_ways_to_name_an_axis(model, broken):
+    assert {breach.rule for breach in breaches(model)} == broken
+
+
+def test_two_activations_are_no_layer_with_weights():
+    model = one_layer("MatMul", (4, 3))
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != "w"]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [4, 3]))
+    assert {breach.rule for breach in breaches(model)} == {WEIGHTS_PAIRED}
+
+
+def test_a_quantize_may_give_the_only_output():
+    model = one_layer("MatMul", (4, 3))
+    model.graph.node.append(onnx.helper.make_node("QuantizeLinear", ["y", "x_scale", "x_zero"], ["q"], name="q"))
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("q", onnx.TensorProto.INT8, None))
+    assert breaches(model) == []
+    model.graph.output.append(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None))
+    assert {breach.rule for breach in breaches(model)} == {PAIRED}
+
+
 def test_a_gemm_may_transpose_its_weights_or_not(file):
     gemm = node(file, "Gemm")
     assert {a.name: a.i for a in gemm.attribute}["transB"] == 1
