@@ -106,6 +106,9 @@ def _validate(arguments, overrides):
             found.classes.write_confusion(arguments.confusion, found.title)
         if found.mistakes and arguments.mistakes:
             found.mistakes.draw(arguments.mistakes, found.title)
+        files = [file for name in _FILES if (file := getattr(arguments, name))]
+        if files and not arguments.json:
+            print(f"written: {', '.join(files)}")
     return 0
 
 

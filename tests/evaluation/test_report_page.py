@@ -60,6 +60,14 @@ def report(run, call, tmp_path):
     return make
 
 
+def test_the_files_are_named_on_the_terminal(run, call, tmp_path):
+    files = (tmp_path / "m.png", tmp_path / "r.html")
+    data = ("--data_dir", run / "pictures", "--mode", "1")
+    status, out, _ = call("validate", run / "train.ckpt", *data, "--report", files[1], "--mistakes", files[0])
+    assert (status, out.splitlines()[-1]) == (0, f"written: {files[0]}, {files[1]}")
+    assert all(file.is_file() for file in files)
+
+
 def test_every_part_of_a_run(report, tmp_path):
     found, page = report("train.ckpt", "--per_class", tmp_path / "c.csv", "--mistakes", tmp_path / "m.png")
     text = page.text
