@@ -117,6 +117,30 @@ def test_the_tree_names_modules_that_exist():
     assert [name for name in named if not list((ROOT / "mindrepvgg").glob(f"{name}*"))] == []
 
 
+def first_package(block):
+    """Which of mindrepvgg and the packages on MindSpore a program imports first; None: it imports no mindrepvgg."""
+    modules = []
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            modules += [name.split(".")[0] for name in names]
+    return next((name for name in modules if name.startswith("mind")), None) if "mindrepvgg" in modules else None
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=NAME_OF)
+def test_an_example_imports_mindrepvgg_before_mindspore(path):
+    """In the other order it begins with the warning that convolutions will be very slow."""
+    found = [
+        first_package(block) for language, block in documents.blocks(path.read_text("utf-8")) if language == "python"
+    ]
+    assert set(found) <= {"mindrepvgg", None}
+
+
+def test_another_order_of_imports_would_be_noticed():
+    assert first_package("import mindcv, mindrepvgg") == "mindcv"
+    assert first_package("from mindspore import nn\nfrom mindrepvgg.reparam import insert") == "mindspore"
+
+
 def printed(text):
     """The commands, messages and Python of a document's blocks; what a comment says may differ."""
     found = []

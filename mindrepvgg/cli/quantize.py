@@ -82,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.diagnose:
         found = mindrepvgg.diagnose(arguments.ckpt_path, arguments.out, show_progress=not arguments.json, **settings)
         print(json.dumps(found.to_dict()) if arguments.json else found.format())
+        files = [file for file in (arguments.out, arguments.report) if file]
+        if files and not arguments.json:
+            print(f"written: {', '.join(files)}")
         return 0
     if arguments.out is None:
         raise UserError("OUT is missing: the file to write, .onnx; only --diagnose needs none")

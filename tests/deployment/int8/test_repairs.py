@@ -1,6 +1,7 @@
 """A network that INT8 ruins: what it is diagnosed with, and what the search finds within its budget."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -137,3 +138,9 @@ def test_every_option_of_the_search_is_checked():
 
     with pytest.raises(UserError, match=r"search \(=0\) must be at least 1"):
         QuantizeOptions(search=0)
+
+
+def test_the_files_of_a_diagnosis_are_named_on_the_terminal(call, monkeypatch):
+    monkeypatch.setattr("mindrepvgg.diagnose", lambda *files, **settings: SimpleNamespace(format=lambda: "a table"))
+    assert call("quantize", "a.ckpt", "layers.png", "--diagnose")[:2] == (0, "a table\nwritten: layers.png\n")
+    assert call("quantize", "a.ckpt", "--diagnose")[:2] == (0, "a table\n"), "no file was asked for"
