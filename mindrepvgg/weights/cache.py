@@ -23,7 +23,7 @@ from mindrepvgg.files import MEGABYTE, atomic_write
 from mindrepvgg.runtime import locks
 from mindrepvgg.text import printable, quoted
 from mindrepvgg.weights import download
-from mindrepvgg.weights.released import MIRROR, SOURCES, Released, find_released
+from mindrepvgg.weights.released import MIRROR, SOURCES, Released, find_released, released_of
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,15 @@ def _original(item: Released) -> Path:
     return cache_folder() / "weights" / item.source / item.file
 
 
+def _other_ways(item: Released, original: Path) -> str:
+    """What somebody can do who cannot have the item from its address."""
+    if not item.model:
+        return f"put the file at {original}"
+    others = [f"{other.source}/{other.model}" for other in released_of(item.model) if other.source != item.source]
+    another = f"; other weights of this network: {', '.join(others)}" if others else ""
+    return f"put the file at {original}, or name a mirror with {MIRROR}=ADDRESS{another}"
+
+
 def _cached(address: str, item: Released, weights: str, seal) -> Path:
     """The item as a checkpoint in the cache."""
     sealed = sealed_file(item, weights)
@@ -130,11 +139,7 @@ def _cached(address: str, item: Released, weights: str, seal) -> Path:
         try:
             told = download.fetch(address, part, item.file)
         except UserError as error:
-            raise UserError(
-                f"{error}; to do without: put the file at {original}, or name a mirror with {MIRROR}=ADDRESS"
-                if item.model
-                else f"{error}; to do without: put the file at {original}"
-            ) from None
+            raise UserError(f"{error}; to do without: {_other_ways(item, original)}") from None
         try:
             _take(item, part, original, weights, sealed, told, seal)
         except CheckpointError as error:

@@ -213,7 +213,8 @@ def test_without_a_network_one_line_says_which_file_to_put_where(mirror, folder,
     place = folder / "mindcv/nano-6e71139d.ckpt"
     assert refused(f"mindcv/{NAME}") == (
         f"http://127.0.0.1:9{PLACES['mindcv']} cannot be reached: Connection refused; to do without: put the file at "
-        f"{place}, or name a mirror with MINDREPVGG_MIRROR=ADDRESS"
+        f"{place}, or name a mirror with MINDREPVGG_MIRROR=ADDRESS; other weights of this network: "
+        f"mmpretrain/{NAME}, timm/{NAME}"
     )
     place.write_bytes(b"mine")
     assert copied(f"mindcv/{NAME}") == b"mine"

@@ -126,12 +126,11 @@ class Quantization:
             )
             for layer in self.layers
         )
-        change = "gained" if self.drop < 0 else "lost"
         return "\n".join(
             (
                 *self._header(),
                 table([("", "top-1", "MiB", "ms an image"), *files]),
-                f"{change} {abs(self.drop):.2f} points (target {self.target_drop:g}), same class on "
+                f"{_change(self.drop)} points (target {self.target_drop:g}), same class on "
                 f"{self.agreement:.2%} of images",
                 table([("signal to noise, dB", "weights", "output", "logits, alone"), *layers]),
                 f"worst alone: {', '.join(layer.name for layer in self.worst)}",
@@ -181,7 +180,7 @@ class Quantization:
         chosen = self.attempts[self.chosen]
         if (chosen.drop, chosen.agreement) != (self.drop, self.agreement):
             yield (
-                f"before it was made for {self.facts['target']}: {chosen.drop:.2f} points lost, same class on "
+                f"before it was made for {self.facts['target']}: {_change(chosen.drop)} points, same class on "
                 f"{chosen.agreement:.2%} of images"
             )
         if self.check is not None:
@@ -227,3 +226,8 @@ def latencies(engines, images, rounds: int = 20) -> list[float]:
         call()  # the first call sets up its memory
         contestants[number] = timed(call, min(max(1, round(_TURN_SECONDS / timed(call)())), _MOST_CALLS))
     return [1000 * statistics.median(seconds) for seconds in take_turns(contestants, rounds).values()]
+
+
+def _change(drop: float) -> str:
+    """Points lost in words."""
+    return f"{'gained' if drop < 0 else 'lost'} {abs(drop):.2f}"
