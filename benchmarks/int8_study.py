@@ -118,8 +118,8 @@ def measure(configs, trains=True) -> str:
         return f"Not run yet: none of the {len(SEEDS)} seeds of {', '.join(S14)} was trained here."
     parts = [
         f"{len(SEEDS)} seeds ({', '.join(map(str, SEEDS))}), one after the other in each cell; {_NOT_RUN}: not "
-        f"trained, or not measured, here yet. Top-1 in %; calibrated on {_CALIBRATION} training pictures by their extremes, judged "
-        f"on the 10,000 of validation; {processor()}, {os.cpu_count()} cores.",
+        f"trained, or not measured, here yet. Top-1 in %; calibrated on {_CALIBRATION} training pictures by their "
+        f"extremes, judged on the 10,000 of validation; {processor()}, {os.cpu_count()} cores.",
         "Fourteen blocks of one width (`int8_*_s14`), every layer in INT8:",
         _headline(s14),
         "What repairs bring without training, onnxruntime, weights per tensor, then per channel:",
