@@ -267,7 +267,9 @@ def _seeds(found, read) -> str:
     values = [None if figures is None else read(figures) for figures in found]
     if all(value is None for value in values):
         return _NOT_RUN
-    return " / ".join(_NOT_RUN if value is None else f"{value:.1f}" for value in values)
+    return " / ".join(
+        _NOT_RUN if value is None else f"{value:{'d' if isinstance(value, int) else '.1f'}}" for value in values
+    )
 
 
 def _headline(networks) -> str:
@@ -281,7 +283,7 @@ def _headline(networks) -> str:
         "6 bits per tensor": lambda x: x.bits[False, 6],
         "QAT, per tensor": lambda x: x.qat[False],
         "QAT, per channel": lambda x: x.qat[True],
-        "dead channels": lambda x: float(x.dead),
+        "dead channels": lambda x: x.dead,
     }
     rows = [(name, *(_seeds(found, read) for read in columns.values())) for name, found in networks.items()]
     return markdown_table(("network", *columns), rows)
@@ -299,7 +301,7 @@ def _repairs(networks, per_channel) -> str:
         cells = [_seeds(found, lambda x, r=repair: x.int8[per_channel, ONNXRUNTIME, r]) for repair in REPAIRS]
         known = [figures for figures in found if figures]
         change = f"{max(figures.change for figures in known):.0e}" if known else _NOT_RUN
-        rows.append((name, *cells, change, _seeds(found, lambda x: float(x.split[per_channel]))))
+        rows.append((name, *cells, change, _seeds(found, lambda x: x.split[per_channel])))
     return markdown_table(headings, rows)
 
 
