@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from mindrepvgg.deployment.int8.noise import Noise
 from mindrepvgg.deployment.int8.repairs import Repairs
-from mindrepvgg.files import atomic_write, json_types
+from mindrepvgg.drawing.layers import draw_layers
+from mindrepvgg.files import json_types
 from mindrepvgg.text import counted, table
 
 # INT8 is healthy where so many pictures keep their class. Rules of thumb: the search judges by labels.
@@ -18,7 +19,7 @@ _HEALTHY = 0.98
 _HEAVY_IDENTITY = 10.0
 # Decibels by which one of two sources of noise is the larger.
 _CLEARLY = 6.0
-_NAMED, _DPI = 6, 100
+_NAMED = 6
 
 
 class LayerDiagnosis(NamedTuple):
@@ -189,36 +190,19 @@ class Diagnosis:
         if self.best.agreement < _HEALTHY:
             yield "or fine-tune for INT8: a recipe with quantization: qat and pretrained: this checkpoint"
 
-    def draw(self, path):
-        """Draw ranges, dead channels and noise by layer as PNG, atomically."""
-        # Drawn without pyplot: no global state, no display.
-        from matplotlib.figure import Figure
-
-        names, places = [layer.name for layer in self.layers], range(len(self.layers))
-        figure = Figure(figsize=(max(8, 0.35 * len(names)), 9), dpi=_DPI, layout="constrained")
-        weights, dead, noise = figure.subplots(3, sharex=True)
-        weights.bar(
-            places, [layer.spread for layer in self.layers], color="tab:blue", label="largest weight / deviation"
+    def draw(self, target):
+        """Draw ranges, dead channels and noise by layer as PNG, see `drawing.layers.draw_layers`."""
+        layers = self.layers
+        draw_layers(
+            [layer.name for layer in layers],
+            [layer.spread for layer in layers],
+            [layer.identity_gain for layer in layers],
+            [layer.dead / layer.channels for layer in layers],
+            {title: [getattr(layer.noise, key) for layer in layers] for key, title in _NOISE.items()},
+            target,
+            f"What INT8 does to {self.model}",
+            f"weights {'per channel' if self.per_channel else 'per tensor'}; the lower a curve, the more noise",
         )
-        gains = [layer.identity_gain or 0.0 for layer in self.layers]
-        weights.plot(places, [gain or None for gain in gains], "v", color="tab:red", label="gain of the identity's BN")
-        weights.set_yscale("log")
-        weights.set_ylabel("ratio")
-        dead.bar(places, [layer.dead / layer.channels for layer in self.layers], color="tab:grey")
-        dead.set_ylabel("share of dead input channels")
-        dead.set_ylim(0, 1)
-        for key, title in _NOISE.items():
-            noise.plot(places, [getattr(layer.noise, key) for layer in self.layers], "o-", ms=3, label=title)
-        noise.set_ylabel("signal to noise, dB")
-        noise.set_xticks(places, names, rotation=90, parse_math=False)
-        for axes in (weights, noise):
-            # Above the axes: within them it hides what stands out.
-            axes.legend(fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-        for axes in (weights, dead, noise):
-            axes.grid(alpha=0.3)
-        figure.suptitle(f"{self.model}, {'per channel' if self.per_channel else 'per tensor'}", parse_math=False)
-        with atomic_write(path) as stream:
-            figure.savefig(stream, format="png")
 
 
 # Headings of `Noise`'s fields, of those that are shown.
