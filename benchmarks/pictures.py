@@ -2,6 +2,7 @@
 
 python benchmarks/pictures.py                # the speed picture, from the table in docs/performance.md
 python benchmarks/pictures.py --run FOLDER   # those of a run too: of what `tutorial.py --keep FOLDER` left there
+python benchmarks/pictures.py --diagnosis    # that of the network that INT8 ruins too; trains it where no study has
 
 Every picture of a set in them is one that `mindrepvgg draw-shapes` draws: nobody's rights are touched.
 """
@@ -11,12 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cifar10
 from sections import section_of
+from trained import trained
 
 from mindrepvgg.cli import entry, verbs
 from mindrepvgg.drawing.speed import SpeedPoint, draw_speed
 from mindrepvgg.errors import UserError
 from mindrepvgg.measure.report import YLABEL, family_of
+from mindrepvgg.recipe.sources import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "pictures"
@@ -73,6 +77,13 @@ def photograph(page: Path, picture: Path) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 
+def diagnosis() -> None:
+    """Draw what INT8 does to the first of the networks that it ruins."""
+    recipe = load_recipe(str(ROOT / "configs" / "int8_repvgg_s14.yaml"), {**cifar10.as_recipe(), "seed": 1})
+    pictures = "--dataset", "folder", "--data_dir", recipe.data_dir, "--calibration_images", "512"
+    _call("quantize", trained(recipe), PICTURES / "layers.png", "--diagnose", "--per_tensor", *pictures)
+
+
 def _call(*command):
     if verbs.main([str(part) for part in command]):
         raise UserError(f"mindrepvgg {command[0]} failed")
@@ -82,10 +93,13 @@ def main(argv=None) -> int:
     """Make them."""
     parser = entry.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="where the tutorial's run is")
+    parser.add_argument("--diagnosis", action="store_true", help="draw that of the network that INT8 ruins")
     arguments = parser.parse_args(argv)
     speed()
     if arguments.run:
         of_the_run(arguments.run)
+    if arguments.diagnosis:
+        diagnosis()
     return 0
 
 

@@ -133,7 +133,7 @@ def test_files_and_lines_agree(digits, call, tmp_path):
     worst = sorted(classes, key=lambda row: float(row["top1"]))[:3]
     assert lines[4].startswith("worst classes: ")
     assert [lines[4].count(f"{row['class']!r} {float(row['top1']):.1f}%") for row in worst] == [1, 1, 1]
-    assert len(lines) == 5
+    assert lines[5:] == [f"written: {tmp_path / 'c.csv'}, {tmp_path / 'new' / 'm.csv'}"]
 
 
 def test_what_programs_get(digits, judge, tmp_path):
