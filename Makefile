@@ -1,6 +1,7 @@
 # Everything runs in virtual environments that these targets make. They need make and a Python 3.10, 3.11 or 3.12.
 #   make demo          train on real digits, validate, fuse, validate again, report
 #   make test          the test suite, in minutes;  make test-all: the slow tests too
+#   make test-processes  two processes that train together, one that is killed, the whole self-check: two minutes more
 #   make test-compat   the quick tests with the oldest MindSpore;  make test-quick: without PyTorch, for other Pythons
 #   make test-wheel    build the wheel, install it in an empty environment, run every command
 #   make test-latest   the test suite with the newest version of every package: reported, not required
@@ -42,14 +43,17 @@ RUN = PATH="$(CURDIR)/$(BIN):$$PATH"
 # Two at a time: MindSpore's tests spend half their time compiling graphs on one core.
 PYTEST = $(RUN) python -m pytest -n 2 --dist worksteal --durations=10
 
-.PHONY: demo test test-all test-compat test-quick test-wheel test-latest compat-here fuzz docs lint types lock bench
+.PHONY: demo test test-processes test-all test-compat test-quick test-wheel test-latest compat-here fuzz docs lint types lock bench
 .PHONY: study release clean FORCE
 
 demo: $(VENV)/.ready
 	$(RUN) python benchmarks/demo.py
 
 test: $(VENV)/.ready-dev
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not processes"
+
+test-processes: $(VENV)/.ready-dev
+	$(PYTEST) -m "processes and not slow"
 
 test-all: $(VENV)/.ready-dev
 	$(PYTEST)

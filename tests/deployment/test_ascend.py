@@ -138,6 +138,7 @@ def block_operators(name, grouped):
     return found.union(*(cell_operators(net.set_train(False), images) for net in nets))
 
 
+@pytest.mark.processes
 def test_every_operator_of_a_network_is_known_on_ascend(operators):
     found = operators(network_operators, USUAL)
     assert {"Conv2DBackpropFilter grouped", "BatchNormGrad", "ApplyMomentum", "SigmoidGrad"} <= found, "backward pass"

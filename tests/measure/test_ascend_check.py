@@ -51,6 +51,7 @@ def test_the_reference_is_complete_and_small(reference):
             assert 0 < np.abs(folded - unfolded).max() < 1e-5 * np.abs(folded).max()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("precision", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_a_cpu_passes_and_its_report_says_so(tmp_path, capfd, reference, precision):
     report = tmp_path / "report.md"

@@ -252,18 +252,26 @@ def test_what_an_engine_does_not_compute_in_is_left_out(tmp_path):
     ]
 
 
-@pytest.fixture
-def exported(tmp_path, monkeypatch):
-    """Files of one network, in the working folder: any batch, a fixed one with pixels, MindIR, and one undescribed."""
+@pytest.fixture(scope="module")
+def exported_files(tmp_path_factory):
+    """A folder with files of one network: any batch, a fixed one with pixels, MindIR, and one undescribed."""
     pytest.importorskip("openvino")
-    monkeypatch.chdir(tmp_path)
-    save_checkpoint(randomise_bn(create_model("repvgg", 10, 3, **SMALL["plain"])), "own.ckpt", image_size=[32, 32])
-    mindrepvgg.export("own.ckpt", "any.onnx", image_size="dynamic")
-    mindrepvgg.export("own.ckpt", "pixels.onnx", batch_size=2, preprocess=True)
-    mindrepvgg.export("own.ckpt", "own.mindir")
-    model = onnx.load("any.onnx")
+    folder = tmp_path_factory.mktemp("exported")
+    own = folder / "own.ckpt"
+    save_checkpoint(randomise_bn(create_model("repvgg", 10, 3, **SMALL["plain"])), own, image_size=[32, 32])
+    mindrepvgg.export(own, folder / "any.onnx", image_size="dynamic")
+    mindrepvgg.export(own, folder / "pixels.onnx", batch_size=2, preprocess=True)
+    mindrepvgg.export(own, folder / "own.mindir")
+    model = onnx.load(str(folder / "any.onnx"))
     model.ClearField("metadata_props")
-    onnx.save(model, "lost.onnx")
+    onnx.save(model, str(folder / "lost.onnx"))
+    return folder
+
+
+@pytest.fixture
+def exported(exported_files, monkeypatch):
+    """`exported_files` is the working folder."""
+    monkeypatch.chdir(exported_files)
 
 
 def test_exported_files_take_part(exported):

@@ -51,6 +51,8 @@ EPOCHS, STEPS_PER_EPOCH = 2, 3
 SCRIPT = ROOT / "tests" / "support" / "ranks_script.py"
 STATISTICS = ("moving_mean", "moving_variance")
 
+pytestmark = pytest.mark.processes
+
 
 class Found:
     """What the two ranks of ranks_script.py wrote."""

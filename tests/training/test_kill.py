@@ -106,6 +106,7 @@ def assert_the_run_left_alone(yaml, folder):
     assert not list(folder.glob(".*.partial"))
 
 
+@pytest.mark.processes
 def test_killed_while_it_saves(tmp_path):
     """While the last checkpoint is written, of two epochs of 3 steps."""
     yaml, folder = write_recipe(tmp_path / "tiny.yaml", batch_size=600, epoch_size=2, mode=1), tmp_path / "killed"
